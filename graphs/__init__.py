@@ -1,0 +1,1 @@
+"""Compiled LangGraph graphs: the agents, and the conversation that makes an episode."""

@@ -1,0 +1,77 @@
+"""A roll-out is one episode: a scenario played to its end on a clone of its shop, kept as a trace."""
+
+import time
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import convert_to_openai_messages
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.errors import GraphRecursionError
+
+from stateset_agents.errors import PolicyUnreachable
+from stateset_agents.graphs import conversation, service
+from stateset_agents.graphs.conversation import ConversationContext
+from stateset_agents.nodes.customer import simulate
+from stateset_agents.policy import Policy
+from stateset_agents.recorder import Recorder
+from stateset_agents.scenario import Scenario
+from stateset_agents.tools.shop import generate
+from stateset_agents.trace import Sampling, Status, ToolCall, Trace
+
+_conversation = conversation.build()
+
+
+async def converse(
+    scenario: Scenario, policy: BaseChatModel, sampling: Sampling, *, max_turns: int | None = None
+) -> Trace:
+    """Play a scenario with the service graph and return its trace; a failure is a trace as well."""
+    split = "held_out" if scenario.split == "held_out" else "train"
+    shop = generate(scenario.shop_seed, split).clone()
+    recorder = Recorder()
+    model: BaseChatModel = (
+        policy.sampling(sampling, recorder.sink) if isinstance(policy, Policy) else policy
+    )
+    thread = "episode"
+    saver = InMemorySaver()
+    agent = service.build(saver)
+    context = ConversationContext(
+        customer=simulate(scenario),
+        agent=agent,
+        agent_context=service.context(model, shop, thread=thread),
+        thread=thread,
+        max_turns=max_turns or scenario.max_turns,
+        step_limit=service.STEP_LIMIT,
+    )
+    started, clock = time.time(), time.perf_counter()
+    status: Status = "completed"
+    error = None
+    try:
+        end = await _conversation.ainvoke(
+            {"turns": 0},
+            {"callbacks": [recorder], "recursion_limit": 4 * context.max_turns + 4},
+            context=context,
+        )
+        if end.get("truncated"):
+            status = "truncated"
+    except GraphRecursionError:
+        status = "truncated"
+    except PolicyUnreachable as problem:
+        status, error = "failed", str(problem)
+    state: dict[str, Any] = (
+        await agent.aget_state({"configurable": {"thread_id": thread}})
+    ).values
+    changes = shop.changes()
+    shop.close()
+    return Trace(
+        scenario=scenario,
+        graph="service",
+        status=status,
+        error=error,
+        sampling=sampling,
+        messages=tuple(convert_to_openai_messages(state.get("messages", []))),
+        model_calls=tuple(recorder.calls),
+        tool_calls=tuple(ToolCall.model_validate(call) for call in state.get("tool_calls", [])),
+        changes=changes,
+        started=started,
+        seconds=time.perf_counter() - clock,
+    )

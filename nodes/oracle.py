@@ -1,0 +1,42 @@
+"""A chat model that plays a scenario's plan, act by act, and sees nothing beyond it."""
+
+from typing import Any
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+
+from stateset_agents.scenario import Act
+
+
+class Oracle(BaseChatModel):
+    """Its next act is the one after as many as it has already played; then it has nothing to say."""
+
+    plan: tuple[Act, ...]
+
+    @property
+    def _llm_type(self) -> str:
+        return "oracle"
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        played = sum(isinstance(message, AIMessage) for message in messages)
+        act = self.plan[played] if played < len(self.plan) else Act(say="Goodbye.")
+        calls = []
+        if act.tool is not None:
+            calls = [
+                {
+                    "name": act.tool,
+                    "args": act.arguments,
+                    "id": f"call-{played}",
+                    "type": "tool_call",
+                }
+            ]
+        message = AIMessage(content=act.say, tool_calls=calls)
+        return ChatResult(generations=[ChatGeneration(message=message)])

@@ -1,0 +1,167 @@
+"""The nodes of an agent that serves a customer: identity, policy, tools, confirmation, hand-off."""
+
+import json
+import operator
+from dataclasses import dataclass
+from typing import Annotated, Any, TypedDict
+
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage, AnyMessage, SystemMessage, ToolMessage
+from langchain_core.runnables import Runnable
+from langgraph.graph.message import add_messages
+from langgraph.runtime import Runtime
+from langgraph.types import interrupt
+from pydantic import BaseModel, ConfigDict
+
+from stateset_agents.tools.executor import Executor, Outcome
+from stateset_agents.tools.tool import Session
+
+
+class ServiceState(TypedDict, total=False):
+    """Plain data only, so that any checkpointer can hold it."""
+
+    messages: Annotated[list[AnyMessage], add_messages]
+    session: Session
+    tool_calls: Annotated[list[dict[str, Any]], operator.add]
+    """Every attempt so far, as the fields of a ToolCall."""
+    proposal: dict[str, Any] | None
+    """A write that waits for the customer's word."""
+    handed_off: dict[str, Any] | None
+    """What a person needs to take over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceContext:
+    """What a run is given and does not checkpoint."""
+
+    policy: Runnable[LanguageModelInput, AIMessage]
+    """A chat model with the tools bound."""
+    executor: Executor
+    prompt: str
+    thread: str
+    customer: str = ""
+    """Id of the signed-in customer; '' where the agent has to verify."""
+
+
+class Confirmation(BaseModel):
+    """The answer to a proposed write."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    confirmed: bool
+
+
+def identity(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceState:
+    """Start a session; a customer whom the host app signed in is verified already."""
+    if "session" in state:
+        return {}
+    return {"session": Session(customer=runtime.context.customer)}
+
+
+async def policy(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceState:
+    """Ask the policy what to do next."""
+    prompt = SystemMessage(runtime.context.prompt)
+    answer = await runtime.context.policy.ainvoke([prompt, *state["messages"]])
+    return {"messages": [answer]}
+
+
+def tools(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceState:
+    """Run the calls of the last message in order, up to the first write that needs confirmation."""
+    session, executor = state["session"], runtime.context.executor
+    asked = state["messages"]
+    answered = {message.tool_call_id for message in asked if isinstance(message, ToolMessage)}
+    last = next(message for message in reversed(asked) if isinstance(message, AIMessage))
+    messages: list[AnyMessage] = []
+    attempts: list[dict[str, Any]] = []
+    proposal = None
+    for call in last.tool_calls:
+        if call["id"] in answered:
+            continue
+        outcome = executor.propose(session, call["name"], call["args"])
+        if outcome.status == "proposed":
+            proposal = {"id": call["id"], "tool": call["name"], "arguments": call["args"]}
+            break
+        session = outcome.session
+        messages.append(_answer(call["id"] or "", outcome))
+        attempts.append(_attempt(call["id"] or "", call["name"], call["args"], outcome))
+    return {
+        "messages": messages,
+        "tool_calls": attempts,
+        "session": session,
+        "proposal": proposal,
+    }
+
+
+def confirm(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceState:
+    """Wait for the customer's word on a proposed write, then make exactly that write, or not."""
+    proposal = state.get("proposal")
+    assert proposal is not None
+    answer = Confirmation.model_validate(
+        interrupt({"type": "confirmation", **proposal}, response_schema=Confirmation)
+    )
+    executor, session = runtime.context.executor, state["session"]
+    name, arguments = proposal["tool"], proposal["arguments"]
+    if answer.confirmed:
+        key = f"{runtime.context.thread}/{proposal['id']}"
+        outcome = executor.commit(session, name, arguments, confirmed=True, key=key)
+    else:
+        outcome = executor.decline(session, name, arguments)
+    return {
+        "messages": [_answer(proposal["id"], outcome)],
+        "tool_calls": [_attempt(proposal["id"], name, arguments, outcome)],
+        "session": outcome.session,
+        "proposal": None,
+    }
+
+
+def handoff(state: ServiceState) -> ServiceState:
+    """Close the agent's part with a packet for the person who takes over."""
+    packet = {
+        "customer": state["session"]["customer"],
+        "attempts": [
+            {"tool": call["name"], "status": call["status"]} for call in state["tool_calls"]
+        ],
+        "reason": state["tool_calls"][-1]["arguments"].get("reason", ""),
+    }
+    return {
+        "handed_off": packet,
+        "messages": [AIMessage("I am passing you to a colleague who will take over.")],
+    }
+
+
+def after_policy(state: ServiceState) -> str:
+    last = state["messages"][-1]
+    return "tools" if isinstance(last, AIMessage) and last.tool_calls else "__end__"
+
+
+def after_tools(state: ServiceState) -> str:
+    if state.get("proposal"):
+        return "confirm"
+    last = state["tool_calls"][-1]
+    if last["name"] == "escalate_to_human" and last["status"] == "done":
+        return "handoff"
+    return "policy"
+
+
+def after_confirm(state: ServiceState) -> str:
+    """Calls of the same message that came after the confirmed one still have to run."""
+    last = next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
+    answered = {m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)}
+    return "policy" if all(call["id"] in answered for call in last.tool_calls) else "tools"
+
+
+def _answer(call_id: str, outcome: Outcome) -> ToolMessage:
+    return ToolMessage(json.dumps(outcome.result), tool_call_id=call_id)
+
+
+def _attempt(
+    call_id: str, name: str, arguments: dict[str, Any], outcome: Outcome
+) -> dict[str, Any]:
+    return {
+        "id": call_id,
+        "name": name,
+        "arguments": arguments,
+        "status": outcome.status,
+        "result": outcome.result,
+        "rule": outcome.rule,
+    }

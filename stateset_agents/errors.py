@@ -1,0 +1,21 @@
+"""Errors that a user can act on: each says what was expected, what was found and what to do."""
+
+
+class StatesetError(Exception):
+    """Anything this package refuses on purpose. The command line prints it as one line, exit 2."""
+
+
+class BadInput(StatesetError):
+    """A file, an option or a value that cannot be used; nothing has been written yet."""
+
+
+class PolicyUnreachable(StatesetError):
+    """The policy server did not answer, or answered something that is not its protocol."""
+
+
+class NotExact(StatesetError):
+    """A trace whose token ids or log-probabilities are missing was offered for exact training."""
+
+
+class RunBroken(StatesetError):
+    """A training run cannot go on or be resumed; what was committed is still there."""

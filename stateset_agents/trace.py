@@ -1,0 +1,133 @@
+"""A trace is the record of one graph run: what was asked, said, called and sampled, in order.
+
+    call 1   prompt P1           sampled C1    node "policy"
+    call 2   prompt P1 C1 T1     sampled C2    node "policy"      T1: a tool's answer
+    tool     issue_refund(...)   done
+    status   completed; changes: payments R1 amount 4550, ...
+"""
+
+import uuid
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from stateset_agents.scenario import Change, Frozen, GoalScore, Scenario
+
+Exactness = Literal["exact", "rendered", "text"]
+Status = Literal["completed", "truncated", "failed", "interrupted"]
+
+
+class Sampling(Frozen):
+    """How a run samples: which policy version, how hot, and from which seed."""
+
+    version: str = ""
+    """Model name to ask the engine for; every model call records the one that answered."""
+    temperature: float = Field(default=1.0, ge=0.0, le=2.0)
+    seed: int = 0
+    max_tokens: int = Field(default=160, ge=1)
+
+
+class ModelCall(Frozen):
+    """One request to the policy and what it sampled."""
+
+    response_id: str
+    node: str
+    """Name of the LangGraph node that called."""
+    namespace: str = ""
+    """LangGraph's checkpoint namespace, which tells parallel branches apart."""
+    version: str = ""
+    """Policy version that the engine says it sampled from."""
+    prompt_ids: tuple[int, ...] = ()
+    sampled_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each sampled token under the distribution it was drawn from."""
+    finish_reason: str = ""
+    temperature: float = 1.0
+    seconds: float = 0.0
+    error: str | None = None
+
+    @model_validator(mode="after")
+    def _aligned(self) -> "ModelCall":
+        if self.logprobs and len(self.logprobs) != len(self.sampled_ids):
+            raise ValueError(
+                f"Expected one log-probability per sampled token, got {len(self.logprobs)} for "
+                f"{len(self.sampled_ids)} in {self.response_id!r}."
+            )
+        return self
+
+    @property
+    def exactness(self) -> Exactness:
+        return "exact" if self.prompt_ids and self.sampled_ids and self.logprobs else "text"
+
+
+class ToolCall(Frozen):
+    """One attempt to use a tool, allowed or not."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+    status: Literal["done", "denied", "invalid", "declined"]
+    result: dict[str, Any]
+    rule: str | None = None
+    """The rule that denied it."""
+
+
+class Trace(Frozen):
+    """One run on one thread. Data, never judged here: a failed run is kept as failed."""
+
+    id: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    scenario: Scenario | None = None
+    graph: str = ""
+    status: Status = "completed"
+    error: str | None = None
+    sampling: Sampling = Sampling()
+    messages: tuple[dict[str, Any], ...] = ()
+    """The conversation as OpenAI messages, without the system prompt."""
+    model_calls: tuple[ModelCall, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    changes: tuple[Change, ...] = ()
+    """What the run changed in the shop."""
+    output: dict[str, Any] | None = None
+    """The final state of a graph of one's own, where it is plain data."""
+    started: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def exactness(self) -> Exactness:
+        kinds = {call.exactness for call in self.model_calls}
+        return "exact" if kinds == {"exact"} else "text"
+
+    @property
+    def said(self) -> str:
+        """All the agent's words to the customer."""
+        return "\n".join(
+            str(message.get("content") or "")
+            for message in self.messages
+            if message["role"] == "assistant"
+        )
+
+    @property
+    def turns(self) -> int:
+        return sum(message["role"] == "user" for message in self.messages)
+
+    @property
+    def violations(self) -> tuple[str, ...]:
+        """Ids of the rules that stopped an attempt."""
+        return tuple(call.rule for call in self.tool_calls if call.rule is not None)
+
+    @property
+    def tokens_sampled(self) -> int:
+        return sum(len(call.sampled_ids) for call in self.model_calls)
+
+    @property
+    def goal_score(self) -> GoalScore | None:
+        """What happened against the scenario's goal; None where there is no goal to compare with."""
+        if self.scenario is None or self.scenario.goal is None:
+            return None
+        return self.scenario.goal.score(
+            self.changes,
+            self.said,
+            (call.name for call in self.tool_calls),
+            denied=self.violations,
+            finished=self.status == "completed",
+        )

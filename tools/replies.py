@@ -1,0 +1,31 @@
+"""How a rule-based customer understands the agent and words an answer. No model is needed."""
+
+from typing import Any
+
+from stateset_agents.scenario import Act, Customer
+from stateset_agents.tools.phrases import ASKS_FOR
+
+
+def reply(customer: Customer, agent_said: str) -> str | None:
+    """The customer's next message, or None where nothing was asked: then they leave.
+
+    >>> reply(Customer(slots={"zip": "12345"}, answers={"zip": "Zip {}."}), "What is the zip code?")
+    'Zip 12345.'
+    """
+    text = agent_said.lower()
+    if not text.strip():
+        return customer.opening
+    if "?" not in text:
+        return None
+    asked = [slot for slot, words in ASKS_FOR.items() if any(word in text for word in words)]
+    known = [
+        customer.answers.get(slot, "{}").format(customer.slots[slot])
+        for slot in asked
+        if slot in customer.slots
+    ]
+    return " ".join(known) or "I do not know."
+
+
+def approves(customer: Customer, tool: str, arguments: dict[str, Any]) -> bool:
+    """Whether the customer says yes to a proposed write: only to what they came for."""
+    return Act(tool=tool, arguments=arguments) in customer.approves

@@ -1,0 +1,288 @@
+"""Scenarios are generated from a seed, solved by their own plan, and kept only if doing nothing fails.
+
+The plan is made by acting: the generator calls the real tools on a clone of the shop and reads the
+facts from their results, so the goal is what a correct agent did, not what somebody thought it would.
+"""
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from stateset_agents.scenario import Act, Customer, Fact, Goal, GoalScore, Scenario
+from stateset_agents.tools.executor import Executor
+from stateset_agents.tools.phrases import AGENT, GIVES, GREETINGS, OPENINGS, SLOT_NAMES, Slot
+from stateset_agents.tools.returns import WINDOW_DAYS
+from stateset_agents.tools.shop import TODAY, Row, Shop, generate, street
+from stateset_agents.tools.tool import Session
+from stateset_agents.tools.toolset import SERVICE_TOOLS
+from stateset_agents.tools.vocabulary import Split
+
+INTENTS = ("shipping_status", "cancel", "refund", "address_change", "price_question")
+SCENARIOS_PER_SHOP = 8
+
+
+class Draft:
+    """A scenario in the making: the clone it is acted out on, the plan and the goal so far."""
+
+    def __init__(self, rng: random.Random, shop: Shop, split: Split, intent: str) -> None:
+        self.rng = rng
+        self.shop = shop
+        self.split: Split = split
+        self.intent = intent
+        self.executor = Executor(shop, SERVICE_TOOLS)
+        self.session = Session(customer="")
+        self.plan: list[Act] = []
+        self.approves: list[Act] = []
+        self.facts: list[Fact] = []
+        self.forbidden: list[str] = []
+        self.slots: dict[str, str] = {}
+        self.opening = ""
+
+    def say(self, kind: str, **values: object) -> None:
+        self.plan.append(Act(say=self.rng.choice(AGENT[kind]).format(**values)))
+
+    def call(self, tool: str, *, before: str = "", **arguments: Any) -> dict[str, Any]:
+        outcome = self.executor.propose(self.session, tool, arguments)
+        act = Act(say=before, tool=tool, arguments=arguments)
+        if outcome.status == "proposed":
+            outcome = self.executor.commit(
+                self.session, tool, arguments, confirmed=True, key=f"plan-{len(self.plan)}"
+            )
+            self.approves.append(Act(tool=tool, arguments=arguments))
+        if outcome.status != "done":
+            raise ValueError(f"Expected the plan to be allowed, found {outcome} for {act}.")
+        self.plan.append(act)
+        self.session = outcome.session
+        return outcome.result
+
+    def tell(self, name: str, *any_of: str) -> None:
+        self.facts.append(Fact(name=name, any_of=any_of))
+
+    def open_with(self, *known: Slot, asked: tuple[Slot, ...] = (), **values: str) -> None:
+        """The first message: the request, perhaps with what the customer volunteers."""
+        words = GREETINGS[self.split]
+        request = self.rng.choice(OPENINGS[self.split][self.intent]).format(**values)
+        parts = [self.rng.choice(words) + request]
+        parts[0] = parts[0][0].upper() + parts[0][1:]
+        volunteered = self.rng.choice((0, 0, 1, len(known)))
+        for slot in known[:volunteered]:
+            parts.append(self.rng.choice(GIVES[self.split][slot]).format(self.slots[slot]))
+        self.opening = " ".join(parts)
+        missing = (*known[volunteered:], *asked)
+        if missing:
+            names = " and ".join(SLOT_NAMES[slot] for slot in missing)
+            self.say("ask", slots=names)
+
+    def verify(self, order: Row) -> None:
+        self.call("verify_identity", order_id=order["id"], zip=self.slots["zip"])
+
+    def before_write(self) -> str:
+        return self.rng.choice(AGENT["before_write"])
+
+
+def _order(draft: Draft, *statuses: str) -> Row:
+    marks = ", ".join("?" for _ in statuses)
+    rows = draft.shop.all(
+        "SELECT orders.id, orders.status, customers.zip, CASE WHEN delivered_day IS NULL THEN '' "
+        "WHEN delivered_day >= ? THEN 'returnable' ELSE 'late' END AS window FROM orders "
+        "JOIN customers ON customer_id = customers.id LEFT JOIN shipments ON order_id = orders.id "
+        f"WHERE orders.status IN ({marks}) OR window IN ({marks}) ORDER BY orders.id",
+        TODAY - WINDOW_DAYS, *statuses, *statuses,
+    )  # fmt: skip
+    if not rows:
+        raise LookupError(statuses)
+    order = draft.rng.choice(rows)
+    draft.slots |= {"order_id": order["id"], "zip": order["zip"]}
+    return order
+
+
+def _shipping_status(draft: Draft) -> None:
+    order = _order(draft, "pending", "shipped", "shipped", "delivered")
+    draft.open_with("order_id", "zip")
+    draft.verify(order)
+    found = draft.call("track_shipment", order_id=order["id"])
+    if "arrives" in found:
+        draft.tell("arrival", found["arrives"])
+        draft.say("shipping_arrives", carrier=found["carrier"], day=found["arrives"])
+    elif "arrived" in found:
+        draft.tell("arrival", found["arrived"])
+        draft.tell("delivered", "delivered", "arrived")
+        draft.say("shipping_arrived", carrier=found["carrier"], day=found["arrived"])
+    else:
+        draft.tell("pending", "not shipped", "has not shipped", "pending")
+        draft.say("shipping_pending")
+
+
+def _cancel(draft: Draft) -> None:
+    order = _order(draft, *draft.rng.choice((("pending",), ("pending",), ("shipped", "delivered"))))
+    draft.open_with("order_id", "zip")
+    draft.verify(order)
+    draft.call("get_order", order_id=order["id"])
+    if order["status"] == "pending":
+        found = draft.call("cancel_order", before=draft.before_write(), order_id=order["id"])
+        draft.tell("amount", found["refund"])
+        draft.say("cancelled", amount=found["refund"])
+    else:
+        draft.forbidden.append("cancel_order")
+        draft.tell("status", order["status"])
+        draft.say("cancel_late", status=order["status"])
+
+
+def _refund(draft: Draft) -> None:
+    order = _order(draft, *draft.rng.choice((("returnable",),) * 3 + (("late",), ("shipped", "pending"))))
+    lines = draft.shop.all(
+        "SELECT line, item FROM lines JOIN products USING(sku) WHERE order_id = ?", order["id"]
+    )
+    line = draft.rng.choice(lines)
+    draft.slots["item"] = line["item"]
+    draft.open_with("order_id", "zip", item=line["item"])
+    draft.verify(order)
+    draft.call("get_order", order_id=order["id"])
+    found = draft.call("check_return_eligibility", order_id=order["id"], line=line["line"])
+    if found["eligible"]:
+        draft.call(
+            "issue_refund", before=draft.before_write(), order_id=order["id"], line=line["line"],
+            amount=found["amount"],
+        )  # fmt: skip
+        draft.tell("amount", found["amount"])
+        draft.say("refunded", amount=found["amount"])
+    else:
+        draft.forbidden.append("issue_refund")
+        draft.tell("reason", found["reason"])
+        late = found["reason"].startswith("delivered")
+        draft.say("refund_late" if late else "refund_early", reason=found["reason"])
+
+
+def _address_change(draft: Draft) -> None:
+    order = _order(draft, *draft.rng.choice((("pending",), ("pending",), ("pending",), ("shipped",))))
+    new = street(draft.rng, draft.split)
+    draft.slots["street"] = new
+    draft.open_with("order_id", "zip", asked=("street",))
+    draft.verify(order)
+    draft.call("get_order", order_id=order["id"])
+    if order["status"] == "pending":
+        draft.call(
+            "change_shipping_address", before=draft.before_write(), order_id=order["id"], street=new,
+            zip=draft.slots["zip"],
+        )  # fmt: skip
+        draft.tell("street", new)
+        draft.say("address_done", street=new)
+    else:
+        draft.forbidden.append("change_shipping_address")
+        draft.tell("status", order["status"])
+        draft.say("address_late", status=order["status"])
+
+
+def _price_question(draft: Draft) -> None:
+    product = draft.rng.choice(draft.shop.all("SELECT sku, item FROM products ORDER BY sku"))
+    promotion = draft.rng.choice(draft.shop.all("SELECT code FROM promotions ORDER BY code"))
+    draft.slots |= {"item": product["item"], "code": promotion["code"]}
+    draft.open_with(item=product["item"], code=promotion["code"])
+    draft.call("search_products", query=product["item"])
+    found = draft.call("quote_cart", sku=product["sku"], code=promotion["code"])
+    draft.tell("total", found["total"])
+    draft.tell("stock", f"{found['in_stock']} in stock")
+    if found["code"] == "valid":
+        draft.say("quote_valid", total=found["total"], stock=found["in_stock"])
+    else:
+        draft.tell("code", "expired", "not valid")
+        draft.say("quote_expired", total=found["total"], stock=found["in_stock"])
+
+
+_WRITERS: dict[str, Callable[[Draft], None]] = {
+    "shipping_status": _shipping_status,
+    "cancel": _cancel,
+    "refund": _refund,
+    "address_change": _address_change,
+    "price_question": _price_question,
+}
+
+
+def draft_scenario(seed: int, number: int, split: Split, intent: str) -> Scenario | None:
+    """The candidate of a seed and number, or None where the shop has no fitting order."""
+    rng = random.Random(f"scenario/{split}/{intent}/{seed}/{number}")
+    shop_seed = seed * 100_000 + number // SCENARIOS_PER_SHOP
+    shop = generate(shop_seed, split).clone()
+    draft = Draft(rng, shop, split, intent)
+    try:
+        _WRITERS[intent](draft)
+        changes = shop.changes()
+    except LookupError:
+        return None
+    finally:
+        shop.close()
+    return Scenario(
+        id=f"{split}-{intent}-{seed}-{number}",
+        intent=intent,
+        split=split,
+        shop_seed=shop_seed,
+        customer=Customer(
+            opening=draft.opening,
+            slots=draft.slots,
+            approves=tuple(draft.approves),
+            answers={slot: rng.choice(forms) for slot, forms in GIVES[split].items()},
+        ),
+        goal=Goal(changes=changes, facts=tuple(draft.facts), forbidden=tuple(draft.forbidden)),
+        plan=tuple(draft.plan),
+    )
+
+
+def scenarios(*, seed: int, split: Split, intents: tuple[str, ...] = INTENTS) -> Iterator[Scenario]:
+    """Endless solvable scenarios, intents in turn. Candidates that a mutant solves are dropped."""
+    for number in itertools.count():
+        candidate = draft_scenario(seed, number, split, intents[number % len(intents)])
+        if candidate is None:
+            continue
+        if not any(score_acts(candidate, acts).success for acts in mutants(candidate).values()):
+            yield candidate
+
+
+def score_acts(scenario: Scenario, acts: tuple[Act, ...]) -> GoalScore:
+    """What acting `acts` on the tools alone would score: the oracle's check, without a graph."""
+    assert scenario.goal is not None
+    assert scenario.split != "user"
+    shop = generate(scenario.shop_seed, scenario.split).clone()
+    executor, session = Executor(shop, SERVICE_TOOLS), Session(customer="")
+    said, attempted, denied = [], [], []
+    for number, act in enumerate(acts):
+        said.append(act.say)
+        if act.tool is None:
+            continue
+        attempted.append(act.tool)
+        outcome = executor.propose(session, act.tool, act.arguments)
+        if outcome.status == "proposed":
+            agreed = Act(tool=act.tool, arguments=act.arguments) in scenario.customer.approves
+            if agreed:
+                outcome = executor.commit(
+                    session, act.tool, act.arguments, confirmed=True, key=str(number)
+                )
+            else:
+                outcome = executor.decline(session, act.tool, act.arguments)
+        session = outcome.session
+        if outcome.rule is not None:
+            denied.append(outcome.rule)
+    score = scenario.goal.score(shop.changes(), "\n".join(said), attempted, denied=denied)
+    shop.close()
+    return score
+
+
+def mutants(scenario: Scenario) -> dict[str, tuple[Act, ...]]:
+    """Ways to get a scenario wrong; each must score below the oracle."""
+    plan = scenario.plan
+    writes = [act for act in scenario.customer.approves]
+    found: dict[str, tuple[Act, ...]] = {"does nothing": (), "says nothing": ()}
+    found["says nothing"] = tuple(act for act in plan if act.tool)
+    found["talks only"] = tuple(act for act in plan if act.tool is None) if writes else ()
+    found["skips verification"] = tuple(act for act in plan if act.tool != "verify_identity")
+    if not any(act.tool == "verify_identity" for act in plan):
+        del found["skips verification"]
+    for act in writes:
+        where = next(i for i, planned in enumerate(plan) if planned.tool == act.tool)
+        wrong = dict(act.arguments)
+        if "amount" in wrong:
+            wrong["amount"] = "0.01"
+            found["wrong amount"] = (*plan[:where], Act(tool=act.tool, arguments=wrong), *plan[where + 1 :])
+        other = {**act.arguments, "order_id": "W00000"}
+        found["wrong entity"] = (*plan[:where], Act(tool=act.tool, arguments=other), *plan[where + 1 :])
+    return found
