@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from stateset_agents.chat_template import default_chat_template
 
 Message = dict[str, Any]
 Progress = Callable[[str, int, int, float], None]
@@ -62,14 +63,9 @@ def train_tokenizer(conversations: Sequence[str], size: int) -> PreTrainedTokeni
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|pad|>",
-        chat_template=seed_chat_template(),
+        chat_template=default_chat_template(),
         clean_up_tokenization_spaces=False,
     )
-
-
-def seed_chat_template() -> str:
-    """The template that ships with the seed policy, and that a base model without one is given."""
-    return resources.files("stateset_agents.trainers").joinpath("chat_template.jinja").read_text()
 
 
 def new_model(config: SeedConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -129,7 +125,7 @@ def build(
     first = [next(conversations) for _ in range(2000)]
     # The template alone decides the text, so a bare tokenizer renders the corpus of the real one.
     renderer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.BPE()), chat_template=seed_chat_template()
+        tokenizer_object=Tokenizer(models.BPE()), chat_template=default_chat_template()
     )
     corpus = [
         str(renderer.apply_chat_template(list(messages), tools=list(tools), tokenize=False))

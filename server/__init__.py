@@ -1,0 +1,1 @@
+"""HTTP: the endpoint in front of graphs, and the embedded engine that serves a policy."""

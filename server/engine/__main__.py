@@ -1,0 +1,58 @@
+"""`python -m stateset_agents.server.engine --model PATH`: the engine as a process of its own."""
+
+import argparse
+import os
+import sys
+import threading
+
+import torch
+import uvicorn
+
+from stateset_agents.errors import BadInput
+from stateset_agents.server.engine.app import Engine, build
+from stateset_agents.server.engine.models import load_base
+from stateset_agents.chat_template import default_chat_template
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="stateset_agents.server.engine")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--name", default="policy")
+    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--slots", type=int, default=96)
+    parser.add_argument("--max-model-len", type=int, default=2048)
+    parser.add_argument("--with-parent", action="store_true", help="end when standard input closes")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    try:
+        model, tokenizer = load_base(options.model)
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = default_chat_template()
+        engine = Engine(
+            model, tokenizer, options.name, slots=options.slots, length=options.max_model_len
+        )
+        for adapter in options.adapter:
+            name, _, path = adapter.partition("=")
+            engine.load(name, path)
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.with_parent:
+        threading.Thread(target=_until_parent_ends, daemon=True).start()
+    uvicorn.run(
+        build(engine), host=options.host, port=options.port, log_level="warning", access_log=False
+    )
+    return 0
+
+
+def _until_parent_ends() -> None:
+    """A killed parent closes our standard input; no engine outlives its run."""
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,315 @@
+"""The engine's HTTP face: chat and token completions, adapters, health, as vLLM answers them."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stateset_agents.errors import BadInput
+from stateset_agents.server.engine import batcher, models, protocol
+from stateset_agents.server.engine.batcher import Batcher
+from stateset_agents.server.http import Refusal, body_of, event, gone, install, number
+
+
+class Engine:
+    """A base model, its adapters, and the requests under way."""
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        *,
+        slots: int = 96,
+        length: int = 2048,
+    ) -> None:
+        limit = getattr(base.config, "max_position_embeddings", length)
+        self.length = min(length, limit)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.base = base
+        self.adapters: dict[str, str] = {}
+        self.batcher = Batcher(base, name, slots=slots, length=self.length)
+        ends = base.generation_config.eos_token_id if base.generation_config else None
+        known = ends if isinstance(ends, list) else [ends]
+        self.stop_ids = frozenset(
+            i for i in (*known, tokenizer.eos_token_id) if isinstance(i, int)
+        )
+
+    def load(self, name: str, path: str) -> None:
+        if name in self.batcher.models:
+            raise Refusal(400, f"Expected a new adapter name, found {name!r} loaded already.", "adapter_exists")
+        try:
+            self.batcher.models[name] = models.with_adapter(self.base, path)
+        except BadInput as error:
+            raise Refusal(400, str(error), "bad_adapter") from None
+        self.adapters[name] = path
+
+    def unload(self, name: str) -> None:
+        if name not in self.adapters:
+            raise Refusal(404, f"Expected a loaded adapter, found {name!r}.", "adapter_not_found")
+        del self.adapters[name]
+        del self.batcher.models[name]
+
+    def request(self, body: dict[str, Any], prompt: list[int]) -> batcher.Request:
+        """A request from a body's sampling fields. Raises Refusal for what it cannot do."""
+        model = body.get("model") or self.name
+        if model not in self.batcher.models:
+            raise Refusal(404, f"The model {model!r} does not exist.", "model_not_found", param="model")
+        if (body.get("n") or 1) != 1:
+            raise Refusal(400, "n: expected 1; send several requests instead.", "invalid_value", param="n")
+        room = self.length - len(prompt)
+        if room < 1:
+            raise Refusal(
+                400,
+                f"This model's maximum context length is {self.length} tokens, and the prompt has "
+                f"{len(prompt)}. Shorten the messages.",
+                "context_length_exceeded",
+            )
+        wanted = body.get("max_completion_tokens") or body.get("max_tokens") or room
+        stops = body.get("stop") or []
+        stops = [stops] if isinstance(stops, str) else [str(stop) for stop in stops]
+        seed = body.get("seed")
+        return batcher.Request(
+            prompt=prompt,
+            model=model,
+            temperature=number(body, "temperature", 1.0, 0.0, 2.0),
+            top_p=number(body, "top_p", 1.0, 1e-6, 1.0),
+            top_k=int(number(body, "top_k", 0, -1, 1e6)),
+            max_tokens=min(int(wanted), room),
+            seed=None if seed is None else int(seed),
+            stop_ids=self.stop_ids,
+            stop=(lambda ids: any(s in self.text(ids) for s in stops)) if stops else None,
+            notify=lambda request: None,
+        )
+
+    def text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    async def steps(self, request: batcher.Request) -> AsyncIterator[int]:
+        """Yields the number of tokens so far, last when the request has ended."""
+        loop = asyncio.get_running_loop()
+        changed: asyncio.Queue[int] = asyncio.Queue()
+
+        def notify(request: batcher.Request) -> None:
+            loop.call_soon_threadsafe(changed.put_nowait, len(request.ids))
+
+        request.notify = notify
+        self.batcher.submit(request)
+        try:
+            while True:
+                count = await changed.get()
+                yield count
+                if request.finish_reason is not None and count == len(request.ids):
+                    return
+        finally:
+            request.cancelled = request.finish_reason is None
+
+    async def run(self, request: batcher.Request, client: Request) -> None:
+        """Sample to the end, or stop when the client leaves."""
+
+        async def sample() -> None:
+            async for _ in self.steps(request):
+                pass
+
+        work, left = asyncio.ensure_future(sample()), asyncio.ensure_future(gone(client))
+        try:
+            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                request.cancelled = True
+        finally:
+            left.cancel()
+            if not work.done():
+                work.cancel()
+
+
+def build(engine: Engine) -> FastAPI:
+    """The application around an engine."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.batcher.close()
+
+    app = FastAPI(title="stateset-agents policy engine", lifespan=lifespan)
+    install(app, key=None)
+
+    @app.get("/health")
+    async def health() -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/v1/models")
+    async def list_models() -> Response:
+        data = [
+            {"id": name, "object": "model", "owned_by": "stateset-agents", "root": path,
+             "parent": parent, "max_model_len": engine.length, "created": 0}
+            for name, path, parent in (
+                (engine.name, engine.base.config.name_or_path, None),
+                *((name, path, engine.name) for name, path in engine.adapters.items()),
+            )
+        ]  # fmt: skip
+        return JSONResponse({"object": "list", "data": data})
+
+    @app.get("/stats")
+    async def stats() -> Response:
+        work = engine.batcher
+        return JSONResponse(
+            {"tokens_sampled": work.tokens_sampled, "tokens_computed": work.tokens_computed,
+             "tokens_cached": work.tokens_cached, "running": len(work.running)}
+        )  # fmt: skip
+
+    @app.post("/v1/load_lora_adapter")
+    async def load(request: Request) -> Response:
+        body = await body_of(request)
+        name, path = body.get("lora_name"), body.get("lora_path")
+        if not isinstance(name, str) or not isinstance(path, str):
+            raise Refusal(400, "Expected lora_name and lora_path.", "invalid_value")
+        await asyncio.to_thread(engine.load, name, path)
+        return Response(f"Success: LoRA adapter '{name}' added successfully.")
+
+    @app.post("/v1/unload_lora_adapter")
+    async def unload(request: Request) -> Response:
+        name = str((await body_of(request)).get("lora_name"))
+        engine.unload(name)
+        return Response(f"Success: LoRA adapter '{name}' removed successfully.")
+
+    @app.post("/v1/completions")
+    async def complete(request: Request) -> Response:
+        body = await body_of(request)
+        prompt = body.get("prompt")
+        if isinstance(prompt, str):
+            prompt = engine.tokenizer.encode(prompt, add_special_tokens=False)
+        size = len(engine.tokenizer)
+        if not isinstance(prompt, list) or not prompt or not all(
+            isinstance(i, int) and 0 <= i < size for i in prompt
+        ):
+            raise Refusal(400, f"prompt: expected text or token ids from 0 to {size - 1}.", "invalid_value", param="prompt")
+        sampling = engine.request({"max_tokens": 16, **body}, prompt)
+        await engine.run(sampling, request)
+        choice: dict[str, Any] = {
+            "index": 0,
+            "text": engine.text(sampling.ids),
+            "finish_reason": sampling.finish_reason,
+            "logprobs": None,
+        }
+        if body.get("logprobs") is not None:
+            choice["logprobs"] = {
+                "tokens": [engine.tokenizer.decode([i]) for i in sampling.ids],
+                "token_logprobs": sampling.logprobs,
+            }
+        if body.get("return_token_ids"):
+            choice |= {"token_ids": sampling.ids, "prompt_token_ids": prompt}
+        return JSONResponse(_envelope("text_completion", "cmpl", sampling, [choice]))
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        body = await body_of(request)
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise Refusal(400, "messages: expected a list with at least one message.", "invalid_value", param="messages")
+        try:
+            prompt = protocol.render(engine.tokenizer, messages, body.get("tools"))
+        except BadInput as error:
+            raise Refusal(400, str(error), "invalid_value", param="messages") from None
+        sampling = engine.request(body, prompt)
+        if body.get("stream"):
+            sampling.stream = True
+            return StreamingResponse(
+                _stream(engine, sampling, body), media_type="text/event-stream"
+            )
+        await engine.run(sampling, request)
+        text, calls = protocol.read_answer(engine.text(sampling.ids))
+        message: dict[str, Any] = {"role": "assistant", "content": text, "tool_calls": calls}
+        choice: dict[str, Any] = {
+            "index": 0,
+            "message": message,
+            "finish_reason": "tool_calls" if calls else sampling.finish_reason,
+            "logprobs": None,
+        }
+        if body.get("logprobs"):
+            choice["logprobs"] = {"content": _entries(engine, sampling, 0)}
+        answer = _envelope("chat.completion", "chatcmpl", sampling, [choice])
+        if body.get("return_token_ids"):
+            choice["token_ids"] = sampling.ids
+            answer["prompt_token_ids"] = sampling.prompt
+        return JSONResponse(answer)
+
+    return app
+
+
+def _entries(engine: Engine, request: batcher.Request, start: int) -> list[dict[str, Any]]:
+    return [
+        {"token": engine.tokenizer.decode([token]), "logprob": logprob, "bytes": None, "top_logprobs": []}
+        for token, logprob in zip(request.ids[start:], request.logprobs[start:], strict=True)
+    ]  # fmt: skip
+
+
+def _usage(request: batcher.Request) -> dict[str, Any]:
+    return {
+        "prompt_tokens": len(request.prompt),
+        "completion_tokens": len(request.ids),
+        "total_tokens": len(request.prompt) + len(request.ids),
+        "prompt_tokens_details": {"cached_tokens": request.cached},
+    }
+
+
+def _envelope(
+    kind: str, prefix: str, request: batcher.Request, choices: list[dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": request.model,
+        "choices": choices,
+        "usage": _usage(request),
+    }
+
+
+async def _stream(
+    engine: Engine, request: batcher.Request, body: dict[str, Any]
+) -> AsyncIterator[str]:
+    """Chunks as vLLM sends them: text as it is certain, each tool call once it is complete."""
+    base = _envelope("chat.completion.chunk", "chatcmpl", request, [])
+    del base["usage"]
+    sent, told = 0, 0
+
+    def chunk(delta: dict[str, Any], finish: str | None = None, upto: int | None = None) -> str:
+        nonlocal told
+        choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish}
+        if upto is not None:
+            if body.get("logprobs"):
+                choice["logprobs"] = {"content": _entries(engine, request, told)[: upto - told]}
+            if body.get("return_token_ids"):
+                choice["token_ids"] = request.ids[told:upto]
+            told = upto
+        return event({**base, "choices": [choice]})
+
+    first = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+    opening: dict[str, Any] = {**base, "choices": [first]}
+    if body.get("return_token_ids"):
+        opening["prompt_token_ids"] = request.prompt
+    yield event(opening)
+    async for count in engine.steps(request):
+        if request.finish_reason is not None:
+            continue
+        text = protocol.visible(engine.text(request.ids[:count]))
+        if len(text) > sent and not text.endswith("\ufffd"):
+            yield chunk({"content": text[sent:]}, upto=count)
+            sent = len(text)
+    text, calls = protocol.read_answer(engine.text(request.ids))
+    if len(text or "") > sent:
+        yield chunk({"content": (text or "")[sent:]})
+    for index, call in enumerate(calls):
+        yield chunk({"tool_calls": [{"index": index, **call}]})
+    reason = "tool_calls" if calls else request.finish_reason
+    yield chunk({}, reason, upto=len(request.ids))
+    if (body.get("stream_options") or {}).get("include_usage"):
+        yield event({**base, "choices": [], "usage": _usage(request)})
+    yield event("[DONE]")

@@ -1,0 +1,60 @@
+"""Models as the engine holds them: one base in fp32, and a merged copy of it for each adapter."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from stateset_agents.errors import BadInput
+from stateset_agents.server.engine import attention
+
+
+def load_base(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in fp32 and its tokenizer. Raises BadInput where it cannot be loaded."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation=attention.NAME
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(
+            f"Expected a Hugging Face model at {path!r}, found {str(error).splitlines()[0]}"
+        ) from None
+    if not model._supports_attention_backend:
+        raise BadInput(
+            f"Expected a model whose attention can be replaced, found {type(model).__name__}. "
+            "Serve it with vLLM and give --base-url."
+        )
+    model.eval()
+    return model, tokenizer
+
+
+def with_adapter(base: PreTrainedModel, path: str) -> PreTrainedModel:
+    """A model with the adapter's weights added in fp32. It shares every untouched tensor with `base`."""
+    config = Path(path) / "adapter_config.json"
+    if not config.is_file():
+        raise BadInput(f"Expected a PEFT adapter in {path!r}, found no adapter_config.json.")
+    json.loads(config.read_text())
+    # New Parameter objects over the same storage: merging rebinds `.data` and leaves the base as it is.
+    shared: dict[int, Any] = {
+        id(p): torch.nn.Parameter(p.data, requires_grad=False) for p in base.parameters()
+    }
+    twin = copy.deepcopy(base, shared)
+    try:
+        merged = PeftModel.from_pretrained(twin, path).merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise BadInput(
+            f"Expected an adapter for {base.config.name_or_path!r} in {path!r}, found one that does "
+            f"not fit: {str(error).splitlines()[0][:200]}"
+        ) from None
+    merged.eval()
+    return merged

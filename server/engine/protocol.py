@@ -1,0 +1,82 @@
+"""Between OpenAI's chat protocol and token ids: render the prompt, read tool calls out of the answer."""
+
+import json
+import re
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from stateset_agents.errors import BadInput
+
+_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, Any]],
+    tools: Sequence[dict[str, Any]] | None,
+) -> list[int]:
+    """Messages and tools as prompt ids, by the model's own chat template."""
+    readable = [_readable(message, number) for number, message in enumerate(messages)]
+    try:
+        text = tokenizer.apply_chat_template(
+            readable, tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=True
+        )
+    except ValueError as error:
+        raise BadInput(f"The chat template refused the messages: {error}") from None
+    return list(tokenizer.encode(str(text), add_special_tokens=False))
+
+
+def _readable(message: Any, number: int) -> dict[str, Any]:
+    if not isinstance(message, dict) or message.get("role") not in (
+        "system", "developer", "user", "assistant", "tool",
+    ):  # fmt: skip
+        raise BadInput(
+            f"messages[{number}]: expected an object with a role of system, developer, user, "
+            f"assistant or tool, found {str(message)[:80]!r}."
+        )
+    role = "system" if message["role"] == "developer" else message["role"]
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in content)
+    return {**message, "role": role, "content": content}
+
+
+def read_answer(text: str) -> tuple[str | None, list[dict[str, Any]]]:
+    """The text before the first tool call, and the calls. Text that is no valid call stays text.
+
+    >>> read_answer('Wait.<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>')[0]
+    'Wait.'
+    """
+    calls = []
+    for block in _CALL.findall(text):
+        try:
+            call = json.loads(block)
+            name, arguments = call["name"], call["arguments"]
+        except (ValueError, KeyError, TypeError):
+            return text, []
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            return text, []
+        calls.append(
+            {
+                "id": f"chatcmpl-tool-{uuid.uuid4().hex}",
+                "type": "function",
+                "function": {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)},
+            }
+        )
+    if not calls:
+        return text, []
+    return text[: text.index("<tool_call>")] or None, calls
+
+
+def visible(text: str) -> str:
+    """The part of an unfinished answer that is surely not the beginning of a tool call."""
+    mark = "<tool_call>"
+    if mark in text:
+        return text[: text.index(mark)]
+    for length in range(min(len(mark) - 1, len(text)), 0, -1):
+        if text.endswith(mark[:length]):
+            return text[:-length]
+    return text

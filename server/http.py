@@ -1,0 +1,99 @@
+"""What every HTTP server here shares: errors in OpenAI's shape, request ids, the bearer key."""
+
+import asyncio
+import hmac
+import json
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+MAX_BODY = 4 * 1024 * 1024
+
+
+class Refusal(Exception):
+    """An answer that is an error: an HTTP status and OpenAI's error object."""
+
+    def __init__(
+        self, status: int, message: str, code: str, *, param: str | None = None, retry: bool = True
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry = retry
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        self.error = {"message": message, "type": kind, "param": param, "code": code}
+
+
+def install(app: FastAPI, *, key: str | None) -> None:
+    """Give an app the error shape, request ids and, where a key is set, the check of it."""
+
+    @app.middleware("http")
+    async def guard(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        request_id = f"req_{uuid.uuid4().hex}"
+        sent = request.headers.get("authorization", "").removeprefix("Bearer ")
+        size = request.headers.get("content-length", "0")
+        if key and request.url.path != "/health" and not hmac.compare_digest(sent.encode(), key.encode()):
+            response = _refused(Refusal(401, "Expected `Authorization: Bearer KEY` with the server's key.", "invalid_api_key"))
+        elif size.isdigit() and int(size) > MAX_BODY:
+            response = _refused(Refusal(413, f"Expected at most {MAX_BODY} bytes, found {size}.", "too_large"))
+        else:
+            response = await call_next(request)
+        response.headers["x-request-id"] = request_id
+        return response
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, refusal: Refusal) -> Response:
+        return _refused(refusal)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        return _refused(Refusal(error.status_code, str(error.detail), "http_error"))
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        return _refused(Refusal(500, f"{type(error).__name__} in the server.", "internal_error"))
+
+
+def _refused(refusal: Refusal) -> Response:
+    headers = {} if refusal.retry else {"x-should-retry": "false"}
+    return JSONResponse({"error": refusal.error}, refusal.status, headers)
+
+
+async def body_of(request: Request) -> dict[str, Any]:
+    """The request's JSON object. Raises Refusal 400 for anything else."""
+    try:
+        body = await request.json()
+    except (ValueError, UnicodeDecodeError):
+        body = None
+    if not isinstance(body, dict):
+        raise Refusal(400, "Expected a JSON object as the request's body.", "invalid_json")
+    return body
+
+
+def number(body: dict[str, Any], name: str, default: float, low: float, high: float) -> float:
+    """A numeric field within bounds. Raises Refusal 400 that names the field."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise Refusal(
+            400, f"{name}: expected a number from {low:g} to {high:g}, found {str(value)[:40]!r}.",
+            "invalid_value", param=name,
+        )  # fmt: skip
+    return value
+
+
+def event(data: Any) -> str:
+    """One server-sent event."""
+    return f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n"
+
+
+async def gone(request: Request) -> None:
+    """Returns when the client has left."""
+    while not await request.is_disconnected():
+        await asyncio.sleep(0.25)
