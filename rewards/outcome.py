@@ -1,0 +1,28 @@
+"""Outcome: did the shop change as the scenario requires, and was the customer told what matters?"""
+
+from collections.abc import Sequence
+
+from stateset_agents.reward import Score
+from stateset_agents.trace import Trace
+
+PARTIAL = 0.4
+"""The most that an episode without success can earn: F1 of the change times the facts said."""
+
+
+class OutcomeReward:
+    """1 for success, up to `PARTIAL` for a part of it. None without a goal or an end."""
+
+    name = "outcome"
+
+    async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
+        return [self.score(trace) for trace in traces]
+
+    def score(self, trace: Trace) -> Score | None:
+        goal = trace.goal_score
+        if goal is None or trace.status != "completed":
+            return None
+        parts = {"change_f1": goal.change_f1, "facts_said": goal.facts_said}
+        if goal.success:
+            return Score(value=1.0, parts=parts, reason="success")
+        value = 0.0 if goal.forbidden else PARTIAL * goal.change_f1 * goal.facts_said
+        return Score(value=value, parts=parts, reason=", ".join(goal.forbidden) or "goal not met")

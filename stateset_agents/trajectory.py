@@ -1,0 +1,62 @@
+"""A trajectory is a trace as a trainer reads it: one exact row per model call.
+
+    prompt P1        -> sampled C1        row 1: P1 C1          loss on C1
+    prompt P1 C1 T1  -> sampled C2        row 2: P1 C1 T1 C2    loss on C2   (T1: a tool's answer)
+
+Rows are what the engine saw, never rendered again; a trie folds their shared prefixes later.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stateset_agents.errors import NotExact
+from stateset_agents.trace import Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One model call: what was read, what was sampled, and how likely that was."""
+
+    prompt: tuple[int, ...]
+    sampled: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    node: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    trace_id: str
+    rows: tuple[Row, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Sampled tokens."""
+        return sum(len(row.sampled) for row in self.rows)
+
+
+def trajectory(trace: Trace, *, nodes: Sequence[str] | None = None) -> Trajectory:
+    """The exact rows of a trace, of all nodes or of the named ones.
+
+    Raises NotExact where token ids or log-probabilities of a call are missing.
+    """
+    rows = []
+    for number, call in enumerate(trace.model_calls):
+        if call.error is not None or (nodes is not None and call.node not in nodes):
+            continue
+        if call.exactness != "exact":
+            raise NotExact(
+                f"Expected token ids and log-probabilities for every call of trace {trace.id!r}, "
+                f"found none for call {number} at node {call.node!r}. Serve the policy with "
+                "`return_token_ids` and `logprobs` (vLLM or `stateset-agents policy serve`)."
+            )
+        rows.append(
+            Row(
+                prompt=call.prompt_ids,
+                sampled=call.sampled_ids,
+                logprobs=call.logprobs,
+                node=call.node,
+                version=call.version,
+            )
+        )
+    return Trajectory(trace_id=trace.id, rows=tuple(rows))

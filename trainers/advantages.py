@@ -1,0 +1,26 @@
+"""Advantages: how much better an episode was than the others of its group.
+
+    rewards 1, 0, 0, 1   ->   advantages +1, -1, -1, +1      (mean 0.5, deviation 0.5)
+    rewards 1, None, 1   ->   advantages  0,  0,  0          nothing to tell apart; None never counts as 0
+"""
+
+import math
+from collections.abc import Sequence
+
+
+def group_advantages(rewards: Sequence[float | None]) -> list[float]:
+    """`(r - mean) / deviation` within one group (DeepSeekMath, arXiv 2402.03300, eq. 3 ff.).
+
+    Episodes that could not be scored get 0 and stay out of the statistics. A group whose rewards are
+    all equal gets zeros. Raises ValueError for a group of one, in which nothing can be compared.
+    """
+    if len(rewards) < 2:
+        raise ValueError(f"Expected a group of at least two episodes, found {len(rewards)}.")
+    scored = [reward for reward in rewards if reward is not None]
+    if len(scored) < 2:
+        return [0.0] * len(rewards)
+    mean = math.fsum(scored) / len(scored)
+    deviation = math.sqrt(math.fsum((r - mean) ** 2 for r in scored) / len(scored))
+    if deviation < 1e-6:
+        return [0.0] * len(rewards)
+    return [0.0 if r is None else (r - mean) / deviation for r in rewards]
