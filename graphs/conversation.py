@@ -38,7 +38,7 @@ class ConversationContext:
     step_limit: int
 
 
-def customer(
+async def customer(
     state: ConversationState, runtime: Runtime[ConversationContext]
 ) -> ConversationState:
     """The customer speaks, or leaves."""

@@ -1,4 +1,8 @@
-"""The nodes of an agent that serves a customer: identity, policy, tools, confirmation, hand-off."""
+"""The nodes of an agent that serves a customer: identity, policy, tools, confirmation, hand-off.
+
+All are async, also those that wait for nothing: LangGraph runs a plain function in a thread, where two
+conversations could be on one database connection at once.
+"""
 
 import json
 import operator
@@ -51,7 +55,7 @@ class Confirmation(BaseModel):
     confirmed: bool
 
 
-def identity(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceState:
+async def identity(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceState:
     """Start a session; a customer whom the host app signed in is verified already."""
     if "session" in state:
         return {}
@@ -65,7 +69,7 @@ async def policy(state: ServiceState, runtime: Runtime[ServiceContext]) -> Servi
     return {"messages": [answer]}
 
 
-def tools(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceState:
+async def tools(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceState:
     """Run the calls of the last message in order, up to the first write that needs confirmation."""
     session, executor = state["session"], runtime.context.executor
     asked = state["messages"]
@@ -92,7 +96,7 @@ def tools(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceState
     }
 
 
-def confirm(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceState:
+async def confirm(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceState:
     """Wait for the customer's word on a proposed write, then make exactly that write, or not."""
     proposal = state.get("proposal")
     assert proposal is not None
@@ -114,7 +118,7 @@ def confirm(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceSta
     }
 
 
-def handoff(state: ServiceState) -> ServiceState:
+async def handoff(state: ServiceState) -> ServiceState:
     """Close the agent's part with a packet for the person who takes over."""
     packet = {
         "customer": state["session"]["customer"],

@@ -1,0 +1,279 @@
+"""The endpoint: a stateful graph behind OpenAI's stateless chat protocol.
+
+A conversation finds its thread again by what was said in it. A confirmation is a tool call whose id
+names the thread; the client's `role: tool` answer resumes exactly that interrupt.
+"""
+
+import hashlib
+import json
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, HumanMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.errors import GraphRecursionError
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Command
+from pydantic import ValidationError
+
+from stateset_agents.errors import PolicyUnreachable
+from stateset_agents.nodes.service import Confirmation
+from stateset_agents.server.http import Refusal, body_of, event, install
+
+MAX_THREADS = 2000
+
+
+@dataclass(slots=True)
+class Thread:
+    """One conversation: its state and the words by which it is found again."""
+
+    id: str
+    saver: InMemorySaver = field(default_factory=InMemorySaver)
+    busy: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A graph by its name: how it is compiled on a checkpointer, and the context of a thread."""
+
+    compile: Callable[[InMemorySaver], CompiledStateGraph[Any, Any, Any, Any]]
+    context: Callable[[str], Any]
+    step_limit: int
+
+
+class Threads:
+    """Threads by the conversation so far; the ones unused for longest are dropped."""
+
+    def __init__(self) -> None:
+        self._by_key: OrderedDict[str, Thread] = OrderedDict()
+
+    def find(self, key: str) -> Thread | None:
+        thread = self._by_key.get(key)
+        if thread is not None:
+            self._by_key.move_to_end(key)
+        return thread
+
+    def keep(self, key: str, thread: Thread) -> None:
+        self._by_key[key] = thread
+        self._by_key.move_to_end(key)
+        while len(self._by_key) > MAX_THREADS:
+            self._by_key.popitem(last=False)
+
+
+def words(messages: list[dict[str, Any]]) -> str:
+    """A key of the visible conversation: who said what, and which confirmations were answered."""
+    plain = [
+        [m["role"], text_of(m.get("content")), [c["id"] for c in m.get("tool_calls") or []]]
+        for m in messages
+        if m["role"] in ("user", "assistant", "tool")
+    ]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+
+def text_of(content: Any) -> str:
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return str(content or "")
+
+
+def checked(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The request's messages. Raises Refusal for what cannot be read."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise Refusal(400, "messages: expected a list with at least one message.", "invalid_value", param="messages")
+    for number, message in enumerate(messages):
+        roles = ("system", "developer", "user", "assistant", "tool")
+        if not isinstance(message, dict) or message.get("role") not in roles:
+            raise Refusal(
+                400, f"messages[{number}]: expected a role of {', '.join(roles)}.", "invalid_value",
+                param="messages",
+            )  # fmt: skip
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise Refusal(400, "messages: expected the last one to be the user's or a tool's.", "invalid_value", param="messages")
+    if (body.get("n") or 1) != 1:
+        raise Refusal(400, "n: expected 1; a conversation has one next turn.", "invalid_value", param="n")
+    return messages
+
+
+def build(graphs: dict[str, Served], *, key: str | None) -> FastAPI:
+    """The application that serves `graphs`, with a bearer key where one is given."""
+    app = FastAPI(title="stateset-agents")
+    install(app, key=key)
+    threads = Threads()
+
+    @app.get("/health")
+    async def health() -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        data = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "stateset-agents"}
+            for name in graphs
+        ]
+        return JSONResponse({"object": "list", "data": data})
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        body = await body_of(request)
+        messages = checked(body)
+        name = str(body.get("model"))
+        served = graphs.get(name)
+        if served is None:
+            known = ", ".join(graphs)
+            raise Refusal(404, f"model: expected one of {known}, found {name!r}.", "model_not_found", param="model")
+        turn = await _turn(threads, served, name, messages)
+        if not body.get("stream"):
+            return JSONResponse(await turn.answer())
+        usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        return StreamingResponse(turn.stream(usage), media_type="text/event-stream")
+
+    return app
+
+
+async def _turn(
+    threads: Threads, served: Served, name: str, messages: list[dict[str, Any]]
+) -> "Turn":
+    """Find or make the thread that these messages continue, and what to send it."""
+    last = messages[-1]
+    send: Any
+    thread = threads.find(words(messages[:-1]))
+    if thread is not None and thread.busy:
+        raise Refusal(409, "This conversation is being answered already.", "thread_busy", retry=False)
+    if last["role"] == "tool":
+        if thread is None:
+            raise Refusal(409, "Expected an answer to a pending confirmation, found no such conversation.", "nothing_pending", retry=False)
+        pending = await _pending(served, thread)
+        if pending is None or last.get("tool_call_id") != _call_id(thread, pending):
+            raise Refusal(409, "Expected the id of the pending confirmation.", "nothing_pending", retry=False)
+        try:
+            answer = Confirmation.model_validate_json(text_of(last.get("content")))
+        except ValidationError:
+            raise Refusal(400, 'Expected {"confirmed": true} or {"confirmed": false} as content.', "invalid_value") from None
+        send = Command(resume=answer.model_dump())
+    else:
+        new: list[AnyMessage] = [HumanMessage(text_of(last.get("content")))]
+        if thread is None:
+            thread = Thread(uuid.uuid4().hex)
+            new = [
+                (HumanMessage if m["role"] == "user" else AIMessage)(text_of(m.get("content")))
+                for m in messages
+                if m["role"] in ("user", "assistant")
+            ]
+        elif await _pending(served, thread) is not None:
+            raise Refusal(409, "Expected the pending confirmation to be answered first.", "confirmation_pending", retry=False)
+        send = {"messages": new}
+    return Turn(threads, served, name, thread, messages, send)
+
+
+def _config(served: Served, thread: Thread) -> RunnableConfig:
+    return {"configurable": {"thread_id": thread.id}, "recursion_limit": served.step_limit}
+
+
+async def _pending(served: Served, thread: Thread) -> Any | None:
+    state = await served.compile(thread.saver).aget_state(_config(served, thread))
+    return state.interrupts[0] if state.interrupts else None
+
+
+def _call_id(thread: Thread, interrupt: Any) -> str:
+    return f"confirm_{thread.id}_{interrupt.id}"
+
+
+class Turn:
+    """One run of the graph on one thread, answered whole or as a stream."""
+
+    def __init__(
+        self, threads: Threads, served: Served, name: str, thread: Thread,
+        messages: list[dict[str, Any]], send: Any,
+    ) -> None:  # fmt: skip
+        self.threads, self.served, self.thread, self.messages, self.send = (
+            threads, served, thread, messages, send,
+        )  # fmt: skip
+        self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
+        self.text = ""
+        self.usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        self.calls: list[dict[str, Any]] = []
+
+    async def pieces(self) -> AsyncIterator[str]:
+        """Run the graph; yields the agent's words as they come, then keeps the thread."""
+        self.thread.busy = True
+        graph = self.served.compile(self.thread.saver)
+        config = _config(self.served, self.thread)
+        speaking = ""
+        try:
+            async for message, _ in graph.astream(
+                self.send,
+                config,
+                context=self.served.context(self.thread.id),
+                stream_mode="messages",
+                durability="exit",
+            ):
+                if not isinstance(message, AIMessage | AIMessageChunk):
+                    continue
+                if message.usage_metadata:
+                    self.usage["prompt_tokens"] += message.usage_metadata["input_tokens"]
+                    self.usage["completion_tokens"] += message.usage_metadata["output_tokens"]
+                    self.usage["total_tokens"] += message.usage_metadata["total_tokens"]
+                if message.text:
+                    gap = "\n" if self.text and message.id != speaking else ""
+                    speaking = message.id or ""
+                    self.text += gap + message.text
+                    yield gap + message.text
+            pending = await _pending(self.served, self.thread)
+            if pending is not None:
+                asked = {k: v for k, v in pending.value.items() if k in ("tool", "arguments")}
+                function = {"name": "confirm", "arguments": json.dumps(asked)}
+                self.calls = [
+                    {"id": _call_id(self.thread, pending), "type": "function", "function": function}
+                ]
+        except GraphRecursionError:
+            raise Refusal(500, "The agent took too many steps.", "step_limit", retry=False) from None
+        except PolicyUnreachable:
+            raise Refusal(503, "The policy server does not answer.", "policy_unreachable") from None
+        finally:
+            self.thread.busy = False
+        self.threads.keep(words([*self.messages, self._message()]), self.thread)
+
+    def _message(self) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": self.text or None}
+        if self.calls:
+            message["tool_calls"] = self.calls
+        return message
+
+    @property
+    def reason(self) -> str:
+        return "tool_calls" if self.calls else "stop"
+
+    async def answer(self) -> dict[str, Any]:
+        async for _ in self.pieces():
+            pass
+        choice = {"index": 0, "message": self._message(), "finish_reason": self.reason, "logprobs": None}
+        return {**self.head, "object": "chat.completion", "choices": [choice], "usage": self.usage}
+
+    async def stream(self, usage: bool) -> AsyncIterator[str]:
+        def chunk(delta: dict[str, Any], reason: str | None = None) -> str:
+            choices = [{"index": 0, "delta": delta, "finish_reason": reason}]
+            return event({**self.head, "object": "chat.completion.chunk", "choices": choices})
+
+        yield chunk({"role": "assistant", "content": ""})
+        try:
+            async for piece in self.pieces():
+                yield chunk({"content": piece})
+        except Refusal as refusal:
+            yield event({"error": refusal.error})
+            yield event("[DONE]")
+            return
+        for index, call in enumerate(self.calls):
+            yield chunk({"tool_calls": [{"index": index, **call}]})
+        yield chunk({}, self.reason)
+        if usage:
+            body = {"object": "chat.completion.chunk", "choices": [], "usage": self.usage}
+            yield event({**self.head, **body})
+        yield event("[DONE]")

@@ -1,0 +1,106 @@
+"""Evaluation: success with its uncertainty, before and after, on the same scenarios."""
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+from stateset_agents.reward import Score
+from stateset_agents.scenario import Frozen
+from stateset_agents.trace import Trace
+
+Interval = tuple[float, float]
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> Interval:
+    """The 95 % score interval of a share (Wilson 1927)."""
+    if trials == 0:
+        return (0.0, 1.0)
+    share = successes / trials
+    middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    reach = (
+        z
+        * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+        / (1 + z * z / trials)
+    )
+    return (max(0.0, middle - reach), min(1.0, middle + reach))
+
+
+def paired_gain(
+    before: Sequence[float], after: Sequence[float], *, seed: int = 0, draws: int = 4000
+) -> tuple[float, Interval]:
+    """Mean difference over the same scenarios, with a 95 % percentile bootstrap interval."""
+    if len(before) != len(after) or not before:
+        raise ValueError(f"Expected pairs, found {len(before)} before and {len(after)} after.")
+    gaps = [b - a for a, b in zip(before, after, strict=True)]
+    rng = random.Random(seed)
+    means = sorted(math.fsum(rng.choices(gaps, k=len(gaps))) / len(gaps) for _ in range(draws))
+    low, high = means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
+    return math.fsum(gaps) / len(gaps), (low, high)
+
+
+class Measurement(Frozen):
+    """One policy version on one set of scenarios. Failed and truncated episodes count as no success.
+
+    Scenarios without a goal (a graph of one's own) are measured by their reward instead.
+    """
+
+    version: str
+    temperature: float
+    measured_by: Literal["success", "reward"]
+    outcomes: tuple[float | None, ...]
+    """1 or 0 for each scenario in order; the reward, or None, where there is no goal."""
+    success: float
+    ci95: Interval
+    success_by_intent: dict[str, float]
+    mean_reward: float | None
+    """Over the episodes that could be scored."""
+    unscored: int
+    violations: int
+    """Episodes with at least one attempt that a rule denied."""
+    turns: float
+    failed: int
+    truncated: int
+
+
+def measure(
+    traces: Sequence[Trace], scores: Sequence[Score | None], *, version: str, temperature: float
+) -> Measurement:
+    """Sum up an evaluation."""
+    goals = [trace.goal_score for trace in traces]
+    by_goal = all(goal is not None for goal in goals)
+    outcomes: list[float | None] = [
+        (1.0 if goal.success else 0.0) if goal is not None else (score.value if score else None)
+        for goal, score in zip(goals, scores, strict=True)
+    ]
+    by_intent: dict[str, list[float]] = {}
+    for trace, outcome in zip(traces, outcomes, strict=True):
+        if outcome is not None:
+            by_intent.setdefault(trace.scenario.intent if trace.scenario else "", []).append(outcome)
+    known = [outcome for outcome in outcomes if outcome is not None]
+    values = [score.value for score in scores if score is not None]
+    mean = math.fsum(known) / len(known) if known else 0.0
+    return Measurement(
+        version=version,
+        temperature=temperature,
+        measured_by="success" if by_goal else "reward",
+        outcomes=tuple(outcomes),
+        success=mean,
+        ci95=wilson(int(sum(known)), len(known)) if by_goal else normal(known),
+        success_by_intent={k: sum(v) / len(v) for k, v in sorted(by_intent.items())},
+        mean_reward=math.fsum(values) / len(values) if values else None,
+        unscored=sum(score is None for score in scores),
+        violations=sum(bool(trace.violations) for trace in traces),
+        turns=sum(trace.turns for trace in traces) / max(1, len(traces)),
+        failed=sum(trace.status == "failed" for trace in traces),
+        truncated=sum(trace.status == "truncated" for trace in traces),
+    )
+
+
+def normal(values: Sequence[float]) -> Interval:
+    """The 95 % normal interval of a mean."""
+    if len(values) < 2:
+        return (-math.inf, math.inf)
+    mean = math.fsum(values) / len(values)
+    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    return (mean - 1.96 * spread, mean + 1.96 * spread)

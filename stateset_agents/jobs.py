@@ -1,0 +1,403 @@
+"""Jobs: the wiring of a training run and of an evaluation, for the command line and the server alike."""
+
+import asyncio
+import contextlib
+import importlib
+import inspect
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from pydantic import Field, ValidationError
+
+from stateset_agents.chat_template import default_chat_template
+from stateset_agents.engine_client import load_adapter, served_models, unload_adapter
+from stateset_agents.errors import BadInput
+from stateset_agents.evaluation import Measurement, measure, paired_gain
+from stateset_agents.graphs.rollout import converse
+from stateset_agents.graphs.your_graph import own_graph
+from stateset_agents.policy import close_connections, connect
+from stateset_agents.reward import Reward, Score
+from stateset_agents.rewards.composite import shop_reward
+from stateset_agents.scenario import Frozen, Scenario, load_scenarios
+from stateset_agents.store import TraceStore
+from stateset_agents.tools.scenarios import scenarios as generate_scenarios
+from stateset_agents.trace import Sampling, Trace
+
+SEED_POLICY = Path(__file__).parent / "seed_policy"
+HELD_OUT_SEED = 90_000
+"""Where held-out shops begin, unless a caller says otherwise."""
+
+RolloutWith = Callable[[Scenario, BaseChatModel, Sampling], Awaitable[Trace]]
+Report = Callable[[str, dict[str, Any]], None]
+"""Called with an event's name (start, measured, evaluated, step, end) and its values."""
+
+
+class JobConfig(Frozen):
+    """A training run. Written to `config.json` beside its results."""
+
+    graph: str = "service"
+    reward: str | None = None
+    scenarios: str | None = None
+    """A file; without it scenarios are generated."""
+    model: str = "seed"
+    base_url: str | None = None
+    seed: int = 1
+    held_out: int = Field(default=120, ge=1)
+    held_out_seed: int = HELD_OUT_SEED
+    steps: int = Field(default=24, ge=1)
+    groups: int = Field(default=8, ge=1)
+    group_size: int = Field(default=8, ge=2)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    rank: int = Field(default=16, ge=1)
+    beta: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=1.0, gt=0, le=2)
+    max_tokens: int = Field(default=96, ge=1)
+    concurrency: int = Field(default=64, ge=1)
+    threads: int = Field(default=2, ge=1)
+    shuffle_rewards: bool = False
+
+
+def check_config(values: dict[str, Any]) -> JobConfig:
+    """A config from options. Raises BadInput that names the option, what it was and what it may be."""
+    try:
+        return JobConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise BadInput(f"--{name}: {first['msg']}, found {first['input']!r}.") from None
+
+
+def model_path(model: str) -> str:
+    """`seed` is the policy that ships with the package; anything else is a path or a hub name."""
+    return str(SEED_POLICY) if model == "seed" else model
+
+
+def load_object(name: str, what: str) -> Any:
+    """`package.module:attribute`, looked up from the working directory too. Raises BadInput."""
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise BadInput(
+            f"Expected {what} to be 'service' or 'package.module:name', found {name!r}."
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise BadInput(f"Expected {what} {name!r} to be importable, found: {error}.") from None
+    except AttributeError:
+        raise BadInput(f"Expected {attribute!r} in module {module!r}, found no such name.") from None
+
+
+def find_rollout(graph: str) -> RolloutWith:
+    """How an episode of the named graph is run."""
+    if graph == "service":
+        return converse
+    found: RolloutWith = own_graph(load_object(graph, "--graph"), graph)
+    return found
+
+
+class FunctionReward:
+    """A plain function of a trace as a reward: a number, a Score, or None."""
+
+    def __init__(self, function: Callable[[Trace], Any], name: str) -> None:
+        self.function = function
+        self.name = name
+
+    async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
+        scores: list[Score | None] = []
+        for trace in traces:
+            value = None if trace.status == "failed" else self.function(trace)
+            scores.append(Score(value=value) if isinstance(value, int | float) else value)
+        return scores
+
+
+def find_reward(reward: str | None) -> Reward:
+    """The shop's reward, an object with our protocol, or a function of a trace."""
+    if reward is None:
+        return shop_reward()
+    found = load_object(reward, "--reward")
+    if inspect.isclass(found):
+        found = found()
+    if inspect.isfunction(found):
+        return FunctionReward(found, reward)
+    if not callable(found):
+        raise BadInput(f"Expected {reward!r} to be callable, found {type(found).__name__}.")
+    result: Reward = found
+    return result
+
+
+def find_scenarios(config: JobConfig) -> tuple[list[Scenario], list[Scenario]]:
+    """Training and held-out scenarios: generated, or a file split three to one in its order."""
+    if config.scenarios is None:
+        if config.graph != "service":
+            raise BadInput(f"--graph {config.graph} needs --scenarios FILE: only the service graph has its own.")
+        need = config.steps * config.groups
+        training = list(itertools.islice(generate_scenarios(seed=config.seed, split="train"), need))
+        held_out = list(
+            itertools.islice(
+                generate_scenarios(seed=config.held_out_seed, split="held_out"), config.held_out
+            )
+        )
+        return training, held_out
+    every = load_scenarios(Path(config.scenarios))
+    held_out = [s for s in every if s.split == "held_out"] or every[3::4] or every
+    training = [s for s in every if s.split != "held_out" and s not in held_out] or every
+    return training, held_out[: config.held_out]
+
+
+@contextlib.asynccontextmanager
+async def policy_server(config: JobConfig, run: Path) -> AsyncIterator[tuple[str, str]]:
+    """The policy's base URL and its base model's name: an external server's, or the embedded engine's."""
+    if config.base_url is not None:
+        names = await served_models(config.base_url)
+        yield config.base_url, names[0]
+        return
+    from stateset_agents.server.engine.process import running_engine  # needs torch's packages
+
+    path = model_path(config.model)
+    slots = config.concurrency + config.concurrency // 2
+    async with running_engine(path, log=run / "engine.log", slots=slots) as url:
+        yield url, "policy"
+
+
+async def evaluate(
+    scenarios: Sequence[Scenario],
+    rollout: RolloutWith,
+    reward: Reward,
+    *,
+    base_url: str,
+    version: str,
+    temperature: float,
+    config: JobConfig,
+    store: TraceStore,
+    phase: str,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Measurement, list[Trace]]:
+    """Play every scenario once and sum up."""
+    policy = connect(base_url, version)
+    gate = asyncio.Semaphore(config.concurrency)
+
+    async def one(number: int, scenario: Scenario) -> Trace:
+        sampling = Sampling(
+            version=version,
+            temperature=temperature,
+            seed=config.seed * 100_003 + number,
+            max_tokens=config.max_tokens,
+        )
+        async with gate:
+            trace = await rollout(scenario, policy, sampling)
+        tick()
+        return trace
+
+    traces = list(await asyncio.gather(*(one(i, s) for i, s in enumerate(scenarios))))
+    scores = await reward(traces)
+    written = [
+        store.append(trace, phase=phase, score=score)
+        for trace, score in zip(traces, scores, strict=True)
+    ]
+    for future in written:
+        await asyncio.wrap_future(future)
+    return measure(traces, scores, version=version, temperature=temperature), traces
+
+
+def new_run(root: Path) -> Path:
+    """A fresh folder for a run."""
+    run = root / time.strftime("%Y%m%d-%H%M%S")
+    for number in itertools.count(2):
+        try:
+            run.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            run = run.with_name(f"{run.name.split('_')[0]}_{number}")
+        except OSError as error:
+            raise BadInput(f"Expected to write to {str(root)!r}, found {error.strerror}.") from None
+    raise AssertionError
+
+
+async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, Any]:
+    """Measure, train, measure again; go on where a killed run stopped. Returns the summary."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from stateset_agents.trainers import loop
+
+    began = time.perf_counter()
+    rollout, reward = find_rollout(config.graph), find_reward(config.reward)
+    training, held_out = find_scenarios(config)
+    torch.set_num_threads(config.threads)
+    (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+    tokenizer = AutoTokenizer.from_pretrained(model_path(config.model))
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = default_chat_template()
+    train_config = loop.TrainConfig(
+        steps=config.steps,
+        groups=min(config.groups, len(training)),
+        group_size=config.group_size,
+        learning_rate=config.learning_rate,
+        rank=config.rank,
+        beta=config.beta,
+        temperature=config.temperature,
+        max_tokens=config.max_tokens,
+        concurrency=config.concurrency,
+        seed=config.seed,
+        shuffle_rewards=config.shuffle_rewards,
+    )
+    with TraceStore(run / "traces.db") as store:
+        async with policy_server(config, run) as (url, base_name):
+            report("start", {"training": len(training), "held_out": len(held_out), "run": run})
+
+            async def measured(phase: str, version: str, temperature: float) -> Measurement:
+                kept = run / f"{phase}.json"
+                if kept.is_file():
+                    return Measurement.model_validate_json(kept.read_text())
+                report("measure", {"phase": phase, "episodes": len(held_out)})
+                result, _ = await evaluate(
+                    held_out, rollout, reward, base_url=url, version=version, temperature=temperature,
+                    config=config, store=store, phase=phase, tick=lambda: report("tick", {}),
+                )  # fmt: skip
+                beside = kept.with_suffix(".writing")
+                beside.write_text(result.model_dump_json(indent=1))
+                beside.replace(kept)
+                report("measured", {"phase": phase, "result": result})
+                return result
+
+            before = await measured("before", base_name, config.temperature)
+            greedy_before = await measured("greedy_before", base_name, 0.0)
+            names = {0: base_name}
+            policy = connect(url, base_name)
+
+            async def play(scenario: Scenario, sampling: Sampling) -> Trace:
+                asked = base_name if sampling.version == "policy" else sampling.version
+                return await rollout(scenario, policy, sampling.model_copy(update={"version": asked}))
+
+            async def publish(version: str, path: Path) -> None:
+                await load_adapter(url, version, path)
+                names[len(names)] = version
+                if len(names) > 3:
+                    stale = names[len(names) - 3]
+                    if stale != base_name:
+                        await unload_adapter(url, stale)
+
+            report("train", {"steps": config.steps, "tokens_max": config.max_tokens})
+            adapter, log = await loop.train(
+                base=model_path(config.model),
+                tokenizer=tokenizer,
+                scenarios=training,
+                rollout=play,
+                reward=reward,
+                publish=publish,
+                store=store,
+                run=run,
+                config=train_config,
+                report=lambda line: report("step", line),
+            )
+            final = loop.version(config.steps)
+            after = await measured("after", final, config.temperature)
+            greedy_after = await measured("greedy_after", final, 0.0)
+            await close_connections()
+    link = run / "adapter"
+    if not link.exists():
+        link.symlink_to(adapter.relative_to(run))
+    gain, gain_ci = paired_gain(*_pairs(before, after))
+    earlier = json.loads((run / "time.json").read_text()) if (run / "time.json").is_file() else 0.0
+    summary = {
+        "seed": config.seed,
+        "steps": config.steps,
+        "group_size": config.group_size,
+        "episodes_trained": sum(line["episodes"] for line in log),
+        "held_out": len(held_out),
+        "measured_by": before.measured_by,
+        "success_before": before.success,
+        "success_after": after.success,
+        "ci95_before": before.ci95,
+        "ci95_after": after.ci95,
+        "gain": gain,
+        "gain_ci95": gain_ci,
+        "greedy_before": greedy_before.success,
+        "greedy_after": greedy_after.success,
+        "success_by_intent": {
+            intent: {"before": before.success_by_intent[intent], "after": after.success_by_intent[intent]}
+            for intent in before.success_by_intent
+        },
+        "mean_reward_before": before.mean_reward,
+        "mean_reward_after": after.mean_reward,
+        "violations_before": before.violations,
+        "violations_after": after.violations,
+        "turns_before": before.turns,
+        "turns_after": after.turns,
+        "seconds_total": earlier + time.perf_counter() - began,
+        "seconds_rollout": sum(line["seconds_rollout"] for line in log),
+        "seconds_train": sum(line["seconds_train"] for line in log),
+        "tokens_sampled": sum(line["tokens_sampled"] for line in log),
+        "tokens_trained": sum(line["tokens_trained"] for line in log),
+        "positions_forwarded": sum(line["positions_forwarded"] for line in log),
+        "positions_in_rows": sum(line["positions_in_rows"] for line in log),
+        "policy_versions": config.steps + 1,
+        "torch_threads": config.threads,
+    }  # fmt: skip
+    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    report("end", summary)
+    return summary
+
+
+def _pairs(before: Measurement, after: Measurement) -> tuple[list[float], list[float]]:
+    both = [
+        (a, b)
+        for a, b in zip(before.outcomes, after.outcomes, strict=True)
+        if a is not None and b is not None
+    ]
+    return [a for a, _ in both], [b for _, b in both]
+
+
+def find_adapter(policy: Path) -> Path:
+    """The adapter of a run's folder, or an adapter's own folder. Raises BadInput."""
+    for candidate in (policy / "adapter", policy):
+        if (candidate / "adapter_config.json").is_file():
+            return candidate.resolve()
+    raise BadInput(
+        f"Expected a run or a PEFT adapter at {str(policy)!r}, found no adapter_config.json there."
+    )
+
+
+@contextlib.asynccontextmanager
+async def served_policy(
+    config: JobConfig, adapter: Path | None, folder: Path
+) -> AsyncIterator[tuple[str, str]]:
+    """Like `policy_server`, with an adapter loaded: its URL and the name to ask for."""
+    async with policy_server(config, folder) as (url, base_name):
+        if adapter is None:
+            yield url, base_name
+            return
+        name = f"policy-{adapter.parent.name}"
+        if name not in await served_models(url):
+            await load_adapter(url, name, adapter)
+        yield url, name
+
+
+async def evaluate_job(
+    config: JobConfig, run: Path, adapter: Path | None, temperature: float, report: Report
+) -> Measurement:
+    """Measure a policy on held-out scenarios; traces and the result are kept in `run`."""
+    rollout, reward = find_rollout(config.graph), find_reward(config.reward)
+    _, held_out = find_scenarios(config)
+    (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+    with TraceStore(run / "traces.db") as store:
+        async with served_policy(config, adapter, run) as (url, name):
+            report("start", {"training": 0, "held_out": len(held_out), "run": run})
+            report("measure", {"phase": "before", "episodes": len(held_out)})
+            result, _ = await evaluate(
+                held_out, rollout, reward, base_url=url, version=name, temperature=temperature,
+                config=config, store=store, phase="evaluate", tick=lambda: report("tick", {}),
+            )  # fmt: skip
+            await close_connections()
+    (run / "evaluation.json").write_text(result.model_dump_json(indent=2) + "\n")
+    report("end", {})
+    return result

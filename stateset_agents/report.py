@@ -1,0 +1,184 @@
+"""The report of a run: one HTML file that opens offline, with curves, tables and two transcripts."""
+
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stateset_agents.terminal import telling_pair
+from stateset_agents.trace import Trace
+
+STYLE = """
+:root{--ink:#1c2430;--soft:#667085;--line:#e4e7ec;--one:#2563eb;--two:#d97706;--good:#15803d;--bad:#b91c1c;
+--paper:#fff;--wash:#f8fafc}
+@media(prefers-color-scheme:dark){:root{--ink:#e6e9ef;--soft:#98a2b3;--line:#344054;--one:#7aa5ff;--two:#fbbf24;
+--good:#4ade80;--bad:#f87171;--paper:#101828;--wash:#1d2939}}
+*{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);
+max-width:1040px;margin:2rem auto;padding:0 1rem}h1{font-size:1.5rem;margin:0}h2{font-size:1.05rem;margin:2rem 0 .5rem}
+p.soft,td.soft,figcaption{color:var(--soft)}table{border-collapse:collapse;width:100%}th,td{text-align:right;
+padding:.3rem .6rem;border-bottom:1px solid var(--line)}th:first-child,td:first-child{text-align:left}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:.75rem;margin:1.25rem 0}
+.tile{background:var(--wash);border:1px solid var(--line);border-radius:8px;padding:.7rem .9rem}.tile b{display:block;
+font-size:1.45rem}.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:1rem}
+figure{margin:0}svg{width:100%;height:auto}.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
+.talk{background:var(--wash);border:1px solid var(--line);border-radius:8px;padding:.8rem;overflow-wrap:anywhere}
+.talk p{margin:.25rem 0}.who{color:var(--soft);font-size:.8rem;display:block}.call{font-family:ui-monospace,monospace;
+font-size:.82rem;color:var(--one)}.tool{font-family:ui-monospace,monospace;font-size:.8rem;color:var(--soft)}
+.yes{color:var(--good)}.no{color:var(--bad)}@media(max-width:700px){.pair{grid-template-columns:1fr}}
+"""
+
+
+def write_report(run: Path) -> Path:
+    """Draw `report.html` from what the run left behind."""
+    summary = json.loads((run / "summary.json").read_text())
+    newest = max((run / "steps").glob("[0-9]*"))
+    log = json.loads((newest / "log.json").read_text())
+    low, high = summary["gain_ci95"]
+    name = summary["measured_by"]
+    tiles = [
+        (f"{name} before", f"{summary['success_before']:.3f}", _range(summary["ci95_before"])),
+        (f"{name} after", f"{summary['success_after']:.3f}", _range(summary["ci95_after"])),
+        ("gain, same scenarios", f"{summary['gain']:+.3f}", f"{low:+.3f} to {high:+.3f}"),
+        ("greedy", f"{summary['greedy_before']:.2f} &rarr; {summary['greedy_after']:.2f}", "temperature 0"),
+        ("time", f"{summary['seconds_total'] / 60:.1f} min", f"{summary['torch_threads']} threads"),
+    ]  # fmt: skip
+    steps = [line["step"] for line in log]
+
+    def curve(title: str, *keys: tuple[str, str], percent: bool = False) -> str:
+        series = [(label, [line[key] for line in log]) for key, label in keys]
+        return chart(title, steps, series, percent=percent)
+
+    charts = "".join(
+        [
+            curve(f"{name} in training", ("success", "episodes that succeeded"), percent=True)
+            if name == "success"
+            else "",
+            curve("reward", ("reward", "mean reward")),
+            curve("broken rules", ("violations", "episodes"), percent=True),
+            curve("KL to the base model", ("kl", "k3 estimate, per token")),
+            curve("importance ratio at the step's start", ("ratio", "trained / recorded")),
+            curve("seconds a step", ("seconds_rollout", "roll-out"), ("seconds_train", "training")),
+        ]
+    )
+    shared = summary["positions_in_rows"] / max(1, summary["positions_forwarded"])
+    facts = [
+        ("episodes trained on", f"{summary['episodes_trained']:,}"),
+        ("tokens sampled", f"{summary['tokens_sampled']:,}"),
+        ("tokens trained", f"{summary['tokens_trained']:,}"),
+        ("positions computed", f"{summary['positions_forwarded']:,}"),
+        ("positions without sharing prefixes", f"{summary['positions_in_rows']:,} ({shared:.1f} times as many)"),
+        ("held-out scenarios", str(summary["held_out"])),
+        ("mean reward", f"{_number(summary['mean_reward_before'])} &rarr; {_number(summary['mean_reward_after'])}"),
+        ("held-out episodes that broke a rule", f"{summary['violations_before']} &rarr; {summary['violations_after']}"),
+        ("seed", str(summary["seed"])),
+    ]  # fmt: skip
+    intents = "".join(
+        f"<tr><td>{html.escape(intent)}</td><td>{pair['before']:.2f}</td><td>{pair['after']:.2f}</td>"
+        f"<td>{pair['after'] - pair['before']:+.2f}</td></tr>"
+        for intent, pair in summary["success_by_intent"].items()
+    )
+    pair = telling_pair(run)
+    talks = (
+        ""
+        if pair is None
+        else "<h2>The same customer, before and after</h2><div class=pair>"
+        + "".join(talk(title, trace) for title, trace in zip(("before", "after"), pair, strict=True))
+        + "</div>"
+    )
+    rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in facts)
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{html.escape(run.name)}</title><style>{STYLE}</style><h1>Run {html.escape(run.name)}</h1>"
+        f"<p class=soft>{summary['steps']} steps of GRPO, groups of {summary['group_size']}; every figure "
+        f"below is measured by this run.</p><div class=tiles>"
+        + "".join(
+            f"<div class=tile>{label}<b>{value}</b><span class=soft>{note}</span></div>"
+            for label, value, note in tiles
+        )
+        + f"</div><div class=charts>{charts}</div><h2>By intent</h2><table><tr><th>intent<th>before<th>after"
+        f"<th>change</tr>{intents}</table>{talks}<h2>What it took</h2><table>{rows}</table></html>"
+    )
+    path = run / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _range(pair: Sequence[float]) -> str:
+    return f"95 %: {pair[0]:.2f} to {pair[1]:.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def chart(
+    title: str,
+    xs: Sequence[int],
+    series: Sequence[tuple[str, Sequence[float | None]]],
+    *,
+    percent: bool = False,
+) -> str:
+    """Lines over steps as inline SVG, axes labelled, from 0 where the values are shares."""
+    points = [v for _, values in series for v in values if v is not None]
+    if len(xs) < 2 or not points:
+        return ""
+    low, high = (0.0, 1.0) if percent else (min(0.0, *points), max(points))
+    high = high if high > low else low + 1
+    left, top, wide, tall = 44, 12, 300, 130
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = left + wide * (x - xs[0]) / (xs[-1] - xs[0])
+        return across, top + tall * (1 - (y - low) / (high - low))
+
+    def label(value: float) -> str:
+        return f"{value:.0%}" if percent else f"{value:.3g}"
+
+    marks = "".join(
+        f"<line x1={left} x2={left + wide} y1={place(xs[0], y)[1]:.1f} y2={place(xs[0], y)[1]:.1f} "
+        f"stroke='var(--line)'/><text x={left - 6} y={place(xs[0], y)[1] + 4:.1f} text-anchor=end "
+        f"font-size=11 fill='var(--soft)'>{label(y)}</text>"
+        for y in (low, (low + high) / 2, high)
+    )
+    lines = ""
+    for number, (name, values) in enumerate(series):
+        colour = ("var(--one)", "var(--two)")[number % 2]
+        path = " ".join(
+            f"{a:.1f},{b:.1f}"
+            for x, v in zip(xs, values, strict=True)
+            if v is not None
+            for a, b in [place(x, v)]
+        )
+        lines += f"<polyline points='{path}' fill=none stroke='{colour}' stroke-width=2><title>{html.escape(name)}</title></polyline>"
+        lines += (
+            f"<text x={left + wide} y={top + tall + 30} dx={-150 * (len(series) - 1 - number)} text-anchor=end "
+            f"font-size=11 fill='{colour}'>{html.escape(name)}</text>"
+        )
+    return (
+        f"<figure><figcaption>{html.escape(title)}</figcaption><svg viewBox='0 0 356 180' role=img "
+        f"aria-label='{html.escape(title)}'>{marks}{lines}<text x={left} y={top + tall + 16} font-size=11 "
+        f"fill='var(--soft)'>step {xs[0]}</text><text x={left + wide} y={top + tall + 16} text-anchor=end "
+        f"font-size=11 fill='var(--soft)'>{xs[-1]}</text></svg></figure>"
+    )
+
+
+def talk(title: str, trace: Trace) -> str:
+    """A conversation as a card."""
+    parts = []
+    who = {"user": "customer", "assistant": "agent"}
+    for message in trace.messages:
+        content = html.escape(str(message.get("content") or ""))
+        if message["role"] == "tool":
+            parts.append(f"<p class=tool>&rarr; {content}</p>")
+            continue
+        if content:
+            parts.append(f"<p><span class=who>{who.get(message['role'], '')}</span>{content}</p>")
+        for call in message.get("tool_calls") or []:
+            function: dict[str, Any] = call["function"]
+            said = html.escape(f"{function['name']} {function['arguments']}")
+            parts.append(f"<p class=call>{said}</p>")
+    goal = trace.goal_score
+    if goal is not None:
+        kind = "yes" if goal.success else "no"
+        parts.append(f"<p class={kind}>{'success' if goal.success else 'no success'}</p>")
+    return f"<div class=talk><b>{html.escape(title)}</b>{''.join(parts)}</div>"

@@ -1,0 +1,58 @@
+"""`serve`: a shop, a policy and the endpoint, wired together."""
+
+import secrets
+import tempfile
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from stateset_agents.errors import BadInput
+from stateset_agents.graphs import service
+from stateset_agents.jobs import JobConfig, served_policy
+from stateset_agents.policy import connect
+from stateset_agents.server.app import Served, build
+from stateset_agents.server.engine.process import port_is_free
+from stateset_agents.tools.shop import Shop, generate
+
+
+def service_app(shop: Shop, base_url: str, policy: str, *, key: str | None) -> FastAPI:
+    """The endpoint for the service graph over a shop, with a served policy."""
+    model = connect(base_url, policy).model_copy(
+        update={"temperature": 0.0, "disable_streaming": False, "stream_usage": True, "max_tokens": 160}
+    )
+    graphs = {
+        "service": Served(
+            compile=service.build,
+            context=lambda thread: service.context(model, shop, thread=thread),
+            step_limit=service.STEP_LIMIT,
+        )
+    }
+    return build(graphs, key=key)
+
+
+async def serve_graph(
+    config: JobConfig, adapter: Path | None, *, shop_seed: int, host: str, port: int, key: str | None
+) -> None:
+    """Serve until stopped. Beyond loopback a key is needed; without one it is made and shown once."""
+    if config.graph != "service":
+        raise BadInput(f"--graph: expected 'service', found {config.graph!r}.")
+    port_is_free(host, port)
+    if key is None and host not in ("127.0.0.1", "localhost", "::1"):
+        key = secrets.token_urlsafe(24)
+        print(f"STATESET_API_KEY is not set; the key of this server is {key}", flush=True)
+    shop = generate(shop_seed, "train").clone()
+    with tempfile.TemporaryDirectory() as folder:
+        async with served_policy(config, adapter, Path(folder)) as (url, name):
+            app = service_app(shop, url, name, key=key)
+            example = shop.one(
+                "SELECT orders.id, customers.zip FROM orders JOIN customers ON customer_id = customers.id "
+                "ORDER BY orders.id LIMIT 1"
+            )
+            assert example is not None
+            print(
+                f"graph 'service' at http://{host}:{port}/v1 (try order {example['id']}, zip {example['zip']})",
+                flush=True,
+            )
+            server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
+            await server.serve()

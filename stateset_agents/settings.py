@@ -1,0 +1,47 @@
+"""Settings: environment variables `STATESET_*` and an optional YAML file named by STATESET_CONFIG."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from stateset_agents.errors import BadInput
+
+
+class Settings(BaseSettings):
+    """What stays the same from one command to the next."""
+
+    model_config = SettingsConfigDict(env_prefix="STATESET_", frozen=True, extra="forbid")
+
+    api_key: SecretStr | None = None
+    """Bearer key of `serve`."""
+    runs: Path = Path("runs")
+    """Where runs are written."""
+    threads: int = Field(default=2, ge=1)
+    """torch threads while training."""
+    base_url: str | None = None
+    """An OpenAI-compatible policy server; without it the embedded engine is started."""
+
+
+def load_settings() -> Settings:
+    """Environment over YAML over defaults. Raises BadInput with the setting's name."""
+    values: dict[str, Any] = {}
+    file = os.environ.get("STATESET_CONFIG")
+    if file is not None:
+        try:
+            values = yaml.safe_load(Path(file).read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise BadInput(f"STATESET_CONFIG: expected a YAML file, found {error}.") from None
+        if not isinstance(values, dict):
+            raise BadInput(f"STATESET_CONFIG: expected settings by name in {file!r}.")
+        set_already = {name.removeprefix("STATESET_").lower() for name in os.environ}
+        values = {name: value for name, value in values.items() if name not in set_already}
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise BadInput(f"Setting {name!r}: {first['msg']}, found {first['input']!r}.") from None

@@ -1,0 +1,204 @@
+"""The training loop: scenarios -> episodes -> grades -> advantages -> one optimiser step -> commit.
+
+Step n takes the n-th slice of the scenarios, whatever happened before, so a run that is killed goes
+on with the very scenario that comes next.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from stateset_agents.errors import RunBroken
+from stateset_agents.reward import Reward, Score
+from stateset_agents.scenario import Scenario
+from stateset_agents.store import TraceStore
+from stateset_agents.trace import Sampling, Trace
+from stateset_agents.trainers.advantages import group_advantages
+from stateset_agents.trainers.checkpoint import Checkpoints
+from stateset_agents.trainers.grpo import grpo_trainer, lora_model, passes
+from stateset_agents.trajectory import Trajectory, trajectory
+
+Rollout = Callable[[Scenario, Sampling], Awaitable[Trace]]
+Publish = Callable[[str, Path], Awaitable[None]]
+"""Serve the adapter at a path under a version name."""
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How a policy is trained. Every field is read; the defaults are what the demo runs with."""
+
+    steps: int = 24
+    groups: int = 8
+    """Scenarios a step."""
+    group_size: int = 8
+    """Episodes a scenario."""
+    learning_rate: float = 2e-3
+    rank: int = 16
+    beta: float = 0.0
+    clip_high: float = 0.28
+    temperature: float = 1.0
+    max_tokens: int = 96
+    concurrency: int = 64
+    seed: int = 1
+    shuffle_rewards: bool = False
+    """A control: rewards are shuffled within each group, so that there is nothing to learn."""
+
+
+def version(step: int) -> str:
+    """The name a policy is served under after `step` steps. Never reused: caches are keyed by it."""
+    return "policy" if step == 0 else f"policy-v{step}"
+
+
+async def train(
+    *,
+    base: str,
+    tokenizer: PreTrainedTokenizerBase,
+    scenarios: Sequence[Scenario],
+    rollout: Rollout,
+    reward: Reward,
+    publish: Publish,
+    store: TraceStore,
+    run: Path,
+    config: TrainConfig,
+    report: Report,
+    nodes: Sequence[str] | None = None,
+) -> tuple[Path, list[dict[str, Any]]]:
+    """Train from the newest committed step on. Returns the adapter's folder and a log line per step."""
+    checkpoints = Checkpoints(run)
+    committed = checkpoints.newest()
+    done = committed.step if committed else 0
+    log = list(committed.log) if committed else []
+    store.discard_from("train", done + 1)
+    model = lora_model(
+        base,
+        rank=config.rank,
+        seed=config.seed,
+        adapter=str(committed.adapter) if committed else None,
+    )
+    trainer = grpo_trainer(
+        model,
+        tokenizer,
+        run,
+        learning_rate=config.learning_rate,
+        group_size=config.group_size,
+        temperature=config.temperature,
+        beta=config.beta,
+        clip_high=config.clip_high,
+    )
+    if committed:
+        trainer.optimizer.load_state_dict(committed.optimiser)
+        await publish(version(done), committed.adapter)
+    for step in range(done + 1, config.steps + 1):
+        chosen = [
+            scenarios[((step - 1) * config.groups + i) % len(scenarios)] for i in range(config.groups)
+        ]
+        began = time.perf_counter()
+        groups = await play(chosen, rollout, config, step)
+        graded = [await reward(group) for group in groups]
+        rolled = time.perf_counter()
+        if config.shuffle_rewards:
+            for number, scores in enumerate(graded):
+                random.Random(f"{config.seed}/{step}/{number}").shuffle(scores)
+        line = await asyncio.to_thread(_learn, trainer, groups, graded, nodes)
+        pending = [
+            store.append(trace, phase="train", step=step, score=score)
+            for group, scores in zip(groups, graded, strict=True)
+            for trace, score in zip(group, scores, strict=True)
+        ]
+        for written in pending:
+            await asyncio.wrap_future(written)
+        trained = time.perf_counter()
+        line |= {
+            "step": step,
+            "scenarios": [scenario.id for scenario in chosen],
+            "seconds_rollout": rolled - began,
+            "seconds_train": trained - rolled,
+        }
+        log.append(line)
+        adapter = checkpoints.commit(step, model, trainer.optimizer, log)
+        await publish(version(step), adapter)
+        line["seconds"] = time.perf_counter() - began
+        report(line)
+    return checkpoints.adapter(config.steps), log
+
+
+async def play(
+    scenarios: Sequence[Scenario], rollout: Rollout, config: TrainConfig, step: int
+) -> list[list[Trace]]:
+    """A group of episodes for each scenario, sampled by the version before `step`."""
+    gate = asyncio.Semaphore(config.concurrency)
+
+    async def one(scenario: Scenario, number: int) -> Trace:
+        seed = random.Random(f"{config.seed}/{step}/{scenario.id}/{number}").getrandbits(31)
+        sampling = Sampling(
+            version=version(step - 1),
+            temperature=config.temperature,
+            seed=seed,
+            max_tokens=config.max_tokens,
+        )
+        async with gate:
+            return await rollout(scenario, sampling)
+
+    async def group(scenario: Scenario) -> list[Trace]:
+        return list(
+            await asyncio.gather(*(one(scenario, number) for number in range(config.group_size)))
+        )
+
+    return list(await asyncio.gather(*(group(scenario) for scenario in scenarios)))
+
+
+def _learn(
+    trainer: Any,
+    groups: Sequence[Sequence[Trace]],
+    graded: Sequence[Sequence[Score | None]],
+    nodes: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Grade to gradient for one step. An episode without a score is in no row and no normaliser."""
+    trajectories: list[Trajectory] = []
+    worth: list[float] = []
+    flat = 0
+    for traces, scores in zip(groups, graded, strict=True):
+        advantages = group_advantages([None if s is None else s.value for s in scores])
+        flat += not any(advantages)
+        for trace, score, advantage in zip(traces, scores, advantages, strict=True):
+            if score is not None:
+                trajectories.append(trajectory(trace, nodes=nodes))
+                worth.append(advantage)
+    packed = passes(trajectories, worth)
+    tokens = sum(trajectory.tokens for trajectory in trajectories)
+    learned = {"entropy": 0.0, "clipped": 0.0, "grad_norm": 0.0, "ratio": 1.0, "kl": 0.0}
+    if packed:
+        try:
+            learned = trainer.learn(packed, tokens)
+        except FloatingPointError as error:
+            raise RunBroken(
+                f"{error} The last committed step is whole: lower the learning rate and --resume."
+            ) from None
+    every = [trace for traces in groups for trace in traces]
+    values = [s.value for scores in graded for s in scores if s is not None]
+    goals = [trace.goal_score for trace in every]
+    return {
+        **learned,
+        "reward": sum(values) / len(values) if values else None,
+        "success": sum(goal is not None and goal.success for goal in goals) / len(every),
+        "unscored": len(every) - len(values),
+        "violations": sum(bool(trace.violations) for trace in every) / len(every),
+        "flat_groups": flat / len(groups),
+        "episodes": len(every),
+        "tokens_sampled": sum(trace.tokens_sampled for trace in every),
+        "tokens_trained": sum(int(part.mask_BT.sum()) for part in packed),
+        "positions_forwarded": sum(part.ids.size(1) for part in packed),
+        "positions_in_rows": sum(
+            len(row.prompt) + len(row.sampled)
+            for trajectory, advantage in zip(trajectories, worth, strict=True)
+            if advantage
+            for row in trajectory.rows
+        ),
+    }
