@@ -57,9 +57,7 @@ async def converse(
         status = "truncated"
     except PolicyUnreachable as problem:
         status, error = "failed", str(problem)
-    state: dict[str, Any] = (
-        await agent.aget_state({"configurable": {"thread_id": thread}})
-    ).values
+    state: dict[str, Any] = (await agent.aget_state({"configurable": {"thread_id": thread}})).values
     changes = shop.changes()
     shop.close()
     return Trace(

@@ -1,8 +1,8 @@
 """The `service` graph: an agent that verifies, looks up, changes with consent, and hands over.
 
-    identity -> policy -> tools -> policy -> ... -> end of turn
-                            |-> confirm (interrupt) -> policy
-                            |-> handoff -> end
+identity -> policy -> tools -> policy -> ... -> end of turn
+                        |-> confirm (interrupt) -> policy
+                        |-> handoff -> end
 """
 
 from typing import Any
@@ -42,11 +42,13 @@ def build(checkpointer: Checkpointer = None) -> ServiceGraph:
     return graph.compile(checkpointer=checkpointer, name="service")
 
 
-def context(policy: BaseChatModel, shop: Shop, *, thread: str, customer: str = "") -> ServiceContext:
+def context(
+    policy: BaseChatModel, shop: Shop, *, thread: str, customer: str = ""
+) -> ServiceContext:
     """What a run of the service graph needs: the policy with the service tools, and the shop."""
     schemas: list[dict[str, Any]] = [tool.schema() for tool in SERVICE_TOOLS]
     return ServiceContext(
-        policy=policy.bind(tools=schemas),  # type: ignore[arg-type]
+        policy=policy.bind(tools=schemas),
         executor=Executor(shop, SERVICE_TOOLS),
         prompt=SERVICE_PROMPT,
         thread=thread,

@@ -50,7 +50,7 @@ def own_graph(graph: Any, name: str, *, step_limit: int = 50) -> Any:
             status = "truncated"
         except PolicyUnreachable as problem:
             status, error = "failed", str(problem)
-        except Exception as problem:  # the graph is not ours: its failure is data, not a crash
+        except Exception as problem:  # noqa: BLE001 (not our graph: its failure is data)
             status, error = "failed", f"{type(problem).__name__}: {problem}"
         messages = [m for m in end.get("messages", []) if isinstance(m, BaseMessage)]
         return Trace(

@@ -30,7 +30,9 @@ class SafetyReward:
         if trace.status == "failed":
             return None
         said = trace.said
-        given = " ".join(str(m.get("content") or "") for m in trace.messages if m["role"] != "assistant")
+        given = " ".join(
+            str(m.get("content") or "") for m in trace.messages if m["role"] != "assistant"
+        )
         found = [f"rule {rule}" for rule in trace.violations]
         if any(_is_card(match) for match in _DIGITS.findall(said)):
             found.append("a card number")

@@ -14,7 +14,9 @@ _CLAIM = re.compile(
     r"\b(?:refunded|cancelled|canceled|is changed|was changed|has been changed|ships to|is done|done,"
     r"|reserved|will get your money back)\b"
 )
-_OFFER = re.compile(r"\b(?:free|discount|voucher|gift card|coupon|\d+\s?% off|for life|compensation)\b")
+_OFFER = re.compile(
+    r"\b(?:free|discount|voucher|gift card|coupon|\d+\s?% off|for life|compensation)\b"
+)
 
 
 def specifics(text: str) -> set[str]:

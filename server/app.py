@@ -87,7 +87,12 @@ def checked(body: dict[str, Any]) -> list[dict[str, Any]]:
     """The request's messages. Raises Refusal for what cannot be read."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise Refusal(400, "messages: expected a list with at least one message.", "invalid_value", param="messages")
+        raise Refusal(
+            400,
+            "messages: expected a list with at least one message.",
+            "invalid_value",
+            param="messages",
+        )
     for number, message in enumerate(messages):
         roles = ("system", "developer", "user", "assistant", "tool")
         if not isinstance(message, dict) or message.get("role") not in roles:
@@ -96,9 +101,16 @@ def checked(body: dict[str, Any]) -> list[dict[str, Any]]:
                 param="messages",
             )  # fmt: skip
     if messages[-1]["role"] not in ("user", "tool"):
-        raise Refusal(400, "messages: expected the last one to be the user's or a tool's.", "invalid_value", param="messages")
+        raise Refusal(
+            400,
+            "messages: expected the last one to be the user's or a tool's.",
+            "invalid_value",
+            param="messages",
+        )
     if (body.get("n") or 1) != 1:
-        raise Refusal(400, "n: expected 1; a conversation has one next turn.", "invalid_value", param="n")
+        raise Refusal(
+            400, "n: expected 1; a conversation has one next turn.", "invalid_value", param="n"
+        )
     return messages
 
 
@@ -128,7 +140,12 @@ def build(graphs: dict[str, Served], *, key: str | None) -> FastAPI:
         served = graphs.get(name)
         if served is None:
             known = ", ".join(graphs)
-            raise Refusal(404, f"model: expected one of {known}, found {name!r}.", "model_not_found", param="model")
+            raise Refusal(
+                404,
+                f"model: expected one of {known}, found {name!r}.",
+                "model_not_found",
+                param="model",
+            )
         turn = await _turn(threads, served, name, messages)
         if not body.get("stream"):
             return JSONResponse(await turn.answer())
@@ -146,17 +163,30 @@ async def _turn(
     send: Any
     thread = threads.find(words(messages[:-1]))
     if thread is not None and thread.busy:
-        raise Refusal(409, "This conversation is being answered already.", "thread_busy", retry=False)
+        raise Refusal(
+            409, "This conversation is being answered already.", "thread_busy", retry=False
+        )
     if last["role"] == "tool":
         if thread is None:
-            raise Refusal(409, "Expected an answer to a pending confirmation, found no such conversation.", "nothing_pending", retry=False)
+            raise Refusal(
+                409,
+                "Expected an answer to a pending confirmation, found no such conversation.",
+                "nothing_pending",
+                retry=False,
+            )
         pending = await _pending(served, thread)
         if pending is None or last.get("tool_call_id") != _call_id(thread, pending):
-            raise Refusal(409, "Expected the id of the pending confirmation.", "nothing_pending", retry=False)
+            raise Refusal(
+                409, "Expected the id of the pending confirmation.", "nothing_pending", retry=False
+            )
         try:
             answer = Confirmation.model_validate_json(text_of(last.get("content")))
         except ValidationError:
-            raise Refusal(400, 'Expected {"confirmed": true} or {"confirmed": false} as content.', "invalid_value") from None
+            raise Refusal(
+                400,
+                'Expected {"confirmed": true} or {"confirmed": false} as content.',
+                "invalid_value",
+            ) from None
         send = Command(resume=answer.model_dump())
     else:
         new: list[AnyMessage] = [HumanMessage(text_of(last.get("content")))]
@@ -168,7 +198,12 @@ async def _turn(
                 if m["role"] in ("user", "assistant")
             ]
         elif await _pending(served, thread) is not None:
-            raise Refusal(409, "Expected the pending confirmation to be answered first.", "confirmation_pending", retry=False)
+            raise Refusal(
+                409,
+                "Expected the pending confirmation to be answered first.",
+                "confirmation_pending",
+                retry=False,
+            )
         send = {"messages": new}
     return Turn(threads, served, name, thread, messages, send)
 
@@ -196,7 +231,11 @@ class Turn:
         self.threads, self.served, self.thread, self.messages, self.send = (
             threads, served, thread, messages, send,
         )  # fmt: skip
-        self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
+        self.head = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": name,
+        }
         self.text = ""
         self.usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
         self.calls: list[dict[str, Any]] = []
@@ -234,7 +273,9 @@ class Turn:
                     {"id": _call_id(self.thread, pending), "type": "function", "function": function}
                 ]
         except GraphRecursionError:
-            raise Refusal(500, "The agent took too many steps.", "step_limit", retry=False) from None
+            raise Refusal(
+                500, "The agent took too many steps.", "step_limit", retry=False
+            ) from None
         except PolicyUnreachable:
             raise Refusal(503, "The policy server does not answer.", "policy_unreachable") from None
         finally:
@@ -254,7 +295,12 @@ class Turn:
     async def answer(self) -> dict[str, Any]:
         async for _ in self.pieces():
             pass
-        choice = {"index": 0, "message": self._message(), "finish_reason": self.reason, "logprobs": None}
+        choice = {
+            "index": 0,
+            "message": self._message(),
+            "finish_reason": self.reason,
+            "logprobs": None,
+        }
         return {**self.head, "object": "chat.completion", "choices": [choice], "usage": self.usage}
 
     async def stream(self, usage: bool) -> AsyncIterator[str]:

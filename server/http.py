@@ -37,10 +37,22 @@ def install(app: FastAPI, *, key: str | None) -> None:
         request_id = f"req_{uuid.uuid4().hex}"
         sent = request.headers.get("authorization", "").removeprefix("Bearer ")
         size = request.headers.get("content-length", "0")
-        if key and request.url.path != "/health" and not hmac.compare_digest(sent.encode(), key.encode()):
-            response = _refused(Refusal(401, "Expected `Authorization: Bearer KEY` with the server's key.", "invalid_api_key"))
+        if (
+            key
+            and request.url.path != "/health"
+            and not hmac.compare_digest(sent.encode(), key.encode())
+        ):
+            response = _refused(
+                Refusal(
+                    401,
+                    "Expected `Authorization: Bearer KEY` with the server's key.",
+                    "invalid_api_key",
+                )
+            )
         elif size.isdigit() and int(size) > MAX_BODY:
-            response = _refused(Refusal(413, f"Expected at most {MAX_BODY} bytes, found {size}.", "too_large"))
+            response = _refused(
+                Refusal(413, f"Expected at most {MAX_BODY} bytes, found {size}.", "too_large")
+            )
         else:
             response = await call_next(request)
         response.headers["x-request-id"] = request_id

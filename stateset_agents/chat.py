@@ -32,7 +32,10 @@ async def chat_loop(
             )
             graph = service.build(InMemorySaver())
             context = service.context(policy, shop, thread="chat")
-            thread: Any = {"configurable": {"thread_id": "chat"}, "recursion_limit": service.STEP_LIMIT}
+            thread: Any = {
+                "configurable": {"thread_id": "chat"},
+                "recursion_limit": service.STEP_LIMIT,
+            }
             known = ", ".join(f"{name} {value}" for name, value in scenario.customer.slots.items())
             console.print(f"You are a customer. You know: {known}.")
             console.print(f"You could start with: [bold]{scenario.customer.opening}[/]")
@@ -53,7 +56,9 @@ async def chat_loop(
                         agreed = _read(console, question).lower() in ("y", "yes")
                         send = Command(resume={"confirmed": agreed})
             for change in shop.changes():
-                console.print(f"changed  {change.table} {change.key} {change.column} = {change.value}")
+                console.print(
+                    f"changed  {change.table} {change.key} {change.column} = {change.value}"
+                )
             await close_connections()
 
 

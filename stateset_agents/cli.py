@@ -98,7 +98,9 @@ def train(
     ] = None,
     scenarios: Annotated[str | None, typer.Option(help="JSON file of scenarios.")] = None,
     model: Annotated[str, typer.Option(help="'seed', a path, or a Hugging Face name.")] = "seed",
-    base_url: Annotated[str | None, typer.Option(help="A running vLLM, as http://host:port/v1.")] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="A running vLLM, as http://host:port/v1.")
+    ] = None,
     steps: int = 24,
     groups: Annotated[int, typer.Option(help="Scenarios a step.")] = 8,
     group_size: Annotated[int, typer.Option(help="Episodes a scenario.")] = 8,
@@ -113,7 +115,9 @@ def train(
     seed: int = 1,
     out: Annotated[Path | None, typer.Option(help="Where runs are written.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run.")] = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the configuration and what is missing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the configuration and what is missing.")
+    ] = False,
 ) -> None:
     """Improve a policy with GRPO on episodes of a graph."""
     _train(
@@ -126,9 +130,7 @@ def train(
     )  # fmt: skip
 
 
-def _train(
-    values: dict[str, Any], *, out: Path | None, resume: Path | None, dry_run: bool
-) -> None:
+def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry_run: bool) -> None:
     from stateset_agents import jobs
     from stateset_agents.errors import BadInput
     from stateset_agents.settings import load_settings
@@ -241,7 +243,9 @@ def evaluate(
 
 @app.command()
 def chat(
-    policy: Annotated[Path | None, typer.Option(help="A run's folder; the seed without it.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="A run's folder; the seed without it.")
+    ] = None,
     model: str = "seed",
     base_url: str | None = None,
     seed: Annotated[int, typer.Option(help="Which generated customer you play.")] = 1,
@@ -259,7 +263,9 @@ def chat(
 @app.command()
 def serve(
     graph: Annotated[str, typer.Option(help="Which graph answers; 'service' so far.")] = "service",
-    policy: Annotated[Path | None, typer.Option(help="A run's folder; the seed without it.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="A run's folder; the seed without it.")
+    ] = None,
     model: str = "seed",
     base_url: str | None = None,
     shop_seed: Annotated[int, typer.Option(help="Which generated shop is served.")] = 1,
@@ -273,7 +279,9 @@ def serve(
 
     adapter = jobs.find_adapter(policy) if policy else None
     settings = load_settings()
-    config = jobs.check_config({"graph": graph, "model": model, "base_url": base_url or settings.base_url})
+    config = jobs.check_config(
+        {"graph": graph, "model": model, "base_url": base_url or settings.base_url}
+    )
     key = settings.api_key.get_secret_value() if settings.api_key else None
     _go(serve_graph(config, adapter, shop_seed=shop_seed, host=host, port=port, key=key))
 
@@ -293,7 +301,9 @@ def policy_build(
 @policy_app.command("serve")
 def policy_serve(
     model: str = "seed",
-    policy: Annotated[Path | None, typer.Option(help="A run's folder, served as its last version.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="A run's folder, served as its last version.")
+    ] = None,
     host: str = "127.0.0.1",
     port: int = 8001,
     threads: int = 1,
@@ -335,7 +345,9 @@ def traces_show(run: RunFolder, trace: str) -> None:
 
 @traces_app.command("export")
 def traces_export(
-    run: RunFolder, out: Annotated[Path, typer.Option(help="A .jsonl file.")], phase: str | None = None
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="A .jsonl file.")],
+    phase: str | None = None,
 ) -> None:
     """All traces as JSON lines."""
     count = 0

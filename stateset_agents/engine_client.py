@@ -10,7 +10,9 @@ from stateset_agents.errors import PolicyUnreachable
 
 async def load_adapter(base_url: str, name: str, path: Path) -> None:
     """Serve the adapter at `path` as `name`. Raises PolicyUnreachable with the server's reason."""
-    await _ask(base_url, "/load_lora_adapter", {"lora_name": name, "lora_path": str(path.resolve())})
+    await _ask(
+        base_url, "/load_lora_adapter", {"lora_name": name, "lora_path": str(path.resolve())}
+    )
 
 
 async def unload_adapter(base_url: str, name: str) -> None:

@@ -76,7 +76,9 @@ def measure(
     by_intent: dict[str, list[float]] = {}
     for trace, outcome in zip(traces, outcomes, strict=True):
         if outcome is not None:
-            by_intent.setdefault(trace.scenario.intent if trace.scenario else "", []).append(outcome)
+            by_intent.setdefault(trace.scenario.intent if trace.scenario else "", []).append(
+                outcome
+            )
     known = [outcome for outcome in outcomes if outcome is not None]
     values = [score.value for score in scores if score is not None]
     mean = math.fsum(known) / len(known) if known else 0.0

@@ -2,13 +2,14 @@
 
 import contextlib
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.messages.utils import convert_to_messages
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 
 from stateset_agents import jobs
@@ -73,7 +74,7 @@ class MultiTurnAgent:
         await self._exit.aclose()
         self._policy = None
 
-    async def __aenter__(self) -> "MultiTurnAgent":
+    async def __aenter__(self) -> Self:
         await self.initialize()
         return self
 
@@ -103,10 +104,15 @@ class MultiTurnAgent:
             max_tokens=self.config.max_new_tokens,
         )
         shop = generate(0, "train").clone()
+        where: RunnableConfig = {
+            "configurable": {"thread_id": "reply"},
+            "recursion_limit": service.STEP_LIMIT,
+        }
+        state: Any = {"messages": read}
         try:
             end = await service.build(InMemorySaver()).ainvoke(
-                {"messages": read},
-                {"configurable": {"thread_id": "reply"}, "recursion_limit": service.STEP_LIMIT},
+                state,
+                where,
                 context=service.context(self.policy.sampling(sampling, None), shop, thread="reply"),
             )
         finally:
@@ -121,9 +127,7 @@ class MultiTurnAgent:
 class ConversationEnvironment:
     """Scenarios to converse in: full ones, or `{"id", "user_responses": [...]}` for a scripted customer."""
 
-    def __init__(
-        self, scenarios: Sequence[dict[str, Any] | Scenario], max_turns: int = 8
-    ) -> None:
+    def __init__(self, scenarios: Sequence[dict[str, Any] | Scenario], max_turns: int = 8) -> None:
         if not scenarios:
             raise BadInput("Expected at least one scenario, found none.")
         self.scenarios = parse_scenarios(scenarios, where="ConversationEnvironment")
@@ -176,6 +180,7 @@ async def train(
     run = jobs.new_run(Path(output_dir) if output_dir is not None else Path("runs"))
     path = jobs.model_path(agent.config.model_name)
     base_version = agent.version
+
     async def play(scenario: Scenario, sampling: Sampling) -> Trace:
         asked = base_version if sampling.version == "policy" else sampling.version
         renamed = sampling.model_copy(update={"version": asked})

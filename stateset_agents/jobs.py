@@ -83,9 +83,7 @@ def load_object(name: str, what: str) -> Any:
     """`package.module:attribute`, looked up from the working directory too. Raises BadInput."""
     module, _, attribute = name.partition(":")
     if not attribute:
-        raise BadInput(
-            f"Expected {what} to be 'service' or 'package.module:name', found {name!r}."
-        )
+        raise BadInput(f"Expected {what} to be 'service' or 'package.module:name', found {name!r}.")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -93,7 +91,9 @@ def load_object(name: str, what: str) -> Any:
     except ModuleNotFoundError as error:
         raise BadInput(f"Expected {what} {name!r} to be importable, found: {error}.") from None
     except AttributeError:
-        raise BadInput(f"Expected {attribute!r} in module {module!r}, found no such name.") from None
+        raise BadInput(
+            f"Expected {attribute!r} in module {module!r}, found no such name."
+        ) from None
 
 
 def find_rollout(graph: str) -> RolloutWith:
@@ -138,7 +138,9 @@ def find_scenarios(config: JobConfig) -> tuple[list[Scenario], list[Scenario]]:
     """Training and held-out scenarios: generated, or a file split three to one in its order."""
     if config.scenarios is None:
         if config.graph != "service":
-            raise BadInput(f"--graph {config.graph} needs --scenarios FILE: only the service graph has its own.")
+            raise BadInput(
+                f"--graph {config.graph} needs --scenarios FILE: only the service graph has its own."
+            )
         need = config.steps * config.groups
         training = list(itertools.islice(generate_scenarios(seed=config.seed, split="train"), need))
         held_out = list(
@@ -276,7 +278,9 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
 
             async def play(scenario: Scenario, sampling: Sampling) -> Trace:
                 asked = base_name if sampling.version == "policy" else sampling.version
-                return await rollout(scenario, policy, sampling.model_copy(update={"version": asked}))
+                return await rollout(
+                    scenario, policy, sampling.model_copy(update={"version": asked})
+                )
 
             async def publish(version: str, path: Path) -> None:
                 await load_adapter(url, version, path)

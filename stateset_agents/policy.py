@@ -76,7 +76,11 @@ class Policy(ChatOpenAI):
 
     async def _post(self, payload: dict[str, Any]) -> dict[str, Any]:
         key = self.openai_api_key
-        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if isinstance(key, SecretStr) else {}
+        headers = (
+            {"Authorization": f"Bearer {key.get_secret_value()}"}
+            if isinstance(key, SecretStr)
+            else {}
+        )
         where = f"{str(self.openai_api_base).rstrip('/')}/chat/completions"
         try:
             async with _session().post(where, json=payload, headers=headers) as response:

@@ -83,7 +83,9 @@ def write_report(run: Path) -> Path:
         ""
         if pair is None
         else "<h2>The same customer, before and after</h2><div class=pair>"
-        + "".join(talk(title, trace) for title, trace in zip(("before", "after"), pair, strict=True))
+        + "".join(
+            talk(title, trace) for title, trace in zip(("before", "after"), pair, strict=True)
+        )
         + "</div>"
     )
     rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in facts)

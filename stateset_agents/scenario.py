@@ -139,7 +139,9 @@ def load_scenarios(path: Path) -> list[Scenario]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise BadInput(f"Expected a scenario file at {str(path)!r}, found {error.strerror}.") from None
+        raise BadInput(
+            f"Expected a scenario file at {str(path)!r}, found {error.strerror}."
+        ) from None
     try:
         rows = (
             json.loads(text)

@@ -19,7 +19,12 @@ from stateset_agents.tools.shop import Shop, generate
 def service_app(shop: Shop, base_url: str, policy: str, *, key: str | None) -> FastAPI:
     """The endpoint for the service graph over a shop, with a served policy."""
     model = connect(base_url, policy).model_copy(
-        update={"temperature": 0.0, "disable_streaming": False, "stream_usage": True, "max_tokens": 160}
+        update={
+            "temperature": 0.0,
+            "disable_streaming": False,
+            "stream_usage": True,
+            "max_tokens": 160,
+        }
     )
     graphs = {
         "service": Served(
@@ -32,7 +37,13 @@ def service_app(shop: Shop, base_url: str, policy: str, *, key: str | None) -> F
 
 
 async def serve_graph(
-    config: JobConfig, adapter: Path | None, *, shop_seed: int, host: str, port: int, key: str | None
+    config: JobConfig,
+    adapter: Path | None,
+    *,
+    shop_seed: int,
+    host: str,
+    port: int,
+    key: str | None,
 ) -> None:
     """Serve until stopped. Beyond loopback a key is needed; without one it is made and shown once."""
     if config.graph != "service":

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from stateset_agents.errors import BadInput
 from stateset_agents.reward import Score
@@ -52,11 +53,14 @@ class TraceStore:
         self._writer = threading.Thread(target=self._write, name="trace-writer", daemon=True)
         self._writer.start()
 
-    def __enter__(self) -> "TraceStore":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -89,7 +93,8 @@ class TraceStore:
         """A trace by its id or an unambiguous beginning of it."""
         with self._lock:
             rows = self._db.execute(
-                "SELECT body FROM traces WHERE substr(id, 1, ?) = ? LIMIT 2", (len(trace_id), trace_id)
+                "SELECT body FROM traces WHERE substr(id, 1, ?) = ? LIMIT 2",
+                (len(trace_id), trace_id),
             ).fetchall()
         if len(rows) != 1:
             found = "none" if not rows else "several"
@@ -132,10 +137,8 @@ class TraceStore:
             try:
                 rows = [_row(entry) for entry, _ in entries]
                 with self._lock, self._db:
-                    self._db.executemany(
-                        f"INSERT INTO traces VALUES({', '.join('?' * 13)})", rows
-                    )
-            except Exception as error:
+                    self._db.executemany(f"INSERT INTO traces VALUES({', '.join('?' * 13)})", rows)
+            except Exception as error:  # noqa: BLE001 (the waiting caller gets it)
                 for _, done in entries:
                     done.set_exception(error)
             else:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.columns import Columns
 from rich.console import Console
@@ -48,13 +48,16 @@ class TrainingView:
         )
         self.task: TaskID | None = None
 
-    def __enter__(self) -> "TrainingView":
+    def __enter__(self) -> Self:
         self.progress.start()
         self.task = self.progress.add_task("starting the policy engine", total=None, note="")
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.progress.stop()
 
@@ -89,9 +92,7 @@ class TrainingView:
         assert self.task is not None
         speed = line["tokens_sampled"] / line["seconds_rollout"]
         reward = "-" if line["reward"] is None else f"{line['reward']:.2f}"
-        note = (
-            f"reward {reward}  success {line['success']:.0%}  kl {line['kl']:.3f}  {speed:.0f} tok/s"
-        )
+        note = f"reward {reward}  success {line['success']:.0%}  kl {line['kl']:.3f}  {speed:.0f} tok/s"
         self.progress.update(self.task, completed=line["step"], note=note)
         if not self.console.is_terminal:
             self.console.print(f"step {line['step']}: {note}  {line['seconds']:.1f} s")
@@ -140,7 +141,9 @@ class TrainingView:
             console.print(
                 Columns(
                     [
-                        Panel(_transcript(trace), title=title, width=max(40, console.width // 2 - 1))
+                        Panel(
+                            _transcript(trace), title=title, width=max(40, console.width // 2 - 1)
+                        )
                         for title, trace in zip(("before", "after"), pair, strict=True)
                     ]
                 )
@@ -225,7 +228,17 @@ def trace_table(rows: list[dict[str, object]], total: int) -> None:
     """Traces, one a line."""
     console = Console(highlight=False)
     table = Table(box=None)
-    for column in ("trace", "phase", "step", "intent", "status", "ids", "version", "success", "reward"):
+    for column in (
+        "trace",
+        "phase",
+        "step",
+        "intent",
+        "status",
+        "ids",
+        "version",
+        "success",
+        "reward",
+    ):
         table.add_column(column)
     for row in rows:
         reward = row["reward"]

@@ -1,9 +1,9 @@
 """A trace is the record of one graph run: what was asked, said, called and sampled, in order.
 
-    call 1   prompt P1           sampled C1    node "policy"
-    call 2   prompt P1 C1 T1     sampled C2    node "policy"      T1: a tool's answer
-    tool     issue_refund(...)   done
-    status   completed; changes: payments R1 amount 4550, ...
+call 1   prompt P1           sampled C1    node "policy"
+call 2   prompt P1 C1 T1     sampled C2    node "policy"      T1: a tool's answer
+tool     issue_refund(...)   done
+status   completed; changes: payments R1 amount 4550, ...
 """
 
 import uuid

@@ -44,7 +44,9 @@ def test_nothing_is_read_before_verification(shop: Shop) -> None:
 def test_somebody_elses_order_looks_like_no_order(shop: Shop) -> None:
     order = an_order(shop, "pending")
     stranger = next(
-        row["id"] for row in shop.all("SELECT id FROM customers") if row["id"] != order["customer_id"]
+        row["id"]
+        for row in shop.all("SELECT id FROM customers")
+        if row["id"] != order["customer_id"]
     )
     executor = Executor(shop, ALL_TOOLS)
     theirs = executor.propose(Session(customer=stranger), "get_order", {"order_id": order["id"]})
@@ -75,7 +77,9 @@ def test_a_shipped_order_is_neither_cancelled_nor_readdressed(shop: Shop) -> Non
     executor, session = Executor(shop, ALL_TOOLS), Session(customer=order["customer_id"])
     cancel = executor.propose(session, "cancel_order", {"order_id": order["id"]})
     move = executor.propose(
-        session, "change_shipping_address", {"order_id": order["id"], "street": "1 A", "zip": "12345"}
+        session,
+        "change_shipping_address",
+        {"order_id": order["id"], "street": "1 A", "zip": "12345"},
     )
     assert (cancel.rule, move.rule) == ("cancel-before-shipping", "address-before-shipping")
     assert shop.changes() == ()

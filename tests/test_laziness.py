@@ -3,7 +3,16 @@
 import subprocess
 import sys
 
-HEAVY = ("torch", "transformers", "langgraph", "langchain_core", "litellm", "vllm", "fastapi", "openai")
+HEAVY = (
+    "torch",
+    "transformers",
+    "langgraph",
+    "langchain_core",
+    "litellm",
+    "vllm",
+    "fastapi",
+    "openai",
+)
 
 
 def loaded_after(code: str) -> set[str]:

@@ -27,7 +27,9 @@ def test_facts_are_compared_as_words_and_amounts() -> None:
     assert fact.said_in("45.50")
     assert not fact.said_in("You get 145.50 back.")
     assert not fact.said_in("You get 45.505 back.")
-    assert Fact(name="street", any_of=("12 Birch Road",)).said_in("Done, it ships to 12 birch road.")
+    assert Fact(name="street", any_of=("12 Birch Road",)).said_in(
+        "Done, it ships to 12 birch road."
+    )
 
 
 def test_a_forbidden_or_denied_attempt_is_no_success() -> None:

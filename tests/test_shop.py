@@ -68,7 +68,9 @@ def test_the_audit_log_cannot_be_rewritten(shop: Shop) -> None:
 
 NAMES = st.sampled_from([tool.name for tool in ALL_TOOLS])
 VALUES = st.one_of(
-    st.sampled_from(["L1", "L2", "P10", "P11", "12.50", "45.5", "SPRING10", "12345", "1 New Road", ""]),
+    st.sampled_from(
+        ["L1", "L2", "P10", "P11", "12.50", "45.5", "SPRING10", "12345", "1 New Road", ""]
+    ),
     st.text(max_size=8),
     st.integers(-5, 5),
     st.floats(),

@@ -47,7 +47,10 @@ def list_orders(shop: Shop, session: Session, call: Nothing) -> dict[str, Any]:
 def escalate_to_human(shop: Shop, session: Session, call: Reason) -> dict[str, Any]:
     ticket = shop.next_id("T")
     shop.run(
-        "INSERT INTO tickets VALUES(?, ?, ?)", ticket, session["customer"] or None, call.reason[:500]
+        "INSERT INTO tickets VALUES(?, ?, ?)",
+        ticket,
+        session["customer"] or None,
+        call.reason[:500],
     )
     return {"ticket": ticket}
 

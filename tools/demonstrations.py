@@ -62,7 +62,9 @@ def demonstrate(scenario: Scenario, rng: random.Random) -> Demonstration:
             break
     acts = bend(scenario, flaw, rng) if flaw else None
     if acts is None:
-        return Demonstration(intent=scenario.intent, flaw=None, messages=play(scenario, scenario.plan))
+        return Demonstration(
+            intent=scenario.intent, flaw=None, messages=play(scenario, scenario.plan)
+        )
     return Demonstration(intent=scenario.intent, flaw=flaw, messages=play(scenario, acts))
 
 

@@ -1,8 +1,8 @@
 """The executor is the only way to the shop: it checks arguments and rules, acts once, and writes it down.
 
-    propose(issue_refund)              -> denied by a rule, or a proposal that waits for the customer
-    commit(issue_refund, confirmed)    -> the change, exactly as proposed, once per key
-    one audit row per attempt, chained by hash; a failed act leaves nothing else behind
+propose(issue_refund)              -> denied by a rule, or a proposal that waits for the customer
+commit(issue_refund, confirmed)    -> the change, exactly as proposed, once per key
+one audit row per attempt, chained by hash; a failed act leaves nothing else behind
 """
 
 import hashlib
@@ -114,7 +114,10 @@ class Executor:
                 result = tool.run(self.shop, after, call)
                 if key is not None:
                     self.shop.run(
-                        "INSERT INTO idempotency VALUES(?, ?, ?)", key, fingerprint, json.dumps(result)
+                        "INSERT INTO idempotency VALUES(?, ?, ?)",
+                        key,
+                        fingerprint,
+                        json.dumps(result),
                     )
                 self._audit(tool.name, arguments, "done", None)
         except ToolError as error:
@@ -167,9 +170,7 @@ class Executor:
         self._audit(name, arguments, "invalid", None)
         return Outcome(status="invalid", result={"error": code, "help": help}, session=session)
 
-    def _audit(
-        self, name: str, arguments: dict[str, Any], outcome: str, rule: str | None
-    ) -> None:
+    def _audit(self, name: str, arguments: dict[str, Any], outcome: str, rule: str | None) -> None:
         last = self.shop.one("SELECT hash FROM audit ORDER BY seq DESC LIMIT 1")
         entry = json.dumps([name[:80], json.dumps(arguments, sort_keys=True)[:2000], outcome, rule])
         digest = hashlib.sha256(((last["hash"] if last else "") + entry).encode()).hexdigest()

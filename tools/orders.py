@@ -28,7 +28,9 @@ def get_order(shop: Shop, session: Session, call: Order) -> dict[str, Any]:
 
 
 def track_shipment(shop: Shop, session: Session, call: Order) -> dict[str, Any]:
-    found = shop.one("SELECT carrier, status, eta_day FROM shipments WHERE order_id = ?", call.order_id)
+    found = shop.one(
+        "SELECT carrier, status, eta_day FROM shipments WHERE order_id = ?", call.order_id
+    )
     if found is None:
         order = shop.one("SELECT status FROM orders WHERE id = ?", call.order_id)
         assert order is not None

@@ -122,7 +122,13 @@ OPENINGS: dict[Split, dict[str, tuple[str, ...]]] = {
 
 GIVES: dict[Split, dict[Slot, tuple[str, ...]]] = {
     "train": {
-        "order_id": ("My order is {}.", "The order number is {}.", "It is order {}.", "Order {}.", "{}."),
+        "order_id": (
+            "My order is {}.",
+            "The order number is {}.",
+            "It is order {}.",
+            "Order {}.",
+            "{}.",
+        ),
         "zip": ("My zip is {}.", "The zip code is {}.", "Zip {}.", "{}."),
         "street": ("The new address is {}.", "Please use {}.", "It is {} now.", "{}."),
         "item": ("The {}.", "It is about the {}."),

@@ -60,7 +60,11 @@ def issue_refund(shop: Shop, session: Session, call: Refund) -> dict[str, Any]:
     amount = cents(call.amount)
     payment = shop.next_id("R")
     shop.run(
-        "INSERT INTO payments VALUES(?, ?, 'refund', ?, ?)", payment, call.order_id, call.line, amount
+        "INSERT INTO payments VALUES(?, ?, 'refund', ?, ?)",
+        payment,
+        call.order_id,
+        call.line,
+        amount,
     )
     shop.run(
         "UPDATE lines SET refunded = refunded + ? WHERE order_id = ? AND line = ?",

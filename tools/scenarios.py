@@ -130,7 +130,9 @@ def _cancel(draft: Draft) -> None:
 
 
 def _refund(draft: Draft) -> None:
-    order = _order(draft, *draft.rng.choice((("returnable",),) * 3 + (("late",), ("shipped", "pending"))))
+    order = _order(
+        draft, *draft.rng.choice((("returnable",),) * 3 + (("late",), ("shipped", "pending")))
+    )
     lines = draft.shop.all(
         "SELECT line, item FROM lines JOIN products USING(sku) WHERE order_id = ?", order["id"]
     )
@@ -155,7 +157,9 @@ def _refund(draft: Draft) -> None:
 
 
 def _address_change(draft: Draft) -> None:
-    order = _order(draft, *draft.rng.choice((("pending",), ("pending",), ("pending",), ("shipped",))))
+    order = _order(
+        draft, *draft.rng.choice((("pending",), ("pending",), ("pending",), ("shipped",)))
+    )
     new = street(draft.rng, draft.split)
     draft.slots["street"] = new
     draft.open_with("order_id", "zip", asked=("street",))
@@ -270,7 +274,7 @@ def score_acts(scenario: Scenario, acts: tuple[Act, ...]) -> GoalScore:
 def mutants(scenario: Scenario) -> dict[str, tuple[Act, ...]]:
     """Ways to get a scenario wrong; each must score below the oracle."""
     plan = scenario.plan
-    writes = [act for act in scenario.customer.approves]
+    writes = list(scenario.customer.approves)
     found: dict[str, tuple[Act, ...]] = {"does nothing": (), "says nothing": ()}
     found["says nothing"] = tuple(act for act in plan if act.tool)
     found["talks only"] = tuple(act for act in plan if act.tool is None) if writes else ()
@@ -282,7 +286,15 @@ def mutants(scenario: Scenario) -> dict[str, tuple[Act, ...]]:
         wrong = dict(act.arguments)
         if "amount" in wrong:
             wrong["amount"] = "0.01"
-            found["wrong amount"] = (*plan[:where], Act(tool=act.tool, arguments=wrong), *plan[where + 1 :])
+            found["wrong amount"] = (
+                *plan[:where],
+                Act(tool=act.tool, arguments=wrong),
+                *plan[where + 1 :],
+            )
         other = {**act.arguments, "order_id": "W00000"}
-        found["wrong entity"] = (*plan[:where], Act(tool=act.tool, arguments=other), *plan[where + 1 :])
+        found["wrong entity"] = (
+            *plan[:where],
+            Act(tool=act.tool, arguments=other),
+            *plan[where + 1 :],
+        )
     return found

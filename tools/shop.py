@@ -177,7 +177,9 @@ def _place(shop: Shop, rng: random.Random, order: str, split: Split) -> None:
         order, customer["id"], status, street(rng, split), customer["zip"], placed,
     )  # fmt: skip
     total = 0
-    for number, product in enumerate(rng.sample(shop.all("SELECT * FROM products"), rng.randint(1, 3))):
+    for number, product in enumerate(
+        rng.sample(shop.all("SELECT * FROM products"), rng.randint(1, 3))
+    ):
         total += product["price"]
         shop.run(
             "INSERT INTO lines VALUES(?, ?, ?, 1, ?, 0, 0)",

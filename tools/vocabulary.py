@@ -31,10 +31,25 @@ _CODES = {
 }
 
 CARRIERS = ("DHL", "UPS", "FedEx", "DPD")
-MONTHS = "January February March April May June July August September October November December".split()
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 
 
-def words(kind: Literal["first", "adjective", "noun", "street", "street_kind", "code"], split: Split) -> list[str]:
+def words(
+    kind: Literal["first", "adjective", "noun", "street", "street_kind", "code"], split: Split
+) -> list[str]:
     """The words of one kind that a split may use."""
     tables = {
         "first": _FIRST,

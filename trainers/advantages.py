@@ -1,7 +1,7 @@
 """Advantages: how much better an episode was than the others of its group.
 
-    rewards 1, 0, 0, 1   ->   advantages +1, -1, -1, +1      (mean 0.5, deviation 0.5)
-    rewards 1, None, 1   ->   advantages  0,  0,  0          nothing to tell apart; None never counts as 0
+rewards 1, 0, 0, 1   ->   advantages +1, -1, -1, +1      (mean 0.5, deviation 0.5)
+rewards 1, None, 1   ->   advantages  0,  0,  0          nothing to tell apart; None never counts as 0
 """
 
 import math

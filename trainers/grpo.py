@@ -91,7 +91,7 @@ def _pass(rows: Sequence[Row], worth: Sequence[float]) -> Pass:
     )
 
 
-class TreeGRPOTrainer(GRPOTrainer):
+class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
     """TRL's GRPOTrainer fed with passes instead of prompts; `learn` is one optimiser step."""
 
     temperature: float
@@ -104,7 +104,7 @@ class TreeGRPOTrainer(GRPOTrainer):
         with torch.no_grad():
             ratio = self._drift(packed)
         for part in packed:
-            self.compute_loss(model, self._inputs(part, tokens)).backward()
+            torch.autograd.backward(self.compute_loss(model, self._inputs(part, tokens)))
         norm = torch.nn.utils.clip_grad_norm_(
             [p for p in model.parameters() if p.requires_grad], self.args.max_grad_norm
         )
@@ -154,7 +154,11 @@ class TreeGRPOTrainer(GRPOTrainer):
         }
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> torch.Tensor:
         self._pass = inputs["pass"]
         if self.beta != 0.0:
@@ -192,7 +196,11 @@ def lora_model(path: str, *, rank: int, seed: int, adapter: str | None = None) -
         return PeftModel.from_pretrained(base, adapter, is_trainable=True)
     torch.manual_seed(seed)
     lora = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
     )
     model = get_peft_model(base, lora)
     assert isinstance(model, PeftModel)

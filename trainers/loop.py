@@ -97,7 +97,8 @@ async def train(
         await publish(version(done), committed.adapter)
     for step in range(done + 1, config.steps + 1):
         chosen = [
-            scenarios[((step - 1) * config.groups + i) % len(scenarios)] for i in range(config.groups)
+            scenarios[((step - 1) * config.groups + i) % len(scenarios)]
+            for i in range(config.groups)
         ]
         began = time.perf_counter()
         groups = await play(chosen, rollout, config, step)

@@ -44,7 +44,10 @@ def train_tokenizer(conversations: Sequence[str], size: int) -> PreTrainedTokeni
     tokenizer = Tokenizer(models.BPE())
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     control = ["<|im_start|>", "<|im_end|>", "<|pad|>"]
     tokenizer.train_from_iterator(
@@ -57,7 +60,10 @@ def train_tokenizer(conversations: Sequence[str], size: int) -> PreTrainedTokeni
         ),
     )
     tokenizer.add_tokens(
-        [AddedToken(mark, special=False, normalized=False) for mark in ("<tool_call>", "</tool_call>")]
+        [
+            AddedToken(mark, special=False, normalized=False)
+            for mark in ("<tool_call>", "</tool_call>")
+        ]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -27,10 +27,10 @@ def attend(
     group = query.size(1) // key.size(1)
     if group > 1:
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-    keys = key.index_select(2, tree.gather).split(tree.keys, 2)
-    values = value.index_select(2, tree.gather).split(tree.keys, 2)
+    keys = key.index_select(2, tree.gather).split_with_sizes(tree.keys, 2)
+    values = value.index_select(2, tree.gather).split_with_sizes(tree.keys, 2)
     out = []
-    for q, k, v in zip(query.split(tree.queries, 2), keys, values, strict=True):
+    for q, k, v in zip(query.split_with_sizes(tree.queries, 2), keys, values, strict=True):
         n, m = q.size(2), k.size(2)
         mask = None
         if 1 < n < m:

@@ -1,7 +1,7 @@
 """A trie of tokens: every distinct prefix of a set of rows appears, and is computed, once.
 
-    rows  A B C      nodes  A B C D      segments  [A B]  [C]  [D]
-          A B D      depth  0 1 2 2      paths     [A B]; [A B][C]; [A B][D]
+rows  A B C      nodes  A B C D      segments  [A B]  [C]  [D]
+      A B D      depth  0 1 2 2      paths     [A B]; [A B][C]; [A B][D]
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,8 @@ def fold(rows: Sequence[Sequence[int]]) -> Trie:
     tokens: list[int] = [-1]
     raw: list[list[int]] = []
     for row in rows:
-        at, path = 0, []
+        at = 0
+        nodes: list[int] = []
         for token in row:
             below = children[at].get(token)
             if below is None:
@@ -38,8 +39,8 @@ def fold(rows: Sequence[Sequence[int]]) -> Trie:
                 children.append({})
                 tokens.append(token)
             at = below
-            path.append(at)
-        raw.append(path)
+            nodes.append(at)
+        raw.append(nodes)
     place = [0] * len(tokens)
     ids: list[int] = []
     depth: list[int] = []

@@ -8,10 +8,10 @@ import threading
 import torch
 import uvicorn
 
+from stateset_agents.chat_template import default_chat_template
 from stateset_agents.errors import BadInput
 from stateset_agents.server.engine.app import Engine, build
 from stateset_agents.server.engine.models import load_base
-from stateset_agents.chat_template import default_chat_template
 
 
 def main() -> int:

@@ -38,13 +38,15 @@ class Engine:
         self.batcher = Batcher(base, name, slots=slots, length=self.length)
         ends = base.generation_config.eos_token_id if base.generation_config else None
         known = ends if isinstance(ends, list) else [ends]
-        self.stop_ids = frozenset(
-            i for i in (*known, tokenizer.eos_token_id) if isinstance(i, int)
-        )
+        self.stop_ids = frozenset(i for i in (*known, tokenizer.eos_token_id) if isinstance(i, int))
 
     def load(self, name: str, path: str) -> None:
         if name in self.batcher.models:
-            raise Refusal(400, f"Expected a new adapter name, found {name!r} loaded already.", "adapter_exists")
+            raise Refusal(
+                400,
+                f"Expected a new adapter name, found {name!r} loaded already.",
+                "adapter_exists",
+            )
         try:
             self.batcher.models[name] = models.with_adapter(self.base, path)
         except BadInput as error:
@@ -61,9 +63,13 @@ class Engine:
         """A request from a body's sampling fields. Raises Refusal for what it cannot do."""
         model = body.get("model") or self.name
         if model not in self.batcher.models:
-            raise Refusal(404, f"The model {model!r} does not exist.", "model_not_found", param="model")
+            raise Refusal(
+                404, f"The model {model!r} does not exist.", "model_not_found", param="model"
+            )
         if (body.get("n") or 1) != 1:
-            raise Refusal(400, "n: expected 1; send several requests instead.", "invalid_value", param="n")
+            raise Refusal(
+                400, "n: expected 1; send several requests instead.", "invalid_value", param="n"
+            )
         room = self.length - len(prompt)
         if room < 1:
             raise Refusal(
@@ -186,10 +192,17 @@ def build(engine: Engine) -> FastAPI:
         if isinstance(prompt, str):
             prompt = engine.tokenizer.encode(prompt, add_special_tokens=False)
         size = len(engine.tokenizer)
-        if not isinstance(prompt, list) or not prompt or not all(
-            isinstance(i, int) and 0 <= i < size for i in prompt
+        if (
+            not isinstance(prompt, list)
+            or not prompt
+            or not all(isinstance(i, int) and 0 <= i < size for i in prompt)
         ):
-            raise Refusal(400, f"prompt: expected text or token ids from 0 to {size - 1}.", "invalid_value", param="prompt")
+            raise Refusal(
+                400,
+                f"prompt: expected text or token ids from 0 to {size - 1}.",
+                "invalid_value",
+                param="prompt",
+            )
         sampling = engine.request({"max_tokens": 16, **body}, prompt)
         await engine.run(sampling, request)
         choice: dict[str, Any] = {
@@ -212,7 +225,12 @@ def build(engine: Engine) -> FastAPI:
         body = await body_of(request)
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages:
-            raise Refusal(400, "messages: expected a list with at least one message.", "invalid_value", param="messages")
+            raise Refusal(
+                400,
+                "messages: expected a list with at least one message.",
+                "invalid_value",
+                param="messages",
+            )
         try:
             prompt = protocol.render(engine.tokenizer, messages, body.get("tools"))
         except BadInput as error:
@@ -303,9 +321,9 @@ async def _stream(
         if len(text) > sent and not text.endswith("\ufffd"):
             yield chunk({"content": text[sent:]}, upto=count)
             sent = len(text)
-    text, calls = protocol.read_answer(engine.text(request.ids))
-    if len(text or "") > sent:
-        yield chunk({"content": (text or "")[sent:]})
+    said, calls = protocol.read_answer(engine.text(request.ids))
+    if len(said or "") > sent:
+        yield chunk({"content": (said or "")[sent:]})
     for index, call in enumerate(calls):
         yield chunk({"tool_calls": [{"index": index, **call}]})
     reason = "tool_calls" if calls else request.finish_reason

@@ -1,7 +1,7 @@
 """Attention over cached slots: sequences of any length side by side in one row, without padding.
 
-    row       [ a a a a | b | c ]        a: four new tokens (prefill), b and c: one each (decode)
-    slot of b [ b b b b b b ]            what was computed for b before, plus the new token
+row       [ a a a a | b | c ]        a: four new tokens (prefill), b and c: one each (decode)
+slot of b [ b b b b b b ]            what was computed for b before, plus the new token
 """
 
 from dataclasses import dataclass

@@ -175,7 +175,9 @@ class Batcher:
             request.ids.append(token)
             request.logprobs.append(logprob)
             self.tokens_sampled += 1
-            if token in request.stop_ids or (request.stop is not None and request.stop(request.ids)):
+            if token in request.stop_ids or (
+                request.stop is not None and request.stop(request.ids)
+            ):
                 self._finish(request, "stop")
             elif len(request.ids) >= request.max_tokens:
                 self._finish(request, "length")

@@ -22,7 +22,10 @@ def render(
     readable = [_readable(message, number) for number, message in enumerate(messages)]
     try:
         text = tokenizer.apply_chat_template(
-            readable, tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=True
+            readable,
+            tools=list(tools) if tools else None,
+            tokenize=False,
+            add_generation_prompt=True,
         )
     except ValueError as error:
         raise BadInput(f"The chat template refused the messages: {error}") from None

@@ -1,0 +1,39 @@
+# Everything runs in .venv, which the first command makes.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.ready-
+
+.PHONY: demo test check prove bench clean
+
+demo: $(STAMP)run
+	$(BIN)/stateset-agents demo
+
+test: $(STAMP)dev
+	$(BIN)/python -m pytest -m "not prove"
+
+check: $(STAMP)dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tests/check_wheel.py
+
+prove: $(STAMP)dev
+	$(BIN)/python -m pytest -m prove -s
+	$(BIN)/python benchmarks/prove.py
+
+bench: $(STAMP)dev
+	$(BIN)/python benchmarks/rollout.py
+
+$(STAMP)run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[trl,api]"
+	touch $@
+
+$(STAMP)dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info
