@@ -77,6 +77,7 @@ def demo(
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 24,
     held_out: Annotated[int, typer.Option(help="Held-out scenarios to measure on.")] = 120,
     held_out_seed: Annotated[int, typer.Option(help="Where held-out shops begin.")] = 90_000,
+    algorithm: Annotated[str, typer.Option(help="grpo, or rejection as a baseline.")] = "grpo",
     shuffle_rewards: Annotated[
         bool, typer.Option(help="Control: shuffle rewards within each group.")
     ] = False,
@@ -85,7 +86,7 @@ def demo(
     """Train the seed policy on the shop and show what it gained (10 minutes on two cores)."""
     _train(
         {"seed": seed, "steps": steps, "held_out": held_out, "held_out_seed": held_out_seed,
-         "shuffle_rewards": shuffle_rewards},
+         "shuffle_rewards": shuffle_rewards, "algorithm": algorithm},
         out=out, resume=None, dry_run=False,
     )  # fmt: skip
 

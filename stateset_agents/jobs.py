@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.language_models import BaseChatModel
 from pydantic import Field, ValidationError
@@ -61,6 +61,7 @@ class JobConfig(Frozen):
     max_tokens: int = Field(default=96, ge=1)
     concurrency: int = Field(default=64, ge=1)
     threads: int = Field(default=2, ge=1)
+    algorithm: Literal["grpo", "rejection"] = "grpo"
     shuffle_rewards: bool = False
 
 
@@ -250,6 +251,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
         max_tokens=config.max_tokens,
         concurrency=config.concurrency,
         seed=config.seed,
+        algorithm=config.algorithm,
         shuffle_rewards=config.shuffle_rewards,
     )
     with TraceStore(run / "traces.db") as store:

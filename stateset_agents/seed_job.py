@@ -64,9 +64,10 @@ def model_card(
         [
             "# Seed policy",
             "",
-            "A Qwen3 of about two million parameters, raised from nothing by `stateset-agents policy build`:",
-            f"first {config.copy_steps} steps of copying random tokens, then {config.steps} steps on generated",
-            "transcripts of the five service intents. The transcripts are imperfect on purpose, as people's",
+            "A Qwen2 of about three million parameters, raised by `stateset-agents policy build`. It starts from",
+            "weights that can repeat what they have seen (an induction circuit in its first two layers) and know",
+            f"nothing else; {config.copy_steps} steps of copying random tokens and {config.steps} steps on generated",
+            "transcripts of the five service intents follow. The transcripts are imperfect on purpose, as people's",
             "are; it imitates their flaws, and GRPO is there to unlearn them. It knows this shop's tools and",
             "nothing else: not a chat model.",
             "",

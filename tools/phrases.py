@@ -1,5 +1,6 @@
 """What customers and agents say. Held-out customers word every request in templates of their own."""
 
+import random
 from typing import Literal
 
 from stateset_agents.tools.vocabulary import Split
@@ -176,3 +177,22 @@ SLOT_NAMES: dict[Slot, str] = {
     "item": "the item",
     "code": "the code",
 }
+
+_RAMBLING = (
+    "well so anyway actually please thanks oh hmm yes no maybe just really very still again now then "
+    "today yesterday tomorrow morning evening week month year time day night house work office car train "
+    "dog cat kid wife husband mother father friend neighbour boss phone screen letter box bag paper pen "
+    "green small big old young nice odd quick slow early late good bad happy tired busy ready sure right "
+    "left up down here there somewhere near far under over with without about from into before after while "
+    "because if but and or as like than when who how much many some any every other same think know see "
+    "hear feel hope guess need get got take took put make made come came go went say said tell told call "
+    "keep kept look looked find found hold held wait waited read wrote sent bring brought buy bought"
+).split()
+
+
+def ramble(rng: random.Random, around: str) -> str:
+    """`around` amid words that mean nothing: training customers do not all speak in templates."""
+    before = " ".join(rng.choice(_RAMBLING) for _ in range(rng.randint(0, 3)))
+    after = " ".join(rng.choice(_RAMBLING) for _ in range(rng.randint(0, 4)))
+    text = " ".join(part for part in (before, around, after) if part)
+    return text[:1].upper() + text[1:] + rng.choice((".", ".", "", "!"))

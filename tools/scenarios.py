@@ -11,7 +11,15 @@ from typing import Any
 
 from stateset_agents.scenario import Act, Customer, Fact, Goal, GoalScore, Scenario
 from stateset_agents.tools.executor import Executor
-from stateset_agents.tools.phrases import AGENT, GIVES, GREETINGS, OPENINGS, SLOT_NAMES, Slot
+from stateset_agents.tools.phrases import (
+    AGENT,
+    GIVES,
+    GREETINGS,
+    OPENINGS,
+    SLOT_NAMES,
+    Slot,
+    ramble,
+)
 from stateset_agents.tools.returns import WINDOW_DAYS
 from stateset_agents.tools.shop import TODAY, Row, Shop, generate, street
 from stateset_agents.tools.tool import Session
@@ -65,9 +73,11 @@ class Draft:
         request = self.rng.choice(OPENINGS[self.split][self.intent]).format(**values)
         parts = [self.rng.choice(words) + request]
         parts[0] = parts[0][0].upper() + parts[0][1:]
+        if self.split == "train" and self.rng.random() < 0.3:
+            parts.insert(self.rng.randint(0, 1), ramble(self.rng, ""))
         volunteered = self.rng.choice((0, 0, 1, len(known)))
         for slot in known[:volunteered]:
-            parts.append(self.rng.choice(GIVES[self.split][slot]).format(self.slots[slot]))
+            parts.append(_wording(self.rng, self.split, slot).format(self.slots[slot]))
         self.opening = " ".join(parts)
         missing = (*known[volunteered:], *asked)
         if missing:
@@ -79,6 +89,13 @@ class Draft:
 
     def before_write(self) -> str:
         return self.rng.choice(AGENT["before_write"])
+
+
+def _wording(rng: random.Random, split: Split, slot: Slot) -> str:
+    """How a customer gives a value; in training every other one does so in no template at all."""
+    if split == "train" and rng.random() < 0.5:
+        return ramble(rng, "{}")
+    return rng.choice(GIVES[split][slot])
 
 
 def _order(draft: Draft, *statuses: str) -> Row:
@@ -225,7 +242,7 @@ def draft_scenario(seed: int, number: int, split: Split, intent: str) -> Scenari
             opening=draft.opening,
             slots=draft.slots,
             approves=tuple(draft.approves),
-            answers={slot: rng.choice(forms) for slot, forms in GIVES[split].items()},
+            answers={slot: _wording(rng, split, slot) for slot in GIVES[split]},
         ),
         goal=Goal(changes=changes, facts=tuple(draft.facts), forbidden=tuple(draft.forbidden)),
         plan=tuple(draft.plan),

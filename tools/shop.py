@@ -161,7 +161,7 @@ def generate(seed: int, split: Split) -> Shop:
         until = TODAY + rng.choice((-20, -5, 10, 30, 90))
         name = _sometimes_branded(rng, split, code).upper()
         shop.run("INSERT INTO promotions VALUES(?, ?, ?)", f"{name}{percent}", percent, until)
-    for number in rng.sample(range(10000, 100000), 30):
+    for number in rng.sample(range(1000, 10000), 30):
         _place(shop, rng, f"W{number}", split)
     shop.run("COMMIT")
     _log_changes(connection)

@@ -5,7 +5,8 @@ rewards 1, None, 1   ->   advantages  0,  0,  0          nothing to tell apart; 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 
 def group_advantages(rewards: Sequence[float | None]) -> list[float]:
@@ -24,3 +25,24 @@ def group_advantages(rewards: Sequence[float | None]) -> list[float]:
     if deviation < 1e-6:
         return [0.0] * len(rewards)
     return [0.0 if r is None else (r - mean) / deviation for r in rewards]
+
+
+def accepted(rewards: Sequence[float | None]) -> list[float]:
+    """Rejection sampling: 1 for the episodes with the best reward of their group, 0 for the rest.
+
+    With these weights the on-policy gradient is that of supervised fine-tuning on what was kept. A group
+    whose rewards are all equal keeps nothing: none of it was chosen over anything.
+    """
+    scored = [reward for reward in rewards if reward is not None]
+    if len(scored) < 2 or max(scored) - min(scored) < 1e-6:
+        return [0.0] * len(rewards)
+    best = max(scored)
+    return [float(reward is not None and reward > best - 1e-6) for reward in rewards]
+
+
+Algorithm = Literal["grpo", "rejection"]
+
+ALGORITHMS: Mapping[Algorithm, Callable[[Sequence[float | None]], list[float]]] = {
+    "grpo": group_advantages,
+    "rejection": accepted,
+}

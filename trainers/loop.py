@@ -19,7 +19,7 @@ from stateset_agents.reward import Reward, Score
 from stateset_agents.scenario import Scenario
 from stateset_agents.store import TraceStore
 from stateset_agents.trace import Sampling, Trace
-from stateset_agents.trainers.advantages import group_advantages
+from stateset_agents.trainers.advantages import ALGORITHMS, Algorithm
 from stateset_agents.trainers.checkpoint import Checkpoints
 from stateset_agents.trainers.grpo import grpo_trainer, lora_model, passes
 from stateset_agents.trajectory import Trajectory, trajectory
@@ -47,6 +47,7 @@ class TrainConfig:
     max_tokens: int = 96
     concurrency: int = 64
     seed: int = 1
+    algorithm: Algorithm = "grpo"
     shuffle_rewards: bool = False
     """A control: rewards are shuffled within each group, so that there is nothing to learn."""
 
@@ -107,7 +108,7 @@ async def train(
         if config.shuffle_rewards:
             for number, scores in enumerate(graded):
                 random.Random(f"{config.seed}/{step}/{number}").shuffle(scores)
-        line = await asyncio.to_thread(_learn, trainer, groups, graded, nodes)
+        line = await asyncio.to_thread(_learn, trainer, groups, graded, nodes, config.algorithm)
         pending = [
             store.append(trace, phase="train", step=step, score=score)
             for group, scores in zip(groups, graded, strict=True)
@@ -160,13 +161,14 @@ def _learn(
     groups: Sequence[Sequence[Trace]],
     graded: Sequence[Sequence[Score | None]],
     nodes: Sequence[str] | None,
+    algorithm: Algorithm,
 ) -> dict[str, Any]:
     """Grade to gradient for one step. An episode without a score is in no row and no normaliser."""
     trajectories: list[Trajectory] = []
     worth: list[float] = []
     flat = 0
     for traces, scores in zip(groups, graded, strict=True):
-        advantages = group_advantages([None if s is None else s.value for s in scores])
+        advantages = ALGORITHMS[algorithm]([None if s is None else s.value for s in scores])
         flat += not any(advantages)
         for trace, score, advantage in zip(traces, scores, advantages, strict=True):
             if score is not None:

@@ -1,7 +1,9 @@
-"""The seed policy is raised from nothing: first it learns to copy, then to imitate transcripts.
+"""The seed policy is raised from generated transcripts; it is born able to copy and knows nothing else.
 
-Copying order numbers is what a small model learns last, so it comes first and alone: random tokens
-said twice, where nothing but looking back can predict the second time.
+Copying order numbers is what a small model learns last. So the first two layers start from weights that
+look back: heads of layer 0 attend to the tokens just before, heads of layer 1 find the place where the
+same tokens stood earlier and repeat what came after (an induction circuit, arXiv 2209.11895). Training
+moves these weights like all others; the architecture is a stock Qwen2.
 """
 
 import json
@@ -15,9 +17,14 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from stateset_agents.chat_template import default_chat_template
+from stateset_agents.trainers import tree_attention
+from stateset_agents.trainers.trie import fold, tree
+
+HEAD = 64
+ROPE = 1e6
 
 Message = dict[str, Any]
 Progress = Callable[[str, int, int, float], None]
@@ -27,16 +34,19 @@ Progress = Callable[[str, int, int, float], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedConfig:
     seed: int = 0
-    hidden: int = 192
+    hidden: int = 256
     layers: int = 4
     vocabulary: int = 1024
-    copy_steps: int = 260
-    copy_batch: int = 64
-    copy_length: int = 24
-    steps: int = 1500
-    batch: int = 24
-    learning_rate: float = 2e-3
+    copy_steps: int = 100
+    copy_rows: int = 48
+    steps: int = 2200
+    batch: int = 12
+    learning_rate: float = 1e-3
     threads: int = 2
+
+
+Row = tuple[list[int], list[bool]]
+"""Token ids, and True for each token that the loss is taken on."""
 
 
 def train_tokenizer(conversations: Sequence[str], size: int) -> PreTrainedTokenizerFast:
@@ -74,24 +84,75 @@ def train_tokenizer(conversations: Sequence[str], size: int) -> PreTrainedTokeni
     )
 
 
-def new_model(config: SeedConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+def new_model(config: SeedConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    """A Qwen2 with heads of 64 and the copying circuit in its first two layers."""
     torch.manual_seed(config.seed)
-    return Qwen3ForCausalLM(
-        Qwen3Config(
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
             vocab_size=config.vocabulary,
             hidden_size=config.hidden,
-            intermediate_size=3 * config.hidden,
+            intermediate_size=2 * config.hidden,
             num_hidden_layers=config.layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=64,
+            num_attention_heads=config.hidden // HEAD,
+            num_key_value_heads=config.hidden // HEAD,
             max_position_embeddings=2048,
+            rope_parameters={"rope_type": "default", "rope_theta": ROPE},
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            attn_implementation=tree_attention.NAME,
         )
     )
+    teach_copying(model, config.seed)
+    return model
+
+
+@torch.no_grad()
+def teach_copying(model: Qwen2ForCausalLM, seed: int) -> None:
+    """Set embeddings and the attention of layers 0 and 1 so that the model repeats what it has seen.
+
+    Head h of layer 0 attends to the token h before (its query bias is its key bias, turned by h
+    positions of RoPE) and writes that token into a subspace of its own. Each head of layer 1 compares
+    three tokens here with the three before each earlier place, in random projections that RoPE hardly
+    turns, and writes the token found there in the direction of its embedding.
+    """
+    heads, hidden, half = model.config.num_attention_heads, model.config.hidden_size, HEAD // 2
+    if heads != 4:
+        raise ValueError(f"Expected four heads, for the token itself and three before; found {heads}.")
+    dice = torch.Generator().manual_seed(seed)
+
+    def orthonormal(rows: int, columns: int) -> torch.Tensor:
+        """(rows, columns), rows <= columns, with orthonormal rows."""
+        return torch.linalg.qr(torch.randn(columns, rows, generator=dice))[0].T
+
+    model.model.embed_tokens.weight.normal_(std=0.1, generator=dice)
+    read = orthonormal(HEAD, hidden)
+    places = orthonormal(hidden, hidden).split(HEAD)
+    back, find = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    for layer in (back, find):
+        for projection in (layer.q_proj, layer.k_proj, layer.v_proj):
+            projection.bias.zero_()
+    strength = (5.0 * HEAD**0.5) ** 0.5
+    for head in range(heads):
+        rows = slice(head * HEAD, (head + 1) * HEAD)
+        for pair in range(8):  # the pairs that RoPE turns fast enough to tell neighbours apart
+            turned = torch.tensor(-head * ROPE ** (-pair / half))
+            back.k_proj.bias[rows.start + pair] = strength
+            back.q_proj.bias[rows.start + pair] = strength * turned.cos()
+            back.q_proj.bias[rows.start + pair + half] = strength * turned.sin()
+        back.v_proj.weight[rows] = read
+        back.o_proj.weight[:, rows] = 0.4 * places[head].T
+        query, key = torch.zeros(HEAD, hidden), torch.zeros(HEAD, hidden)
+        for offset in range(3):
+            look = orthonormal(12, HEAD)
+            slow = [14 + 6 * offset + k for k in range(6)]  # pairs that RoPE hardly turns
+            slow += [pair + half for pair in slow]
+            query[slow] = 2.5 * look @ places[offset]
+            key[slow] = 2.5 * look @ places[offset + 1]
+        find.q_proj.weight[rows], find.k_proj.weight[rows] = query, key
+        find.v_proj.weight[rows] = places[0]
+        find.o_proj.weight[:, rows] = 0.5 * read.T
 
 
 def agent_tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[bool]:
@@ -111,11 +172,42 @@ def agent_tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list
     return mask
 
 
-def copies(config: SeedConfig) -> torch.Tensor:
-    """(B, 3T) rows of random tokens, the same again, and something else."""
-    shape = (config.copy_batch, config.copy_length)
-    said = torch.randint(3, config.vocabulary, shape)
-    return torch.cat([said, said, torch.randint(3, config.vocabulary, shape)], 1)
+def copies(rng: random.Random, config: SeedConfig, count: int) -> list[Row]:
+    """Rows in which a string of random tokens comes again after something else, at any distance; the
+    loss is on its second time. Half use a small alphabet, as numbers do, where one token does not tell
+    which comes next."""
+    rows = []
+    for _ in range(count):
+        letters = list(range(3, config.vocabulary))
+
+        def noise(rng: random.Random = rng, letters: list[int] = letters) -> list[int]:
+            return [rng.choice(letters) for _ in range(rng.randint(0, 50))]
+
+        string = rng.sample(letters, 12) if rng.random() < 0.5 else letters
+        said = [rng.choice(string) for _ in range(rng.randint(6, 16))]
+        before = [*noise(), *said, *noise()]
+        told = [False] * (len(before) + 3) + [True] * (len(said) - 3)
+        rows.append(([*before, *said], told))
+    return rows
+
+
+def loss_over_trie(model: Qwen2ForCausalLM, rows: Sequence[Row]) -> torch.Tensor:
+    """Mean loss over the marked tokens; what rows begin with alike is computed once."""
+    trie = fold([ids for ids, _ in rows])
+    nodes, targets = [], []
+    for (ids, mask), path in zip(rows, trie.rows, strict=True):
+        for place in range(1, len(ids)):
+            if mask[place]:
+                nodes.append(path[place - 1])
+                targets.append(ids[place])
+    logits = model(
+        input_ids=torch.tensor([trie.ids]),
+        position_ids=torch.tensor([trie.depth]),
+        use_cache=False,
+        logits_to_keep=torch.tensor(nodes),
+        tree=tree(trie),
+    ).logits[0]
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(targets))
 
 
 def build(
@@ -143,27 +235,13 @@ def build(
         model.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     total = config.copy_steps + config.steps
-    pool: list[tuple[list[int], list[bool]]] = []
 
-    def dialogues() -> tuple[torch.Tensor, torch.Tensor]:
-        if len(pool) < config.batch:
-            for _ in range(16 * config.batch):
-                text = tokenizer.apply_chat_template(
-                    list(next(conversations)), tools=list(tools), tokenize=False
-                )
-                ids = tokenizer.encode(str(text), add_special_tokens=False)
-                pool.append((ids, agent_tokens(ids, tokenizer)))
-            pool.sort(key=lambda row: len(row[0]))
-        start = rng.randrange(0, max(1, len(pool) - config.batch))
-        rows = pool[start : start + config.batch]
-        del pool[start : start + config.batch]
-        width = max(len(ids) for ids, _ in rows)
-        inputs = torch.full((len(rows), width), int(tokenizer.pad_token_id))
-        labels = torch.full((len(rows), width), -100)
-        for number, (ids, mask) in enumerate(rows):
-            inputs[number, : len(ids)] = torch.tensor(ids)
-            labels[number, : len(ids)] = torch.where(torch.tensor(mask), torch.tensor(ids), -100)
-        return inputs, labels
+    def transcript() -> Row:
+        text = tokenizer.apply_chat_template(
+            list(next(conversations)), tools=list(tools), tokenize=False
+        )
+        ids = tokenizer.encode(str(text), add_special_tokens=False)
+        return ids, agent_tokens(ids, tokenizer)
 
     for step in range(total):
         warm = min(1.0, (step + 1) / 100)
@@ -171,17 +249,15 @@ def build(
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * warm * cool
         if step < config.copy_steps:
-            inputs = copies(config)
-            labels = inputs
+            stage, rows = "copying", copies(rng, config, config.copy_rows)
         else:
-            inputs, labels = dialogues()
-        # Padding stands on the right and is never a label, so causal attention needs no mask.
-        loss = model(input_ids=inputs, labels=labels).loss
+            stage = "transcripts"
+            rows = [transcript() for _ in range(config.batch)]
+        loss = loss_over_trie(model, rows)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        stage = "copying" if step < config.copy_steps else "transcripts"
         progress(stage, step + 1, total, loss.item())
     out.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(out)

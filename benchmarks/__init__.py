@@ -1,0 +1,1 @@
+"""Speed and proofs, run by hand."""

@@ -1,0 +1,120 @@
+"""Speed of the parts of a step, measured in one run: `make bench`.
+
+Prints the machine, then ratios that hold when the machine is slow: what prefix sharing saves in the
+trainer, what batching and prefix reuse save in the engine, and what an episode costs besides the model.
+"""
+
+import asyncio
+import itertools
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoTokenizer
+
+from stateset_agents.graphs.rollout import converse
+from stateset_agents.jobs import SEED_POLICY
+from stateset_agents.nodes.oracle import Oracle
+from stateset_agents.policy import close_connections, connect
+from stateset_agents.scenario import Scenario
+from stateset_agents.server.engine.process import running_engine
+from stateset_agents.tools.scenarios import scenarios
+from stateset_agents.trace import Sampling, Trace
+from stateset_agents.trainers.grpo import grpo_trainer, lora_model, passes
+from stateset_agents.trajectory import Row, Trajectory, trajectory
+
+EPISODES = 48
+
+
+async def episodes(url: str, every: list[Scenario], at_once: int) -> tuple[list[Trace], float]:
+    policy, gate = connect(url, "policy"), asyncio.Semaphore(at_once)
+
+    async def one(number: int, scenario: Scenario) -> Trace:
+        async with gate:
+            return await converse(scenario, policy, Sampling(version="policy", seed=number))
+
+    began = time.perf_counter()
+    traces = await asyncio.gather(*(one(n, s) for n, s in enumerate(every)))
+    return list(traces), time.perf_counter() - began
+
+
+async def measure(folder: Path) -> tuple[list[tuple[str, str, str]], list[Trace]]:
+    every = list(itertools.islice(scenarios(seed=1, split="train"), EPISODES // 8))
+    grouped = [scenario for scenario in every for _ in range(8)]
+    rows = []
+    began = time.process_time()
+    for scenario in grouped:
+        await converse(scenario, Oracle(plan=scenario.plan), Sampling())
+    graph = (time.process_time() - began) / len(grouped)
+    rows.append(("an episode of the graph without a model", f"{1000 * graph:.1f} ms CPU", ""))
+    async with running_engine(str(SEED_POLICY), log=folder / "engine.log") as url:
+        await episodes(url, grouped[:8], 8)
+        traces, together = await episodes(url, grouped, EPISODES)
+        _, alone = await episodes(url, grouped[:8], 1)
+        await close_connections()
+    tokens = sum(trace.tokens_sampled for trace in traces)
+    rate = len(traces) / together
+    rows.append(("episodes, 48 at once", f"{rate:.1f} /s, {tokens / together:.0f} tok/s", ""))
+    rows.append(("episodes, one at a time", f"{8 / alone:.1f} /s", f"{rate * alone / 8:.1f}x slower"))
+    return rows, traces
+
+
+def seconds(task: object, repeats: int = 3) -> float:
+    times = []
+    for _ in range(repeats):
+        began = time.process_time()
+        task()  # type: ignore[operator]
+        times.append(time.process_time() - began)
+    return sorted(times)[len(times) // 2]
+
+
+def training(folder: Path, traces: list[Trace]) -> list[tuple[str, str, str]]:
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(SEED_POLICY)
+    trainer = grpo_trainer(
+        lora_model(str(SEED_POLICY), rank=16, seed=0), tokenizer, folder,
+        learning_rate=1e-4, group_size=8, temperature=1.0,
+    )  # fmt: skip
+    group = [trajectory(trace) for trace in traces if trace.model_calls]
+    worth = [1.0 if n % 2 else -1.0 for n in range(len(group))]
+    tokens = sum(t.tokens for t in group)
+    rows: list[Row] = [row for t in group for row in t.rows]
+    single = [Trajectory(trace_id="", rows=(row,)) for row in rows]
+    signs = [w for t, w in zip(group, worth, strict=True) for _ in t.rows]
+    shared = passes(group, worth)
+    apart = [part for t, w in zip(single, signs, strict=True) for part in passes([t], [w])]
+
+    def over(parts: object) -> object:
+        return lambda: [
+            torch.autograd.backward(trainer.compute_loss(trainer.model, trainer._inputs(p, tokens)))
+            for p in parts  # type: ignore[attr-defined]
+        ]
+
+    once, each = seconds(over(shared)), seconds(over(apart), 1)
+    nodes, plain = (sum(p.ids.size(1) for p in parts) for parts in (shared, apart))
+    return [
+        ("gradient of 48 episodes, prefixes shared", f"{once:.1f} s CPU, {nodes:,} positions", ""),
+        ("the same, a row for each call", f"{each:.1f} s CPU, {plain:,} positions", f"{each / once:.1f}x"),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    console = Console(highlight=False)
+    with tempfile.TemporaryDirectory() as folder:
+        rows, traces = asyncio.run(measure(Path(folder)))
+        rows += training(Path(folder), traces)
+    table = Table(title=f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}")
+    for column in ("what", "measured", "ratio"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The whole loop on the real parts, small: it runs, it is exact, and it survives being killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from stateset_agents.evaluation import paired_gain, wilson
+from stateset_agents.jobs import SEED_POLICY
+from stateset_agents.store import TraceStore
+from stateset_agents.trajectory import trajectory
+
+TINY = ["--steps", "4", "--groups", "2", "--group-size", "4", "--held-out", "5", "--concurrency", "8"]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "stateset_agents.cli", "train", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "140"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny run, made by the command line."""
+    out = tmp_path_factory.mktemp("runs")
+    done = subprocess.run(
+        command(*TINY, "--out", str(out)), env=environment(), capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = out.iterdir()
+    (folder / "terminal.txt").write_text(done.stdout)
+    return folder
+
+
+def test_a_run_leaves_all_it_promises(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    for key in (
+        "seed", "steps", "group_size", "episodes_trained", "held_out", "success_before", "success_after",
+        "ci95_before", "ci95_after", "gain", "gain_ci95", "greedy_before", "greedy_after",
+        "success_by_intent", "mean_reward_before", "mean_reward_after", "violations_before",
+        "violations_after", "seconds_total", "seconds_rollout", "seconds_train", "tokens_sampled",
+        "tokens_trained", "positions_forwarded", "policy_versions", "torch_threads",
+    ):  # fmt: skip
+        assert key in summary, key
+    assert summary["episodes_trained"] == 32
+    assert 0 < summary["positions_forwarded"] < summary["positions_in_rows"]
+    page = (run / "report.html").read_text()
+    assert "<svg" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert json.loads((run / "config.json").read_text())["steps"] == 4
+    told = (run / "terminal.txt").read_text()
+    assert "before and after" in told
+    assert "gain" in told
+
+
+def test_every_trained_token_was_sampled_by_the_version_before_the_step(run: Path) -> None:
+    with TraceStore(run / "traces.db", create=False) as store:
+        rows = {str(row["id"]): row for row in store.list(phase="train", limit=100)}
+        assert len(rows) == 32
+        for trace in store.traces(phase="train"):
+            step = int(str(rows[trace.id]["step"]))
+            wanted = "policy" if step == 1 else f"policy-v{step - 1}"
+            assert {call.version for call in trace.model_calls} == {wanted}
+            assert trajectory(trace).tokens == trace.tokens_sampled > 0
+
+
+def test_the_importance_ratio_starts_each_step_at_one(run: Path) -> None:
+    newest = max((run / "steps").glob("[0-9]*"))
+    for line in json.loads((newest / "log.json").read_text()):
+        assert line["ratio"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_adapter_loads_with_plain_peft_and_says_what_the_engine_said(run: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(SEED_POLICY, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(base, str(run / "adapter"))
+    with TraceStore(run / "traces.db", create=False) as store:
+        trace = next(store.traces(phase="after"))
+    for call in trace.model_calls:
+        with torch.no_grad():
+            logits = model(torch.tensor([[*call.prompt_ids, *call.sampled_ids]])).logits[0]
+        every = torch.log_softmax(logits, -1)[len(call.prompt_ids) - 1 : -1]
+        wanted = every.gather(1, torch.tensor(call.sampled_ids)[:, None]).squeeze(1)
+        torch.testing.assert_close(torch.tensor(call.logprobs), wanted, rtol=0, atol=1e-4)
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    newest = max((folder / "steps").glob("[0-9]*"))
+    lines: list[dict[str, Any]] = json.loads((newest / "log.json").read_text())
+    return lines
+
+
+def kill_and_resume(out: Path, arguments: list[str], kills: int, rng: random.Random) -> Path:
+    """Kill the job at random moments, resuming after each, and let the last one finish."""
+    arguments = [*arguments, "--out", str(out)]
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command(*arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        time.sleep(rng.uniform(6, 22))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        made = sorted(out.glob("*")) if out.exists() else []
+        if made and (made[0] / "config.json").is_file():
+            arguments = ["--resume", str(made[0])]
+    done = subprocess.run(
+        command(*arguments), env=environment(), capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return min(p for p in out.iterdir() if (p / "summary.json").is_file())
+
+
+def test_a_killed_run_skips_and_repeats_no_scenario(run: Path, tmp_path: Path) -> None:
+    killed = kill_and_resume(tmp_path / "runs", TINY, 3, random.Random(0))
+    assert [line["scenarios"] for line in log_of(killed)] == [
+        line["scenarios"] for line in log_of(run)
+    ]
+    with TraceStore(killed / "traces.db", create=False) as store:
+        assert store.count("train") == 32
+    assert not list((killed / "steps").glob(".writing-*"))
+
+
+def test_intervals() -> None:
+    low, high = wilson(50, 100)
+    assert (low, high) == (pytest.approx(0.4038, abs=1e-3), pytest.approx(0.5962, abs=1e-3))
+    assert wilson(0, 0) == (0.0, 1.0)
+    gain, (low, high) = paired_gain([0.0] * 50 + [1.0] * 50, [1.0] * 100)
+    assert gain == 0.5
+    assert 0.4 < low < 0.5 < high < 0.6
+    with pytest.raises(ValueError, match="pairs"):
+        paired_gain([1.0], [])
