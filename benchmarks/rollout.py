@@ -60,7 +60,9 @@ async def measure(folder: Path) -> tuple[list[tuple[str, str, str]], list[Trace]
     tokens = sum(trace.tokens_sampled for trace in traces)
     rate = len(traces) / together
     rows.append(("episodes, 48 at once", f"{rate:.1f} /s, {tokens / together:.0f} tok/s", ""))
-    rows.append(("episodes, one at a time", f"{8 / alone:.1f} /s", f"{rate * alone / 8:.1f}x slower"))
+    rows.append(
+        ("episodes, one at a time", f"{8 / alone:.1f} /s", f"{rate * alone / 8:.1f}x slower")
+    )
     return rows, traces
 
 

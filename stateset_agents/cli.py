@@ -133,7 +133,7 @@ def train(
 
 def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry_run: bool) -> None:
     from stateset_agents import jobs
-    from stateset_agents.errors import BadInput
+    from stateset_agents.errors import BadInput, PolicyUnreachable, RunBroken
     from stateset_agents.settings import load_settings
 
     settings = load_settings()
@@ -155,8 +155,11 @@ def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry
     from stateset_agents.terminal import TrainingView
 
     run = resume or jobs.new_run(out or settings.runs)
-    with TrainingView() as view:
-        summary = _go(jobs.train_job(config, run, view))
+    try:
+        with TrainingView() as view:
+            summary = _go(jobs.train_job(config, run, view))
+    except (PolicyUnreachable, RunBroken) as error:
+        raise type(error)(f"{error} Go on with: stateset-agents train --resume {run}") from None
     from stateset_agents.report import write_report
 
     write_report(run)
@@ -290,7 +293,7 @@ def serve(
 @policy_app.command("build")
 def policy_build(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
-    steps: Annotated[int, typer.Option(help="Steps on transcripts.")] = 1500,
+    steps: Annotated[int, typer.Option(help="Steps on transcripts.")] = 1700,
     seed: int = 0,
 ) -> None:
     """Raise the seed policy from nothing (about half an hour on two cores)."""

@@ -263,6 +263,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
                 if kept.is_file():
                     return Measurement.model_validate_json(kept.read_text())
                 report("measure", {"phase": phase, "episodes": len(held_out)})
+                store.discard_from(phase, 0)
                 result, _ = await evaluate(
                     held_out, rollout, reward, base_url=url, version=version, temperature=temperature,
                     config=config, store=store, phase=phase, tick=lambda: report("tick", {}),

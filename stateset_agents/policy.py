@@ -5,14 +5,15 @@ Token ids and log-probabilities go to a sink and never into messages, graph stat
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import openai
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
 from langchain_core.messages import BaseMessage
-from langchain_core.outputs import ChatResult
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI
 from pydantic import Field, SecretStr
 
@@ -73,6 +74,15 @@ class Policy(ChatOpenAI):
         payload |= payload.pop("extra_body", None) or {}
         answer = await self._post(payload)
         return self._create_chat_result(answer)
+
+    async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
+        try:
+            async for chunk in super()._astream(*args, **kwargs):
+                yield chunk
+        except openai.APIError as error:
+            raise PolicyUnreachable(
+                f"Expected an answer from {self.openai_api_base}, found {type(error).__name__}: {error}"
+            ) from error
 
     async def _post(self, payload: dict[str, Any]) -> dict[str, Any]:
         key = self.openai_api_key

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from stateset_agents.errors import BadInput
+from stateset_agents.errors import BadInput, RunBroken
 from stateset_agents.reward import Score
 from stateset_agents.trace import Trace
 
@@ -139,8 +139,13 @@ class TraceStore:
                 with self._lock, self._db:
                     self._db.executemany(f"INSERT INTO traces VALUES({', '.join('?' * 13)})", rows)
             except Exception as error:  # noqa: BLE001 (the waiting caller gets it)
+                problem: Exception = error
+                if isinstance(error, sqlite3.OperationalError):
+                    problem = RunBroken(
+                        f"Expected to write to {str(self.path)!r}, found: {error}. Make room."
+                    )
                 for _, done in entries:
-                    done.set_exception(error)
+                    done.set_exception(problem)
             else:
                 for _, done in entries:
                     done.set_result(None)

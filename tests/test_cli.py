@@ -46,8 +46,14 @@ def test_dry_run_prints_the_resolved_configuration() -> None:
         (["train", "--model", "./nothing"], "--model"),
         (["train", "--scenarios", "missing.json"], "missing.json"),
         (["train", "--steps", "0"], "--steps: Input should be greater than or equal to 1, found 0"),
-        (["train", "--group-size", "1"], "--group-size: Input should be greater than or equal to 2"),
-        (["train", "--base-url", "http://127.0.0.1:9/v1", "--steps", "1"], "Expected a policy server"),
+        (
+            ["train", "--group-size", "1"],
+            "--group-size: Input should be greater than or equal to 2",
+        ),
+        (
+            ["train", "--base-url", "http://127.0.0.1:9/v1", "--steps", "1"],
+            "Expected a policy server",
+        ),
         (["train", "--resume", "nowhere"], "config.json"),
         (["evaluate", "--policy", "nowhere"], "adapter_config.json"),
         (["traces", "list", "nowhere"], "Expected a trace store"),

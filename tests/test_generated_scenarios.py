@@ -8,7 +8,7 @@ import pytest
 
 from stateset_agents.scenario import Scenario
 from stateset_agents.tools.demonstrations import FLAWS, demonstrate
-from stateset_agents.tools.phrases import GIVES, GREETINGS, OPENINGS
+from stateset_agents.tools.phrases import GISTS, GIVES, GREETINGS, OPENINGS
 from stateset_agents.tools.replies import reply
 from stateset_agents.tools.scenarios import INTENTS, mutants, scenarios, score_acts
 from stateset_agents.tools.vocabulary import Split, words
@@ -32,6 +32,8 @@ def phrases(split: Split) -> set[str]:
     said = [template for intent in OPENINGS[split].values() for template in intent]
     said += [template for forms in GIVES[split].values() for template in forms]
     said += GREETINGS[split]
+    if split == "train":
+        said += [gist for intent in GISTS.values() for gist in intent]
     return {" ".join(re.findall(r"[a-z{}]+", text.lower())) for text in said}
 
 

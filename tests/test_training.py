@@ -20,7 +20,18 @@ from stateset_agents.jobs import SEED_POLICY
 from stateset_agents.store import TraceStore
 from stateset_agents.trajectory import trajectory
 
-TINY = ["--steps", "4", "--groups", "2", "--group-size", "4", "--held-out", "5", "--concurrency", "8"]
+TINY = [
+    "--steps",
+    "4",
+    "--groups",
+    "2",
+    "--group-size",
+    "4",
+    "--held-out",
+    "5",
+    "--concurrency",
+    "8",
+]
 
 
 def command(*arguments: str) -> list[str]:
@@ -117,7 +128,12 @@ def kill_and_resume(out: Path, arguments: list[str], kills: int, rng: random.Ran
         if made and (made[0] / "config.json").is_file():
             arguments = ["--resume", str(made[0])]
     done = subprocess.run(
-        command(*arguments), env=environment(), capture_output=True, text=True, timeout=400, check=False
+        command(*arguments),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return min(p for p in out.iterdir() if (p / "summary.json").is_file())

@@ -178,16 +178,7 @@ SLOT_NAMES: dict[Slot, str] = {
     "code": "the code",
 }
 
-_RAMBLING = (
-    "well so anyway actually please thanks oh hmm yes no maybe just really very still again now then "
-    "today yesterday tomorrow morning evening week month year time day night house work office car train "
-    "dog cat kid wife husband mother father friend neighbour boss phone screen letter box bag paper pen "
-    "green small big old young nice odd quick slow early late good bad happy tired busy ready sure right "
-    "left up down here there somewhere near far under over with without about from into before after while "
-    "because if but and or as like than when who how much many some any every other same think know see "
-    "hear feel hope guess need get got take took put make made come came go went say said tell told call "
-    "keep kept look looked find found hold held wait waited read wrote sent bring brought buy bought"
-).split()
+_RAMBLING = ["well", "so", "anyway", "actually", "please", "thanks", "oh", "hmm", "yes", "no", "maybe", "just", "really", "very", "still", "again", "now", "then", "today", "yesterday", "tomorrow", "morning", "evening", "week", "month", "year", "time", "day", "night", "house", "work", "office", "car", "train", "dog", "cat", "kid", "wife", "husband", "mother", "father", "friend", "neighbour", "boss", "phone", "screen", "letter", "box", "bag", "paper", "pen", "green", "small", "big", "old", "young", "nice", "odd", "quick", "slow", "early", "late", "good", "bad", "happy", "tired", "busy", "ready", "sure", "right", "left", "up", "down", "here", "there", "somewhere", "near", "far", "under", "over", "with", "without", "about", "from", "into", "before", "after", "while", "because", "if", "but", "and", "or", "as", "like", "than", "when", "who", "how", "much", "many", "some", "any", "every", "other", "same", "think", "know", "see", "hear", "feel", "hope", "guess", "need", "get", "got", "take", "took", "put", "make", "made", "come", "came", "go", "went", "say", "said", "tell", "told", "call", "keep", "kept", "look", "looked", "find", "found", "hold", "held", "wait", "waited", "read", "wrote", "sent", "bring", "brought", "buy", "bought"]
 
 
 def ramble(rng: random.Random, around: str) -> str:
@@ -196,3 +187,31 @@ def ramble(rng: random.Random, around: str) -> str:
     after = " ".join(rng.choice(_RAMBLING) for _ in range(rng.randint(0, 4)))
     text = " ".join(part for part in (before, around, after) if part)
     return text[:1].upper() + text[1:] + rng.choice((".", ".", "", "!"))
+
+
+GISTS: dict[str, tuple[str, ...]] = {
+    "shipping_status": (
+        "where is it", "where is my package", "track my parcel", "track it", "when does it arrive",
+        "delivery status", "status of my order", "has it shipped", "when will it come", "expect my delivery",
+        "still waiting for my parcel", "on which day",
+    ),
+    "cancel": (
+        "cancel", "cancel it", "cancel my order", "want to cancel", "cancel everything", "stop the order cancel",
+        "ordered by mistake cancel", "do not need it cancel", "please cancel",
+    ),
+    "refund": (
+        "refund the {item}", "money back for the {item}", "{item} is broken refund", "a refund for one {item}",
+        "my {item} arrived damaged money back", "return my {item}", "{item} not working refund me",
+        "unhappy with this {item} money back",
+    ),
+    "address_change": (
+        "new address", "change the address", "another address", "wrong address", "we moved", "update my address",
+        "send it to a different address", "address must change", "deliver somewhere else new address",
+    ),
+    "price_question": (
+        "how much is the {item} code {code}", "price of your {item} with {code}", "{item} in stock with {code}",
+        "what would one {item} cost {code}", "code {code} on the {item} price", "{code} for this {item} how much",
+        "cost of a {item} if I use {code}", "with {code} my {item} in stock", "any {item} in stock code {code}",
+    ),
+}  # fmt: skip
+"""The bare requests that training customers also make, amid rambling."""

@@ -13,6 +13,7 @@ from stateset_agents.scenario import Act, Customer, Fact, Goal, GoalScore, Scena
 from stateset_agents.tools.executor import Executor
 from stateset_agents.tools.phrases import (
     AGENT,
+    GISTS,
     GIVES,
     GREETINGS,
     OPENINGS,
@@ -70,11 +71,12 @@ class Draft:
     def open_with(self, *known: Slot, asked: tuple[Slot, ...] = (), **values: str) -> None:
         """The first message: the request, perhaps with what the customer volunteers."""
         words = GREETINGS[self.split]
-        request = self.rng.choice(OPENINGS[self.split][self.intent]).format(**values)
+        if self.split == "train" and self.rng.random() < 0.5:
+            request = ramble(self.rng, self.rng.choice(GISTS[self.intent])).format(**values)
+        else:
+            request = self.rng.choice(OPENINGS[self.split][self.intent]).format(**values)
         parts = [self.rng.choice(words) + request]
         parts[0] = parts[0][0].upper() + parts[0][1:]
-        if self.split == "train" and self.rng.random() < 0.3:
-            parts.insert(self.rng.randint(0, 1), ramble(self.rng, ""))
         volunteered = self.rng.choice((0, 0, 1, len(known)))
         for slot in known[:volunteered]:
             parts.append(_wording(self.rng, self.split, slot).format(self.slots[slot]))

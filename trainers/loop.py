@@ -105,6 +105,13 @@ async def train(
         groups = await play(chosen, rollout, config, step)
         graded = [await reward(group) for group in groups]
         rolled = time.perf_counter()
+        failed = [trace for group in groups for trace in group if trace.status == "failed"]
+        if len(failed) > config.groups * config.group_size // 2:
+            raise RunBroken(
+                f"Expected episodes in step {step}, found that {len(failed)} of "
+                f"{config.groups * config.group_size} failed, the last with: {failed[-1].error} "
+                "What was committed is kept."
+            )
         if config.shuffle_rewards:
             for number, scores in enumerate(graded):
                 random.Random(f"{config.seed}/{step}/{number}").shuffle(scores)
@@ -182,7 +189,7 @@ def _learn(
             learned = trainer.learn(packed, tokens)
         except FloatingPointError as error:
             raise RunBroken(
-                f"{error} The last committed step is whole: lower the learning rate and --resume."
+                f"{error} The last committed step is whole; lower the learning rate."
             ) from None
     every = [trace for traces in groups for trace in traces]
     values = [s.value for scores in graded for s in scores if s is not None]

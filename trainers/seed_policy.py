@@ -39,7 +39,7 @@ class SeedConfig:
     vocabulary: int = 1024
     copy_steps: int = 100
     copy_rows: int = 48
-    steps: int = 2200
+    steps: int = 1700
     batch: int = 12
     learning_rate: float = 1e-3
     threads: int = 2
@@ -119,7 +119,9 @@ def teach_copying(model: Qwen2ForCausalLM, seed: int) -> None:
     """
     heads, hidden, half = model.config.num_attention_heads, model.config.hidden_size, HEAD // 2
     if heads != 4:
-        raise ValueError(f"Expected four heads, for the token itself and three before; found {heads}.")
+        raise ValueError(
+            f"Expected four heads, for the token itself and three before; found {heads}."
+        )
     dice = torch.Generator().manual_seed(seed)
 
     def orthonormal(rows: int, columns: int) -> torch.Tensor:

@@ -1,0 +1,68 @@
+"""What breaks a run is named in one line, and what was committed stays."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from stateset_agents.store import TraceStore
+from stateset_agents.trace import Trace
+
+SMALL = ["--groups", "2", "--group-size", "4", "--held-out", "4", "--concurrency", "8"]
+
+
+def test_a_full_disk_is_an_error_of_the_append(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a disk that is full."""
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from stateset_agents.store import TraceStore\n"
+        "from stateset_agents.trace import Trace\n"
+        "store = TraceStore(Path(sys.argv[1]))\n"
+        "store.append(Trace(id='kept')).result(10)\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))\n"
+        "try:\n"
+        "    for n in range(500):\n"
+        "        store.append(Trace(messages=({'role': 'user', 'content': str(n) * 5000},))).result(10)\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "traces.db")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "RunBroken" in done.stdout, done.stdout + done.stderr
+    assert "Make room" in done.stdout
+    with TraceStore(tmp_path / "traces.db", create=False) as store:
+        assert store.get("kept") == Trace(id="kept")
+
+
+def test_a_killed_engine_ends_the_run_with_a_line_and_it_can_be_resumed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stateset_agents.cli", "train", *SMALL]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        [*command, "--steps", "40", "--out", str(tmp_path)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*/steps/000001")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 2, told
+    assert "Traceback" not in told
+    assert "--resume" in told.splitlines()[-1]
+    (run,) = tmp_path.iterdir()
+    assert list((run / "steps").glob("[0-9]*"))
