@@ -1,7 +1,6 @@
 """A graph of one's own as a roll-out: any LangGraph graph that takes its chat model from outside."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -14,8 +13,6 @@ from stateset_agents.policy import Policy
 from stateset_agents.recorder import Recorder
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Sampling, Status, Trace
-
-GraphFactory = Callable[[BaseChatModel], Any]
 
 
 def own_graph(graph: Any, name: str, *, step_limit: int = 50) -> Any:

@@ -134,7 +134,9 @@ def chart(
         return across, top + tall * (1 - (y - low) / (high - low))
 
     def label(value: float) -> str:
-        return f"{value:.0%}" if percent else f"{value:.3g}"
+        if percent:
+            return f"{value:.0%}"
+        return f"{value:.0e}" if 0 < abs(value) < 0.001 else f"{value:.3g}"[:6]
 
     marks = "".join(
         f"<line x1={left} x2={left + wide} y1={place(xs[0], y)[1]:.1f} y2={place(xs[0], y)[1]:.1f} "
