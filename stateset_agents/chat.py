@@ -12,7 +12,7 @@ from rich.console import Console
 
 from stateset_agents.graphs import service
 from stateset_agents.jobs import JobConfig, served_policy
-from stateset_agents.policy import close_connections, connect
+from stateset_agents.policy import connect
 from stateset_agents.tools.scenarios import scenarios
 from stateset_agents.tools.shop import generate
 from stateset_agents.trace import Sampling
@@ -59,7 +59,6 @@ async def chat_loop(
                 console.print(
                     f"changed  {change.table} {change.key} {change.column} = {change.value}"
                 )
-            await close_connections()
 
 
 def _read(console: Console, prompt: str) -> str:

@@ -154,6 +154,7 @@ def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry
         raise BadInput("; ".join(missing))
     from stateset_agents.terminal import TrainingView
 
+    _quiet_libraries()
     run = resume or jobs.new_run(out or settings.runs)
     try:
         with TrainingView() as view:
@@ -164,6 +165,16 @@ def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry
 
     write_report(run)
     view.conclude(run, summary)
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and deprecations of the libraries below would tear our own progress apart."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _missing(config: Any) -> list[str]:
@@ -293,7 +304,7 @@ def serve(
 @policy_app.command("build")
 def policy_build(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
-    steps: Annotated[int, typer.Option(help="Steps on transcripts.")] = 1700,
+    steps: Annotated[int, typer.Option(help="Steps on transcripts.")] = 1400,
     seed: int = 0,
 ) -> None:
     """Raise the seed policy from nothing (about half an hour on two cores)."""

@@ -161,14 +161,20 @@ async def policy_server(config: JobConfig, run: Path) -> AsyncIterator[tuple[str
     """The policy's base URL and its base model's name: an external server's, or the embedded engine's."""
     if config.base_url is not None:
         names = await served_models(config.base_url)
-        yield config.base_url, names[0]
+        try:
+            yield config.base_url, names[0]
+        finally:
+            await close_connections()
         return
     from stateset_agents.server.engine.process import running_engine  # needs torch's packages
 
     path = model_path(config.model)
     slots = config.concurrency + config.concurrency // 2
     async with running_engine(path, log=run / "engine.log", slots=slots) as url:
-        yield url, "policy"
+        try:
+            yield url, "policy"
+        finally:
+            await close_connections()
 
 
 async def evaluate(
@@ -309,7 +315,6 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
             final = loop.version(config.steps)
             after = await measured("after", final, config.temperature)
             greedy_after = await measured("greedy_after", final, 0.0)
-            await close_connections()
     link = run / "adapter"
     if not link.exists():
         link.symlink_to(adapter.relative_to(run))
@@ -404,7 +409,6 @@ async def evaluate_job(
                 held_out, rollout, reward, base_url=url, version=name, temperature=temperature,
                 config=config, store=store, phase="evaluate", tick=lambda: report("tick", {}),
             )  # fmt: skip
-            await close_connections()
     (run / "evaluation.json").write_text(result.model_dump_json(indent=2) + "\n")
     report("end", {})
     return result

@@ -194,11 +194,11 @@ def _transcript(trace: Trace) -> Text:
         role = message["role"]
         if role not in names:
             continue
+        if message.get("content"):
+            text.append(f"{names[role]:<8} {message['content']}\n", styles[role])
         for call in message.get("tool_calls") or []:
             function = call["function"]
             text.append(f"calls    {function['name']} {function['arguments']}\n", "cyan")
-        if message.get("content"):
-            text.append(f"{names[role]:<8} {message['content']}\n", styles[role])
     goal = trace.goal_score
     if goal is not None:
         text.append("success" if goal.success else "no success", "green" if goal.success else "red")

@@ -182,7 +182,9 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
             logits_to_keep=part.predict,
             tree=part.tree,
         )
-        every = torch.log_softmax(output.logits[0].float() / self.temperature, -1)
+        logits = output.logits[0]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        every = torch.log_softmax(logits / self.temperature, -1)
         entropy = -(every.exp() * every).sum(-1)[part.sources_BT]
         return every[part.sources_BT, part.sampled_BT], entropy.detach()
 

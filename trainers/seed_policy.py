@@ -39,7 +39,7 @@ class SeedConfig:
     vocabulary: int = 1024
     copy_steps: int = 100
     copy_rows: int = 48
-    steps: int = 1700
+    steps: int = 1400
     batch: int = 12
     learning_rate: float = 1e-3
     threads: int = 2
@@ -50,12 +50,14 @@ Row = tuple[list[int], list[bool]]
 
 
 def train_tokenizer(conversations: Sequence[str], size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with digits one by one; `<tool_call>` stays visible text, as Qwen has it."""
+    """Byte-level BPE with digits one by one and spaces apart, so that a word is the same tokens after a
+    space and after a quote: then repeating it is copying. `<tool_call>` stays visible text, as in Qwen."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(" ", "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
@@ -126,11 +128,12 @@ def teach_copying(model: Qwen2ForCausalLM, seed: int) -> None:
 
     def orthonormal(rows: int, columns: int) -> torch.Tensor:
         """(rows, columns), rows <= columns, with orthonormal rows."""
-        return torch.linalg.qr(torch.randn(columns, rows, generator=dice))[0].T
+        tall: torch.Tensor = torch.linalg.qr(torch.randn(columns, rows, generator=dice))[0]
+        return tall.T
 
     model.model.embed_tokens.weight.normal_(std=0.1, generator=dice)
     read = orthonormal(HEAD, hidden)
-    places = orthonormal(hidden, hidden).split(HEAD)
+    places = orthonormal(hidden, hidden).unflatten(0, (heads, HEAD))
     back, find = model.model.layers[0].self_attn, model.model.layers[1].self_attn
     for layer in (back, find):
         for projection in (layer.q_proj, layer.k_proj, layer.v_proj):
@@ -256,7 +259,7 @@ def build(
             stage = "transcripts"
             rows = [transcript() for _ in range(config.batch)]
         loss = loss_over_trie(model, rows)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
