@@ -133,7 +133,7 @@ def teach_copying(model: Qwen2ForCausalLM, seed: int) -> None:
 
     model.model.embed_tokens.weight.normal_(std=0.1, generator=dice)
     read = orthonormal(HEAD, hidden)
-    places = orthonormal(hidden, hidden).unflatten(0, (heads, HEAD))
+    places = orthonormal(hidden, hidden).view(heads, HEAD, hidden)
     back, find = model.model.layers[0].self_attn, model.model.layers[1].self_attn
     for layer in (back, find):
         for projection in (layer.q_proj, layer.k_proj, layer.v_proj):
