@@ -4,12 +4,13 @@ import asyncio
 import hmac
 import json
 import uuid
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 4 * 1024 * 1024
 
@@ -27,36 +28,47 @@ class Refusal(Exception):
         self.error = {"message": message, "type": kind, "param": param, "code": code}
 
 
+class Guard:
+    """Request ids, the bearer key and the limit on bodies. Plain ASGI: Starlette's function middleware
+    hides from an endpoint that its client has left."""
+
+    def __init__(self, app: ASGIApp, key: str | None) -> None:
+        self.app = app
+        self.key = key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = f"req_{uuid.uuid4().hex}".encode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
+            await send(message)
+
+        refusal = self._refusal(Headers(scope=scope), scope["path"])
+        answer = self.app if refusal is None else _refused(refusal)
+        await answer(scope, receive, send_with_id)
+
+    def _refusal(self, headers: Headers, path: str) -> Refusal | None:
+        sent = headers.get("authorization", "").removeprefix("Bearer ")
+        size = headers.get("content-length", "0")
+        if (
+            self.key
+            and path != "/health"
+            and not hmac.compare_digest(sent.encode(), self.key.encode())
+        ):
+            wanted = "Expected `Authorization: Bearer KEY` with the server's key."
+            return Refusal(401, wanted, "invalid_api_key")
+        if size.isdigit() and int(size) > MAX_BODY:
+            return Refusal(413, f"Expected at most {MAX_BODY} bytes, found {size}.", "too_large")
+        return None
+
+
 def install(app: FastAPI, *, key: str | None) -> None:
     """Give an app the error shape, request ids and, where a key is set, the check of it."""
-
-    @app.middleware("http")
-    async def guard(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        request_id = f"req_{uuid.uuid4().hex}"
-        sent = request.headers.get("authorization", "").removeprefix("Bearer ")
-        size = request.headers.get("content-length", "0")
-        if (
-            key
-            and request.url.path != "/health"
-            and not hmac.compare_digest(sent.encode(), key.encode())
-        ):
-            response = _refused(
-                Refusal(
-                    401,
-                    "Expected `Authorization: Bearer KEY` with the server's key.",
-                    "invalid_api_key",
-                )
-            )
-        elif size.isdigit() and int(size) > MAX_BODY:
-            response = _refused(
-                Refusal(413, f"Expected at most {MAX_BODY} bytes, found {size}.", "too_large")
-            )
-        else:
-            response = await call_next(request)
-        response.headers["x-request-id"] = request_id
-        return response
+    app.add_middleware(Guard, key=key)
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, refusal: Refusal) -> Response:

@@ -91,9 +91,10 @@ async def test_a_cached_prefix_changes_no_log_probability(engine: str) -> None:
 
 
 async def test_a_seed_repeats_and_another_one_does_not(engine: str) -> None:
-    answers = [await ask(engine, temperature=1.5, seed=seed) for seed in (1, 1, 2)]
-    ids = [answer["choices"][0]["token_ids"] for answer in answers]
-    assert ids[0] == ids[1] != ids[2]
+    answers = [await ask(engine, temperature=2.0, seed=seed) for seed in (1, 1, 2, 3, 4, 5)]
+    ids = [tuple(answer["choices"][0]["token_ids"]) for answer in answers]
+    assert ids[0] == ids[1]
+    assert len(set(ids)) > 1
 
 
 async def test_log_probabilities_are_of_the_distribution_that_was_sampled(engine: str) -> None:
@@ -231,7 +232,7 @@ async def test_an_adapter_of_another_base_is_refused(engine: str, tmp_path: Path
 
 
 async def test_a_client_that_leaves_frees_its_place(engine: str) -> None:
-    body = {"model": "policy", "messages": MESSAGES, "max_tokens": 1500, "temperature": 2.0}
+    body = {"model": "policy", "messages": MESSAGES, "max_tokens": 1800, "ignore_eos": True}
     root = engine.removesuffix("/v1")
     async with aiohttp.ClientSession() as session:
         with pytest.raises(asyncio.TimeoutError):

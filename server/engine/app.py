@@ -90,7 +90,7 @@ class Engine:
             top_k=int(number(body, "top_k", 0, -1, 1e6)),
             max_tokens=min(int(wanted), room),
             seed=None if seed is None else int(seed),
-            stop_ids=self.stop_ids,
+            stop_ids=frozenset() if body.get("ignore_eos") else self.stop_ids,
             stop=(lambda ids: any(s in self.text(ids) for s in stops)) if stops else None,
             notify=lambda request: None,
         )
