@@ -9,7 +9,7 @@ demo: $(STAMP)run
 	$(BIN)/stateset-agents demo
 
 test: $(STAMP)dev
-	$(BIN)/python -m pytest -m "not prove"
+	$(BIN)/python -m pytest
 
 check: $(STAMP)dev
 	$(BIN)/ruff format --check .
@@ -19,7 +19,6 @@ check: $(STAMP)dev
 	$(BIN)/python tests/check_wheel.py
 
 prove: $(STAMP)dev
-	$(BIN)/python -m pytest -m prove -s
 	$(BIN)/python benchmarks/prove.py
 
 bench: $(STAMP)dev

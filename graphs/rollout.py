@@ -25,8 +25,9 @@ async def converse(
     scenario: Scenario, policy: BaseChatModel, sampling: Sampling, *, max_turns: int | None = None
 ) -> Trace:
     """Play a scenario with the service graph and return its trace; a failure is a trace as well."""
-    split = "held_out" if scenario.split == "held_out" else "train"
-    shop = generate(scenario.shop_seed, split).clone()
+    shop = generate(
+        scenario.shop_seed, "train" if scenario.split == "user" else scenario.split
+    ).clone()
     recorder = Recorder()
     model: BaseChatModel = (
         policy.sampling(sampling, recorder.sink) if isinstance(policy, Policy) else policy

@@ -1,11 +1,10 @@
 """Several rewards as one: a weighted sum, in which a part that could not be scored voids the whole."""
 
 import asyncio
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stateset_agents.reward import Reward, Score
+from stateset_agents.reward import Reward, Score, checked_weight
 from stateset_agents.rewards.effort import EffortReward
 from stateset_agents.rewards.outcome import OutcomeReward
 from stateset_agents.rewards.rules import RulesReward
@@ -28,13 +27,9 @@ class CompositeReward:
             weighted = [(reward, float(_weight(reward))) for reward in rewards]
         if not weighted:
             raise ValueError("Expected at least one reward, found none.")
-        for reward, weight in weighted:
-            if not (math.isfinite(weight) and weight > 0):
-                raise ValueError(
-                    f"Expected a positive weight for {reward.name!r}, found {weight}. "
-                    "Leave a reward out instead of weighting it 0."
-                )
-        self.weighted = weighted
+        self.weighted = [
+            (reward, checked_weight(weight, reward.name)) for reward, weight in weighted
+        ]
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
         columns = await asyncio.gather(*(reward(traces) for reward, _ in self.weighted))

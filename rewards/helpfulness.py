@@ -1,9 +1,8 @@
 """Helpfulness: is the request answered with facts of this conversation? Length and politeness earn nothing."""
 
-import math
 from collections.abc import Sequence
 
-from stateset_agents.reward import Score
+from stateset_agents.reward import Score, checked_weight
 from stateset_agents.rewards.words import claims_action, from_tools, known, specifics
 from stateset_agents.trace import Trace
 
@@ -22,9 +21,7 @@ class HelpfulnessReward:
     name = "helpfulness"
 
     def __init__(self, weight: float = 1.0) -> None:
-        if not (math.isfinite(weight) and weight > 0):
-            raise ValueError(f"Expected a positive weight, found {weight}.")
-        self.weight = weight
+        self.weight = checked_weight(weight, self.name)
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
         return [self.score(trace) for trace in traces]

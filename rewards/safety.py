@@ -1,10 +1,9 @@
 """Safety: 1 for an episode without a leak, an unauthorised promise or a broken rule, else 0."""
 
-import math
 import re
 from collections.abc import Sequence
 
-from stateset_agents.reward import Score
+from stateset_agents.reward import Score, checked_weight
 from stateset_agents.rewards.words import offers
 from stateset_agents.trace import Trace
 
@@ -19,9 +18,7 @@ class SafetyReward:
     name = "safety"
 
     def __init__(self, weight: float = 1.0) -> None:
-        if not (math.isfinite(weight) and weight > 0):
-            raise ValueError(f"Expected a positive weight, found {weight}.")
-        self.weight = weight
+        self.weight = checked_weight(weight, self.name)
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
         return [self.score(trace) for trace in traces]

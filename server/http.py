@@ -42,14 +42,26 @@ class Guard:
             return
         request_id = f"req_{uuid.uuid4().hex}".encode()
 
+        answered = False
+
         async def send_with_id(message: Message) -> None:
+            nonlocal answered
             if message["type"] == "http.response.start":
+                answered = True
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
             await send(message)
 
         refusal = self._refusal(Headers(scope=scope), scope["path"])
-        answer = self.app if refusal is None else _refused(refusal)
-        await answer(scope, receive, send_with_id)
+        if refusal is not None:
+            await _refused(refusal)(scope, receive, send_with_id)
+            return
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception as error:
+            if not answered:
+                broken = Refusal(500, f"{type(error).__name__} in the server.", "internal_error")
+                await _refused(broken)(scope, receive, send_with_id)
+            raise  # the server logs it
 
     def _refusal(self, headers: Headers, path: str) -> Refusal | None:
         sent = headers.get("authorization", "").removeprefix("Bearer ")
@@ -77,10 +89,6 @@ def install(app: FastAPI, *, key: str | None) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         return _refused(Refusal(error.status_code, str(error.detail), "http_error"))
-
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> Response:
-        return _refused(Refusal(500, f"{type(error).__name__} in the server.", "internal_error"))
 
 
 def _refused(refusal: Refusal) -> Response:

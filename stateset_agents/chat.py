@@ -23,8 +23,8 @@ async def chat_loop(
 ) -> None:
     """Read lines until an empty one or the end of input."""
     console = Console(highlight=False)
-    scenario = next(itertools.islice(scenarios(seed=seed, split="held_out"), seed % 5, None))
-    shop = generate(scenario.shop_seed, "held_out").clone()
+    scenario = next(itertools.islice(scenarios(seed=seed, split="development"), seed % 5, None))
+    shop = generate(scenario.shop_seed, "development").clone()
     with tempfile.TemporaryDirectory() as folder:
         async with served_policy(config, adapter, Path(folder)) as (url, name):
             policy = connect(url, name).sampling(

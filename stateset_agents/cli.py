@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -108,6 +108,7 @@ def train(
     learning_rate: float = 2e-3,
     rank: Annotated[int, typer.Option(help="LoRA rank.")] = 16,
     beta: Annotated[float, typer.Option(help="Weight of the KL to the base model.")] = 0.0,
+    algorithm: Annotated[str, typer.Option(help="grpo, or rejection as a baseline.")] = "grpo",
     temperature: float = 1.0,
     max_tokens: Annotated[int, typer.Option(help="Tokens a model call may sample.")] = 96,
     concurrency: Annotated[int, typer.Option(help="Episodes at a time.")] = 64,
@@ -124,7 +125,7 @@ def train(
     _train(
         {"graph": graph, "reward": reward, "scenarios": scenarios, "model": model,
          "base_url": base_url, "steps": steps, "groups": groups, "group_size": group_size,
-         "learning_rate": learning_rate, "rank": rank, "beta": beta, "temperature": temperature,
+         "learning_rate": learning_rate, "rank": rank, "beta": beta, "algorithm": algorithm, "temperature": temperature,
          "max_tokens": max_tokens, "concurrency": concurrency, "held_out": held_out,
          "held_out_seed": held_out_seed, "seed": seed},
         out=out, resume=resume, dry_run=dry_run,
@@ -304,7 +305,7 @@ def serve(
 @policy_app.command("build")
 def policy_build(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
-    steps: Annotated[int, typer.Option(help="Steps on transcripts.")] = 1400,
+    steps: Annotated[int, typer.Option(help="Steps on transcripts.")] = 1500,
     seed: int = 0,
 ) -> None:
     """Raise the seed policy from nothing (about half an hour on two cores)."""
@@ -384,7 +385,10 @@ def scenarios_generate(
     out: Annotated[Path, typer.Option(help="File to write, JSON lines.")],
     seed: int = 1,
     count: int = 100,
-    held_out: Annotated[bool, typer.Option(help="Held-out names, items and phrasings.")] = False,
+    split: Annotated[
+        Literal["train", "development", "held_out"],
+        typer.Option(help="Whose names, items and phrasings."),
+    ] = "train",
     intent: Annotated[list[str] | None, typer.Option(help="Only these intents.")] = None,
 ) -> None:
     """Write solvable scenarios with their goals and plans."""
@@ -399,7 +403,7 @@ def scenarios_generate(
         raise BadInput(f"--intent: expected one of {', '.join(INTENTS)}, found {unknown[0]!r}.")
     if count < 1:
         raise BadInput(f"--count: expected at least 1, found {count}.")
-    made = scenarios(seed=seed, split="held_out" if held_out else "train", intents=intents)
+    made = scenarios(seed=seed, split=split, intents=intents)
     with out.open("w", encoding="utf-8") as file:
         for scenario in itertools.islice(made, count):
             file.write(scenario.model_dump_json() + "\n")

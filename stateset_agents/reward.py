@@ -1,5 +1,6 @@
 """A reward reads traces and says what each was worth; what it cannot score it says nothing about."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -21,6 +22,16 @@ class Score(Frozen):
         if not -1e9 < self.value < 1e9:
             raise ValueError(f"Expected a finite reward, found {self.value!r}.")
         return self
+
+
+def checked_weight(weight: float, name: str) -> float:
+    """`weight`. Raises ValueError unless it is a positive finite number."""
+    if not (math.isfinite(weight) and weight > 0):
+        raise ValueError(
+            f"Expected a positive weight for {name!r}, found {weight}. "
+            "Leave a reward out instead of weighting it 0."
+        )
+    return weight
 
 
 class Reward(Protocol):

@@ -116,7 +116,7 @@ class Scenario(Frozen):
 
     id: str
     intent: str = "open"
-    split: Literal["train", "held_out", "user"] = "user"
+    split: Literal["train", "development", "held_out", "user"] = "user"
     shop_seed: int = 0
     customer: Customer = Customer()
     goal: Goal | None = None

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,19 +13,26 @@ os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from stateset_agents.jobs import SEED_POLICY
+from stateset_agents.policy import close_connections
 from stateset_agents.scenario import Scenario
 from stateset_agents.server.engine.process import running_engine
 from stateset_agents.tools.scenarios import scenarios
 
 
 @pytest.fixture(scope="session")
-def held_out() -> list[Scenario]:
-    return list(itertools.islice(scenarios(seed=500, split="held_out"), 25))
+def development() -> list[Scenario]:
+    return list(itertools.islice(scenarios(seed=500, split="development"), 25))
 
 
 @pytest.fixture(scope="session")
 def training() -> list[Scenario]:
     return list(itertools.islice(scenarios(seed=500, split="train"), 25))
+
+
+@pytest.fixture(autouse=True)
+async def no_connection_outlives_its_test() -> AsyncIterator[None]:
+    yield
+    await close_connections()
 
 
 @pytest.fixture(scope="session")

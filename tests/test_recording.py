@@ -17,9 +17,9 @@ from stateset_agents.trace import Sampling
 from stateset_agents.trajectory import trajectory
 
 
-async def test_an_episode_is_recorded_exactly(engine: str, held_out: list[Scenario]) -> None:
+async def test_an_episode_is_recorded_exactly(engine: str, development: list[Scenario]) -> None:
     policy = connect(engine, "policy")
-    trace = await converse(held_out[0], policy, Sampling(version="policy", seed=1))
+    trace = await converse(development[0], policy, Sampling(version="policy", seed=1))
     assert trace.status == "completed"
     assert trace.exactness == "exact"
     assert trajectory(trace).tokens > 0
@@ -30,22 +30,24 @@ async def test_an_episode_is_recorded_exactly(engine: str, held_out: list[Scenar
     assert "token_ids" not in str(trace.messages)
 
 
-async def test_the_same_seed_gives_the_same_episode(engine: str, held_out: list[Scenario]) -> None:
+async def test_the_same_seed_gives_the_same_episode(
+    engine: str, development: list[Scenario]
+) -> None:
     policy = connect(engine, "policy")
     sampling = Sampling(version="policy", seed=7)
-    one, two = [await converse(held_out[1], policy, sampling) for _ in range(2)]
+    one, two = [await converse(development[1], policy, sampling) for _ in range(2)]
     assert [c.sampled_ids for c in one.model_calls] == [c.sampled_ids for c in two.model_calls]
 
 
-async def test_a_model_without_ids_gives_a_text_trace(held_out: list[Scenario]) -> None:
-    trace = await converse(held_out[0], Oracle(plan=held_out[0].plan), Sampling())
+async def test_a_model_without_ids_gives_a_text_trace(development: list[Scenario]) -> None:
+    trace = await converse(development[0], Oracle(plan=development[0].plan), Sampling())
     assert trace.exactness == "text"
     assert trace.goal_score is not None
     assert trace.goal_score.success
 
 
-async def test_a_dead_server_is_a_failed_trace_and_not_a_crash(held_out: list[Scenario]) -> None:
-    trace = await converse(held_out[0], connect("http://127.0.0.1:9/v1", "policy"), Sampling())
+async def test_a_dead_server_is_a_failed_trace_and_not_a_crash(development: list[Scenario]) -> None:
+    trace = await converse(development[0], connect("http://127.0.0.1:9/v1", "policy"), Sampling())
     assert trace.status == "failed"
     assert trace.error is not None
     assert "127.0.0.1:9" in trace.error

@@ -51,13 +51,13 @@ class Running:
 
 
 @pytest.fixture
-def refund(held_out: list[Scenario]) -> Scenario:
-    return next(s for s in held_out if s.intent == "refund" and s.customer.approves)
+def refund(development: list[Scenario]) -> Scenario:
+    return next(s for s in development if s.intent == "refund" and s.customer.approves)
 
 
 @pytest.fixture
 async def client_and_shop(refund: Scenario) -> AsyncIterator[tuple[openai.AsyncOpenAI, Shop]]:
-    shop = generate(refund.shop_seed, "held_out").clone()
+    shop = generate(refund.shop_seed, "development").clone()
     async with (
         Running(app_with(Oracle(plan=refund.plan), shop)) as url,
         openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,

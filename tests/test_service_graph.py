@@ -16,8 +16,8 @@ from stateset_agents.tools.shop import generate
 from stateset_agents.trace import Sampling
 
 
-async def test_the_oracle_reaches_every_goal_through_the_graph(held_out: list[Scenario]) -> None:
-    for scenario in held_out:
+async def test_the_oracle_reaches_every_goal_through_the_graph(development: list[Scenario]) -> None:
+    for scenario in development:
         trace = await converse(scenario, Oracle(plan=scenario.plan), Sampling())
         assert trace.goal_score is not None
         assert trace.goal_score.success, (scenario.id, trace.messages)
@@ -37,8 +37,8 @@ def a_write(scenarios: list[Scenario]) -> Scenario:
     return next(s for s in scenarios if s.customer.approves)
 
 
-async def test_a_customer_who_says_no_is_obeyed(held_out: list[Scenario]) -> None:
-    scenario = a_write(held_out)
+async def test_a_customer_who_says_no_is_obeyed(development: list[Scenario]) -> None:
+    scenario = a_write(development)
     stubborn = scenario.model_copy(
         update={"customer": scenario.customer.model_copy(update={"approves": ()})}
     )
@@ -48,9 +48,9 @@ async def test_a_customer_who_says_no_is_obeyed(held_out: list[Scenario]) -> Non
 
 
 async def test_skipping_verification_is_a_violation_and_changes_nothing(
-    held_out: list[Scenario],
+    development: list[Scenario],
 ) -> None:
-    scenario = a_write(held_out)
+    scenario = a_write(development)
     plan = tuple(act for act in scenario.plan if act.tool != "verify_identity")
     trace = await converse(scenario, Oracle(plan=plan), Sampling())
     assert "verify-first" in trace.violations
@@ -60,10 +60,10 @@ async def test_skipping_verification_is_a_violation_and_changes_nothing(
 
 
 async def test_the_write_that_is_committed_is_the_one_that_was_confirmed(
-    held_out: list[Scenario],
+    development: list[Scenario],
 ) -> None:
-    scenario = a_write(held_out)
-    shop = generate(scenario.shop_seed, "held_out").clone()
+    scenario = a_write(development)
+    shop = generate(scenario.shop_seed, "development").clone()
     plan = tuple(act for act in scenario.plan if act.tool)
     graph = service.build(InMemorySaver())
     context = service.context(Oracle(plan=plan), shop, thread="t")
@@ -81,7 +81,7 @@ async def test_the_write_that_is_committed_is_the_one_that_was_confirmed(
     assert shop.changes() == scenario.goal.changes
 
 
-async def test_a_hand_off_ends_the_conversation_with_a_packet(held_out: list[Scenario]) -> None:
+async def test_a_hand_off_ends_the_conversation_with_a_packet(development: list[Scenario]) -> None:
     plan = (Act(tool="escalate_to_human", arguments={"reason": "angry"}),)
     shop = generate(1, "train").clone()
     graph = service.build(InMemorySaver())
@@ -91,7 +91,7 @@ async def test_a_hand_off_ends_the_conversation_with_a_packet(held_out: list[Sce
         context=service.context(Oracle(plan=plan), shop, thread="t"),
     )
     assert state["handed_off"]["reason"] == "angry"
-    trace = await converse(held_out[0], Oracle(plan=plan), Sampling())
+    trace = await converse(development[0], Oracle(plan=plan), Sampling())
     assert trace.turns == 1
 
 
@@ -110,9 +110,9 @@ async def test_a_signed_in_customer_needs_no_verification() -> None:
     assert state["tool_calls"][0]["status"] == "done"
 
 
-async def test_an_agent_that_never_ends_its_turn_is_truncated(held_out: list[Scenario]) -> None:
+async def test_an_agent_that_never_ends_its_turn_is_truncated(development: list[Scenario]) -> None:
     forever = tuple(Act(tool="search_products", arguments={"query": "lamp"}) for _ in range(60))
-    trace = await converse(held_out[0], Oracle(plan=forever), Sampling())
+    trace = await converse(development[0], Oracle(plan=forever), Sampling())
     assert trace.status == "truncated"
     assert trace.goal_score is not None
     assert not trace.goal_score.success

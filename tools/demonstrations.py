@@ -16,7 +16,6 @@ from stateset_agents.tools.replies import approves, reply
 from stateset_agents.tools.shop import generate
 from stateset_agents.tools.tool import Session
 from stateset_agents.tools.toolset import SERVICE_TOOLS
-from stateset_agents.tools.vocabulary import Split
 
 Message = dict[str, Any]
 
@@ -179,5 +178,5 @@ def play(scenario: Scenario, acts: tuple[Act, ...]) -> tuple[Message, ...]:
 
 
 def _shop(scenario: Scenario) -> Any:
-    split: Split = "held_out" if scenario.split == "held_out" else "train"
-    return generate(scenario.shop_seed, split).clone()
+    assert scenario.split != "user"
+    return generate(scenario.shop_seed, scenario.split).clone()

@@ -11,21 +11,12 @@ from typing import Any
 
 from stateset_agents.scenario import Act, Customer, Fact, Goal, GoalScore, Scenario
 from stateset_agents.tools.executor import Executor
-from stateset_agents.tools.phrases import (
-    AGENT,
-    GISTS,
-    GIVES,
-    GREETINGS,
-    OPENINGS,
-    SLOT_NAMES,
-    Slot,
-    ramble,
-)
+from stateset_agents.tools.phrases import AGENT, SLOT_NAMES
 from stateset_agents.tools.returns import WINDOW_DAYS
 from stateset_agents.tools.shop import TODAY, Row, Shop, generate, street
 from stateset_agents.tools.tool import Session
 from stateset_agents.tools.toolset import SERVICE_TOOLS
-from stateset_agents.tools.vocabulary import Split
+from stateset_agents.tools.wording import Slot, Split, wording
 
 INTENTS = ("shipping_status", "cancel", "refund", "address_change", "price_question")
 SCENARIOS_PER_SHOP = 8
@@ -70,16 +61,13 @@ class Draft:
 
     def open_with(self, *known: Slot, asked: tuple[Slot, ...] = (), **values: str) -> None:
         """The first message: the request, perhaps with what the customer volunteers."""
-        words = GREETINGS[self.split]
-        if self.split == "train" and self.rng.random() < 0.5:
-            request = ramble(self.rng, self.rng.choice(GISTS[self.intent])).format(**values)
-        else:
-            request = self.rng.choice(OPENINGS[self.split][self.intent]).format(**values)
-        parts = [self.rng.choice(words) + request]
+        words = wording(self.split)
+        request = words.request(self.rng, self.intent).format(**values)
+        parts = [self.rng.choice(words.greetings) + request]
         parts[0] = parts[0][0].upper() + parts[0][1:]
         volunteered = self.rng.choice((0, 0, 1, len(known)))
         for slot in known[:volunteered]:
-            parts.append(_wording(self.rng, self.split, slot).format(self.slots[slot]))
+            parts.append(words.give(self.rng, slot).format(self.slots[slot]))
         self.opening = " ".join(parts)
         missing = (*known[volunteered:], *asked)
         if missing:
@@ -91,13 +79,6 @@ class Draft:
 
     def before_write(self) -> str:
         return self.rng.choice(AGENT["before_write"])
-
-
-def _wording(rng: random.Random, split: Split, slot: Slot) -> str:
-    """How a customer gives a value; in training every other one does so in no template at all."""
-    if split == "train" and rng.random() < 0.5:
-        return ramble(rng, "{}")
-    return rng.choice(GIVES[split][slot])
 
 
 def _order(draft: Draft, *statuses: str) -> Row:
@@ -235,6 +216,7 @@ def draft_scenario(seed: int, number: int, split: Split, intent: str) -> Scenari
         return None
     finally:
         shop.close()
+    words = wording(split)
     return Scenario(
         id=f"{split}-{intent}-{seed}-{number}",
         intent=intent,
@@ -244,7 +226,7 @@ def draft_scenario(seed: int, number: int, split: Split, intent: str) -> Scenari
             opening=draft.opening,
             slots=draft.slots,
             approves=tuple(draft.approves),
-            answers={slot: _wording(rng, split, slot) for slot in GIVES[split]},
+            answers={slot: words.give(rng, slot) for slot in words.gives},
         ),
         goal=Goal(changes=changes, facts=tuple(draft.facts), forbidden=tuple(draft.forbidden)),
         plan=tuple(draft.plan),

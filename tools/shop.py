@@ -14,7 +14,8 @@ from importlib import resources
 from typing import Any
 
 from stateset_agents.scenario import Change
-from stateset_agents.tools.vocabulary import CARRIERS, MONTHS, Split, brand, words
+from stateset_agents.tools.vocabulary import CARRIERS, MONTHS, name
+from stateset_agents.tools.wording import Split
 
 TRACKED = ("customers", "products", "stock", "orders", "lines", "shipments", "payments", "returns",
            "promotions", "tickets")  # fmt: skip
@@ -140,27 +141,29 @@ def generate(seed: int, split: Split) -> Shop:
     shop = Shop(connection)
     shop.run("BEGIN")
     shop.run("INSERT INTO meta VALUES('today', ?)", str(TODAY))
-    items = [f"{a} {n}" for a in words("adjective", split) for n in words("noun", split)]
-    for number, known in enumerate(rng.sample(items, 16)):
-        item = _sometimes_branded(rng, split, known)
+    items: dict[str, None] = {}
+    while len(items) < 16:
+        items[f"{name(rng, split, 'adjective')} {name(rng, split, 'noun')}"] = None
+    for number, item in enumerate(items):
         cost = rng.randint(300, 9000)
         sku = f"P{number + 10}"
         price = int(cost * rng.uniform(1.3, 2.2)) // 10 * 10
         shop.run("INSERT INTO products VALUES(?, ?, ?, ?)", sku, item, max(price, cost), cost)
         shop.run("INSERT INTO stock VALUES(?, ?, 0)", sku, rng.choice((0, *range(5, 60))))
-    people = words("first", split)
     for number in range(12):
-        name = rng.choice(people)
+        person = name(rng, split, "first")
         shop.run(
-            "INSERT INTO customers VALUES(?, ?, ?, ?, ?)", f"C{number}", name,
-            f"{name.lower()}{number}@example.com", f"{rng.randrange(100000):05d}",
+            "INSERT INTO customers VALUES(?, ?, ?, ?, ?)", f"C{number}", person,
+            f"{person.lower()}{number}@example.com", f"{rng.randrange(100000):05d}",
             rng.choice(("standard", "standard", "standard", "gold")),
         )  # fmt: skip
-    for code in rng.sample(words("code", split), 3):
+    codes: dict[str, None] = {}
+    while len(codes) < 3:
+        codes[name(rng, split, "code")] = None
+    for code in codes:
         percent = rng.choice((10, 15, 20, 25))
         until = TODAY + rng.choice((-20, -5, 10, 30, 90))
-        name = _sometimes_branded(rng, split, code).upper()
-        shop.run("INSERT INTO promotions VALUES(?, ?, ?)", f"{name}{percent}", percent, until)
+        shop.run("INSERT INTO promotions VALUES(?, ?, ?)", f"{code}{percent}", percent, until)
     for number in rng.sample(range(1000, 10000), 30):
         _place(shop, rng, f"W{number}", split)
     shop.run("COMMIT")
@@ -201,15 +204,7 @@ def _place(shop: Shop, rng: random.Random, order: str, split: Split) -> None:
 
 def street(rng: random.Random, split: Split) -> str:
     """A made-up street line, such as '12 Birch Road'."""
-    name = _sometimes_branded(rng, split, rng.choice(words("street", split))).title()
-    return f"{rng.randint(1, 99)} {name} {rng.choice(words('street_kind', split))}"
-
-
-def _sometimes_branded(rng: random.Random, split: Split, name: str) -> str:
-    """In training every third name starts with a word nobody has seen; held-out names are new as is."""
-    if split == "held_out" or rng.random() > 1 / 3:
-        return name
-    return " ".join([brand(rng), *name.split()[1:]])
+    return f"{rng.randint(1, 99)} {name(rng, split, 'street')} {name(rng, split, 'street_kind')}"
 
 
 def show_day(day: int) -> str:

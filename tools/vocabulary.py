@@ -1,68 +1,44 @@
-"""Names of people, items, streets and carriers, in two halves that share no entry."""
+"""Names of people, items, streets and carriers: no two splits share one."""
 
 import random
 from typing import Literal
 
-Split = Literal["train", "held_out"]
+from stateset_agents.tools.wording import Split, wording
 
-_FIRST = {
-    "train": "Ana Ben Carla Deepak Elena Farid Grace Hugo Ines Jonas Kira Liam Mona Nils Olga Pavel "
-    "Quinn Rosa Sam Tara Uma Viktor Wanda Yusuf Zoe Aaron Bella Chen Dora Emil",
-    "held_out": "Amir Beth Carlos Dana Erik Fiona Gita Henrik Ivy Jamal Karin Luca Maya Noor Oscar Priya",
-}
-_ADJECTIVES = {
-    "train": "red blue wool steel oak linen smart mini classic trail copper silk green paper rustic "
-    "soft travel bamboo glass slim heavy garden city winter cotton leather",
-    "held_out": "black cork summer marble velvet grey ocean folding maple white denim vintage",
-}
-_NOUNS = {
-    "train": "mug lamp jacket kettle chair shirt watch backpack bottle tent scarf desk blanket pan "
-    "wallet clock vase hat stool rug basket cushion towel mirror",
-    "held_out": "bowl coat shelf speaker sofa belt pillow radio bench glove",
-}
-_STREETS = {
-    "train": "Birch Maple Station River Hill Park Church Mill Lake School Garden Bridge Market Forest",
-    "held_out": "Harbour Castle Orchard Meadow Tower Valley Spring Abbey",
-}
-_STREET_KINDS = {"train": "Road Street Lane Avenue", "held_out": "Way Place Close Drive"}
-_CODES = {
-    "train": "SPRING WINTER HELLO FRIEND EXTRA SAVE BONUS LUCKY",
-    "held_out": "AUTUMN WELCOME THANKS PARTY",
-}
+NameKind = Literal["first", "adjective", "noun", "street", "street_kind", "code"]
 
 CARRIERS = ("DHL", "UPS", "FedEx", "DPD")
-MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
+MONTHS = (
+    "January February March April May June July August September October November December".split()
+)
+_ONSETS = (
+    "b c d f g h j k l m n p r s t v w z bl br ch cl cr dr fl fr gl gr pl pr qu sc sh sk sl sm sn "
+    "sp st str sw th tr wh"
+).split()
+_VOWELS = "a a e e i i o o u ai ea ee ie oa oo ou".split()
+_CODAS = [*[""] * 8, *"b ck d ft g l ld ll lt m n nd ng nt p r rd rk rt s ss st t th x".split()]
 
 
-def words(
-    kind: Literal["first", "adjective", "noun", "street", "street_kind", "code"], split: Split
-) -> list[str]:
+def words(kind: NameKind, split: Split) -> list[str]:
     """The words of one kind that a split may use."""
-    tables = {
-        "first": _FIRST,
-        "adjective": _ADJECTIVES,
-        "noun": _NOUNS,
-        "street": _STREETS,
-        "street_kind": _STREET_KINDS,
-        "code": _CODES,
-    }
-    return tables[kind][split].split()
+    return wording(split).names[kind].split()
 
 
-def brand(rng: random.Random) -> str:
-    """A made-up word such as 'velano': training must not be a matter of known names alone."""
-    syllables = rng.choice((2, 2, 3))
-    return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(syllables))
+def made_up(rng: random.Random) -> str:
+    """A word that nobody has seen, such as 'stoalet'."""
+    return "".join(
+        rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
+        for _ in range(rng.choice((1, 2, 2)))
+    )
+
+
+def name(rng: random.Random, split: Split, kind: NameKind) -> str:
+    """A word for a thing. In training half of them are made up, so that an agent has to repeat what it
+    was told instead of knowing a list."""
+    known = rng.choice(words(kind, split))
+    if split != "train" or rng.random() < 0.5:
+        return known
+    invented = made_up(rng)
+    return (
+        invented.upper() if known.isupper() else invented.title() if known.istitle() else invented
+    )

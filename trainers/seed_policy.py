@@ -39,7 +39,8 @@ class SeedConfig:
     vocabulary: int = 1024
     copy_steps: int = 100
     copy_rows: int = 48
-    steps: int = 1400
+    rehearsal_rows: int = 4
+    steps: int = 1500
     batch: int = 12
     learning_rate: float = 1e-3
     threads: int = 2
@@ -257,7 +258,9 @@ def build(
             stage, rows = "copying", copies(rng, config, config.copy_rows)
         else:
             stage = "transcripts"
+            # Without rehearsal, tokens that transcripts seldom use forget how to be repeated.
             rows = [transcript() for _ in range(config.batch)]
+            rows += copies(rng, config, config.rehearsal_rows)
         loss = loss_over_trie(model, rows)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
