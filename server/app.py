@@ -4,6 +4,7 @@ A conversation finds its thread again by what was said in it. A confirmation is 
 names the thread; the client's `role: tool` answer resumes exactly that interrupt.
 """
 
+import asyncio
 import hashlib
 import json
 import time
@@ -25,7 +26,7 @@ from pydantic import ValidationError
 
 from stateset_agents.errors import PolicyUnreachable
 from stateset_agents.nodes.service import Confirmation
-from stateset_agents.server.http import Refusal, body_of, event, install
+from stateset_agents.server.http import Refusal, body_of, event, install, while_connected
 
 MAX_THREADS = 2000
 
@@ -148,7 +149,7 @@ def build(graphs: dict[str, Served], *, key: str | None) -> FastAPI:
             )
         turn = await _turn(threads, served, name, messages)
         if not body.get("stream"):
-            return JSONResponse(await turn.answer())
+            return JSONResponse(await while_connected(request, turn.answer()))
         usage = bool((body.get("stream_options") or {}).get("include_usage"))
         return StreamingResponse(turn.stream(usage), media_type="text/event-stream")
 
@@ -241,7 +242,21 @@ class Turn:
         self.calls: list[dict[str, Any]] = []
 
     async def pieces(self) -> AsyncIterator[str]:
-        """Run the graph; yields the agent's words as they come, then keeps the thread."""
+        """Run the graph; yields the agent's words as they come. A client that leaves cancels the run."""
+        said: asyncio.Queue[str | None] = asyncio.Queue()
+        # A task of its own: a server cancels its answer again and again (anyio), and LangGraph would be
+        # cancelled in the middle of cancelling its nodes.
+        run = asyncio.create_task(self._run(said.put_nowait))
+        run.add_done_callback(lambda _: said.put_nowait(None))
+        try:
+            while (piece := await said.get()) is not None:
+                yield piece
+            await run
+        finally:
+            run.cancel()
+
+    async def _run(self, say: Callable[[str], None]) -> None:
+        """Run the graph to its end or its interrupt, then keep the thread."""
         self.thread.busy = True
         graph = self.served.compile(self.thread.saver)
         config = _config(self.served, self.thread)
@@ -264,7 +279,7 @@ class Turn:
                     gap = "\n" if self.text and message.id != speaking else ""
                     speaking = message.id or ""
                     self.text += gap + message.text
-                    yield gap + message.text
+                    say(gap + message.text)
             pending = await _pending(self.served, self.thread)
             if pending is not None:
                 asked = {k: v for k, v in pending.value.items() if k in ("tool", "arguments")}

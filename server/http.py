@@ -4,7 +4,8 @@ import asyncio
 import hmac
 import json
 import uuid
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -13,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 4 * 1024 * 1024
+Result = TypeVar("Result")
 
 
 class Refusal(Exception):
@@ -125,7 +127,20 @@ def event(data: Any) -> str:
     return f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n"
 
 
-async def gone(request: Request) -> None:
-    """Returns when the client has left."""
-    while not await request.is_disconnected():
-        await asyncio.sleep(0.25)
+async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """What `work` returns; it is cancelled when the client leaves, and Refusal 499 raised."""
+
+    async def gone() -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.25)
+
+    doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise Refusal(499, "The client left before the answer.", "client_left")
+        return doing.result()
+    finally:
+        leaving.cancel()
+        doing.cancel()
+        await asyncio.gather(doing, leaving, return_exceptions=True)

@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from langchain_core.language_models import BaseChatModel
+from pydantic import Field
 
 from stateset_agents.graphs import service
 from stateset_agents.nodes.oracle import Oracle
@@ -167,6 +168,53 @@ async def test_a_policy_that_is_gone_is_unavailable_and_no_traceback() -> None:
             )
         assert error.value.status_code == 503
         assert "Traceback" not in error.value.response.text
+
+
+class Silent(BaseChatModel):
+    """A policy that never answers, and knows when nobody waits for it any more."""
+
+    left: asyncio.Event = Field(default_factory=asyncio.Event)
+
+    @property
+    def _llm_type(self) -> str:
+        return "silent"
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            self.left.set()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_ends_the_run_of_the_graph(stream: bool) -> None:
+    policy = Silent()
+    messages: list[Any] = [{"role": "user", "content": "hi"}]
+    async with Running(app_with(policy, generate(1, "train").clone())) as url:
+        async with openai.AsyncOpenAI(
+            base_url=url, api_key="none", max_retries=0, timeout=0.5
+        ) as client:
+            with pytest.raises(openai.APITimeoutError):
+                await one_turn(client, messages, stream=stream)
+        await asyncio.wait_for(policy.left.wait(), 5)
+
+
+async def test_a_failure_nobody_foresaw_has_a_request_id_and_no_traceback() -> None:
+    class Broken(Silent):
+        async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("secret detail")
+
+    async with (
+        Running(app_with(Broken(), generate(1, "train").clone())) as url,
+        openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,
+    ):
+        with pytest.raises(openai.InternalServerError) as error:
+            await one_turn(client, [{"role": "user", "content": "hi"}], stream=False)
+        assert error.value.request_id
+        assert "secret" not in error.value.response.text
 
 
 async def test_the_seed_policy_answers_through_the_endpoint(engine: str) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stateset_agents.errors import BadInput
 from stateset_agents.server.engine import batcher, models, protocol
 from stateset_agents.server.engine.batcher import Batcher
-from stateset_agents.server.http import Refusal, body_of, event, gone, install, number
+from stateset_agents.server.http import Refusal, body_of, event, install, number, while_connected
 
 
 class Engine:
@@ -124,15 +124,7 @@ class Engine:
             async for _ in self.steps(request):
                 pass
 
-        work, left = asyncio.ensure_future(sample()), asyncio.ensure_future(gone(client))
-        try:
-            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                request.cancelled = True
-        finally:
-            left.cancel()
-            if not work.done():
-                work.cancel()
+        await while_connected(client, sample())
 
 
 def build(engine: Engine) -> FastAPI:
