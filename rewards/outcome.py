@@ -10,7 +10,10 @@ PARTIAL = 0.4
 
 
 class OutcomeReward:
-    """1 for success, up to `PARTIAL` for a part of it. None without a goal or an end."""
+    """1 for success, up to `PARTIAL` for a part of it. None without a goal, and for a run that failed.
+
+    A truncated run is the policy's doing (it never came to an end), so it is scored, and is no success.
+    """
 
     name = "outcome"
 
@@ -19,7 +22,7 @@ class OutcomeReward:
 
     def score(self, trace: Trace) -> Score | None:
         goal = trace.goal_score
-        if goal is None or trace.status != "completed":
+        if goal is None or trace.status not in ("completed", "truncated"):
             return None
         parts = {"change_f1": goal.change_f1, "facts_said": goal.facts_said}
         if goal.success:

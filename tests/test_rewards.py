@@ -97,6 +97,12 @@ async def test_a_failed_run_is_not_a_zero(reward: Any) -> None:
     assert await reward([RIGHT.model_copy(update={"status": "failed"})]) == [None]
 
 
+async def test_a_run_that_never_ends_is_worth_less_than_one_that_does() -> None:
+    endless = RIGHT.model_copy(update={"status": "truncated"})
+    done, never = await values(shop_reward(), RIGHT, endless)
+    assert never < done
+
+
 async def test_a_part_without_a_score_voids_the_whole() -> None:
     class Silent:
         name = "silent"
