@@ -26,7 +26,14 @@ from pydantic import ValidationError
 
 from stateset_agents.errors import PolicyUnreachable
 from stateset_agents.nodes.service import Confirmation
-from stateset_agents.server.http import Refusal, body_of, event, install, while_connected
+from stateset_agents.server.http import (
+    Refusal,
+    body_of,
+    event,
+    install,
+    messages_of,
+    while_connected,
+)
 
 MAX_THREADS = 2000
 
@@ -85,22 +92,8 @@ def text_of(content: Any) -> str:
 
 
 def checked(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The request's messages. Raises Refusal for what cannot be read."""
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise Refusal(
-            400,
-            "messages: expected a list with at least one message.",
-            "invalid_value",
-            param="messages",
-        )
-    for number, message in enumerate(messages):
-        roles = ("system", "developer", "user", "assistant", "tool")
-        if not isinstance(message, dict) or message.get("role") not in roles:
-            raise Refusal(
-                400, f"messages[{number}]: expected a role of {', '.join(roles)}.", "invalid_value",
-                param="messages",
-            )  # fmt: skip
+    """The request's messages, which a turn can follow. Raises Refusal."""
+    messages = messages_of(body)
     if messages[-1]["role"] not in ("user", "tool"):
         raise Refusal(
             400,

@@ -109,6 +109,24 @@ async def body_of(request: Request) -> dict[str, Any]:
     return body
 
 
+def messages_of(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The request's messages, at least one and each with a known role. Raises Refusal 400."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise Refusal(
+            400, "messages: expected a list with at least one message.", "invalid_value",
+            param="messages",
+        )  # fmt: skip
+    for place, message in enumerate(messages):
+        roles = ("system", "developer", "user", "assistant", "tool")
+        if not isinstance(message, dict) or message.get("role") not in roles:
+            raise Refusal(
+                400, f"messages[{place}]: expected a role of {', '.join(roles)}.", "invalid_value",
+                param="messages",
+            )  # fmt: skip
+    return messages
+
+
 def number(body: dict[str, Any], name: str, default: float, low: float, high: float) -> float:
     """A numeric field within bounds. Raises Refusal 400 that names the field."""
     value = body.get(name)

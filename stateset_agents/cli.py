@@ -305,7 +305,7 @@ def serve(
 @policy_app.command("build")
 def policy_build(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
-    steps: Annotated[int, typer.Option(help="Steps on transcripts.")] = 1500,
+    steps: Annotated[int, typer.Option(help="Steps on transcripts.")] = 1700,
     seed: int = 0,
 ) -> None:
     """Raise the seed policy from nothing (about half an hour on two cores)."""

@@ -61,7 +61,7 @@ class JobConfig(Frozen):
     max_tokens: int = Field(default=96, ge=1)
     concurrency: int = Field(default=64, ge=1)
     threads: int = Field(default=2, ge=1)
-    algorithm: Literal["grpo", "rejection"] = "grpo"
+    algorithm: Literal["grpo", "dr_grpo", "rejection"] = "grpo"
     shuffle_rewards: bool = False
 
 
@@ -136,7 +136,8 @@ def find_reward(reward: str | None) -> Reward:
 
 
 def find_scenarios(config: JobConfig) -> tuple[list[Scenario], list[Scenario]]:
-    """Training and held-out scenarios: generated, or a file split three to one in its order."""
+    """Training and held-out scenarios: generated, or a file's. In a file those of the splits development
+    and held_out are measured on; where there are none, every fourth."""
     if config.scenarios is None:
         if config.graph != "service":
             raise BadInput(
@@ -151,8 +152,9 @@ def find_scenarios(config: JobConfig) -> tuple[list[Scenario], list[Scenario]]:
         )
         return training, held_out
     every = load_scenarios(Path(config.scenarios))
-    held_out = [s for s in every if s.split == "held_out"] or every[3::4] or every
-    training = [s for s in every if s.split != "held_out" and s not in held_out] or every
+    held_out = [s for s in every if s.split in ("development", "held_out")]
+    held_out = held_out or every[3::4] or every
+    training = [s for s in every if s not in held_out] or every
     return training, held_out[: config.held_out]
 
 

@@ -154,7 +154,9 @@ def _session() -> aiohttp.ClientSession:
     session = _sessions.get(loop)
     if session is None or session.closed:
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=256),
+            # Uvicorn, and so vLLM, closes a connection that was idle for five seconds. We close it
+            # first: a request that meets the server's closing is lost, and may not be sent twice.
+            connector=aiohttp.TCPConnector(limit=256, keepalive_timeout=2),
             timeout=aiohttp.ClientTimeout(total=120, sock_connect=10),
         )
         _sessions[loop] = session

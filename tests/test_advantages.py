@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stateset_agents.trainers.advantages import group_advantages
+from stateset_agents.trainers.advantages import centred_advantages, group_advantages
 
 
 def naive(rewards: list[float | None]) -> list[float]:
@@ -18,6 +18,14 @@ def test_the_example_of_the_module() -> None:
     assert group_advantages([1, 0, 0, 1]) == [1, -1, -1, 1]
     assert group_advantages([1, None, 1]) == [0, 0, 0]
     assert naive([1, None, 1])[0] > 0
+
+
+def test_without_the_deviation_a_small_difference_stays_small() -> None:
+    """One more call costs an episode 0.005: no reason to learn as much from it as from a success."""
+    assert centred_advantages([1.0, 0.0]) == [0.5, -0.5]
+    assert group_advantages([0.975, 0.97]) == pytest.approx([1, -1])
+    assert centred_advantages([0.975, 0.97]) == pytest.approx([0.0025, -0.0025])
+    assert centred_advantages([0.1 + 0.2, 0.3]) == [0, 0]
 
 
 def test_a_group_of_one_is_refused() -> None:

@@ -27,7 +27,7 @@ def call(
     return ToolCall(id=name, name=name, arguments={}, status=status, result=result, rule=rule)
 
 
-LOOKED = call("get_order", {"status": "delivered", "lines": {"L1": "oak lamp"}})
+LOOKED = call("get_order", {"status": "delivered", "lines": ["L1 oak lamp"]})
 QUOTED = call("check_return_eligibility", {"eligible": True, "amount": "45.50"})
 TOO_LATE = call("check_return_eligibility", {"eligible": False, "reason": "delivered 54 days ago"})
 REFUNDED = call("issue_refund", {"refunded": "45.50"})

@@ -1,5 +1,6 @@
 """Tools about what is for sale: find it, price it, count it, take a promotion off."""
 
+import re
 from typing import Any
 
 from stateset_agents.tools.money import percent_off, show
@@ -48,13 +49,13 @@ def _promotion(shop: Shop, code: str) -> int | None:
 
 
 def search_products(shop: Shop, session: Session, call: Query) -> dict[str, Any]:
-    wanted = set(call.query.lower().split())
+    wanted = set(re.findall(r"\w+", call.query.lower()))
     scored = [
         (-len(wanted & set(row["item"].lower().split())), row["sku"], row["item"])
         for row in shop.all("SELECT sku, item FROM products")
     ]
     hits = sorted(hit for hit in scored if hit[0] < 0)[:2]
-    return {"found": {sku: item for _, sku, item in hits}}
+    return {"found": [f"{sku} {item}" for _, sku, item in hits]}
 
 
 def get_product(shop: Shop, session: Session, call: Sku) -> dict[str, Any]:

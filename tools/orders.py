@@ -24,7 +24,7 @@ def get_order(shop: Shop, session: Session, call: Order) -> dict[str, Any]:
         "SELECT line, item FROM lines JOIN products USING(sku) WHERE order_id = ? ORDER BY line",
         call.order_id,
     )
-    return {"status": order["status"], "lines": {row["line"]: row["item"] for row in lines}}
+    return {"status": order["status"], "lines": [f"{row['line']} {row['item']}" for row in lines]}
 
 
 def track_shipment(shop: Shop, session: Session, call: Order) -> dict[str, Any]:

@@ -13,7 +13,7 @@ ASKS_FOR: dict[Slot, tuple[str, ...]] = {
 
 AGENT: dict[str, tuple[str, ...]] = {
     "ask": ("What is {slots}?", "Sure. What is {slots}?", "Happy to help. What is {slots}?"),
-    "before_write": ("I will do that now.", "One moment please.", "Let me do that.", ""),
+    "before_write": ("One moment please.", ""),
     "shipping_arrives": ("It is with {carrier} and arrives on {day}.",),
     "shipping_arrived": ("It was delivered by {carrier} on {day}.",),
     "shipping_pending": ("It has not shipped yet.",),

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 
-def group_advantages(rewards: Sequence[float | None]) -> list[float]:
-    """`(r - mean) / deviation` within one group (DeepSeekMath, arXiv 2402.03300, eq. 3 ff.).
+def centred_advantages(rewards: Sequence[float | None]) -> list[float]:
+    """`r - mean` within one group (Dr. GRPO, arXiv 2503.20783, eq. 4 without the length term).
 
-    Episodes that could not be scored get 0 and stay out of the statistics. A group whose rewards are
-    all equal gets zeros. Raises ValueError for a group of one, in which nothing can be compared.
+    Episodes that could not be scored get 0 and stay out of the mean. Raises ValueError for a group of
+    one, in which nothing can be compared.
     """
     if len(rewards) < 2:
         raise ValueError(f"Expected a group of at least two episodes, found {len(rewards)}.")
@@ -21,10 +21,22 @@ def group_advantages(rewards: Sequence[float | None]) -> list[float]:
     if len(scored) < 2:
         return [0.0] * len(rewards)
     mean = math.fsum(scored) / len(scored)
-    deviation = math.sqrt(math.fsum((r - mean) ** 2 for r in scored) / len(scored))
+    centred = [0.0 if r is None else r - mean for r in rewards]
+    # Rounding must not turn a group of equals into one that has something to learn from.
+    return [a if abs(a) > 1e-9 else 0.0 for a in centred]
+
+
+def group_advantages(rewards: Sequence[float | None]) -> list[float]:
+    """`(r - mean) / deviation` within one group (DeepSeekMath, arXiv 2402.03300, eq. 3 ff.).
+
+    As `centred_advantages`; a group whose rewards are all equal gets zeros.
+    """
+    centred = centred_advantages(rewards)
+    scored = [a for a, r in zip(centred, rewards, strict=True) if r is not None]
+    deviation = math.sqrt(math.fsum(a**2 for a in scored) / max(1, len(scored)))
     if deviation < 1e-6:
         return [0.0] * len(rewards)
-    return [0.0 if r is None else (r - mean) / deviation for r in rewards]
+    return [a / deviation for a in centred]
 
 
 def accepted(rewards: Sequence[float | None]) -> list[float]:
@@ -40,9 +52,10 @@ def accepted(rewards: Sequence[float | None]) -> list[float]:
     return [float(reward is not None and reward > best - 1e-6) for reward in rewards]
 
 
-Algorithm = Literal["grpo", "rejection"]
+Algorithm = Literal["grpo", "dr_grpo", "rejection"]
 
 ALGORITHMS: Mapping[Algorithm, Callable[[Sequence[float | None]], list[float]]] = {
     "grpo": group_advantages,
+    "dr_grpo": centred_advantages,
     "rejection": accepted,
 }

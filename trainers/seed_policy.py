@@ -40,7 +40,7 @@ class SeedConfig:
     copy_steps: int = 100
     copy_rows: int = 48
     rehearsal_rows: int = 4
-    steps: int = 1500
+    steps: int = 1700
     batch: int = 12
     learning_rate: float = 1e-3
     threads: int = 2

@@ -14,7 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stateset_agents.errors import BadInput
 from stateset_agents.server.engine import batcher, models, protocol
 from stateset_agents.server.engine.batcher import Batcher
-from stateset_agents.server.http import Refusal, body_of, event, install, number, while_connected
+from stateset_agents.server.http import (
+    Refusal,
+    body_of,
+    event,
+    install,
+    messages_of,
+    number,
+    while_connected,
+)
 
 
 class Engine:
@@ -215,16 +223,8 @@ def build(engine: Engine) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         body = await body_of(request)
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise Refusal(
-                400,
-                "messages: expected a list with at least one message.",
-                "invalid_value",
-                param="messages",
-            )
         try:
-            prompt = protocol.render(engine.tokenizer, messages, body.get("tools"))
+            prompt = protocol.render(engine.tokenizer, messages_of(body), body.get("tools"))
         except BadInput as error:
             raise Refusal(400, str(error), "invalid_value", param="messages") from None
         sampling = engine.request(body, prompt)

@@ -19,7 +19,7 @@ def render(
     tools: Sequence[dict[str, Any]] | None,
 ) -> list[int]:
     """Messages and tools as prompt ids, by the model's own chat template."""
-    readable = [_readable(message, number) for number, message in enumerate(messages)]
+    readable = [_readable(message) for message in messages]
     try:
         text = tokenizer.apply_chat_template(
             readable,
@@ -32,14 +32,7 @@ def render(
     return list(tokenizer.encode(str(text), add_special_tokens=False))
 
 
-def _readable(message: Any, number: int) -> dict[str, Any]:
-    if not isinstance(message, dict) or message.get("role") not in (
-        "system", "developer", "user", "assistant", "tool",
-    ):  # fmt: skip
-        raise BadInput(
-            f"messages[{number}]: expected an object with a role of system, developer, user, "
-            f"assistant or tool, found {str(message)[:80]!r}."
-        )
+def _readable(message: dict[str, Any]) -> dict[str, Any]:
     role = "system" if message["role"] == "developer" else message["role"]
     content = message.get("content") or ""
     if isinstance(content, list):
