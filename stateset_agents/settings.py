@@ -14,7 +14,9 @@ from stateset_agents.errors import BadInput
 class Settings(BaseSettings):
     """What stays the same from one command to the next."""
 
-    model_config = SettingsConfigDict(env_prefix="STATESET_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="STATESET_", env_ignore_empty=True, frozen=True, extra="forbid"
+    )
 
     api_key: SecretStr | None = None
     """Bearer key of `serve`."""

@@ -1,0 +1,39 @@
+"""The container's files name commands, settings and extras that exist; no container is built here."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import yaml
+
+from stateset_agents.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+DOCKERFILE = (ROOT / "deployment/Dockerfile").read_text()
+
+
+def test_the_container_starts_a_command_that_exists() -> None:
+    command = json.loads(re.findall(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[0])
+    assert command[0] == "stateset-agents"
+    told = subprocess.run(
+        [sys.executable, "-m", "stateset_agents.cli", command[1], "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"COLUMNS": "200", "TERM": "dumb"},
+    ).stdout
+    assert all(option in told for option in command if option.startswith("--"))
+
+
+def test_the_container_installs_extras_and_reads_settings_that_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extras,) = re.findall(r'"/src\[(.*)\]"', DOCKERFILE)
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    compose = yaml.safe_load((ROOT / "deployment/compose.yaml").read_text())
+    named = set(compose["services"]["agents"]["environment"]) | {
+        *re.findall(r"^ENV (\w+)=", DOCKERFILE, re.MULTILINE)
+    }
+    assert {name.removeprefix("STATESET_").lower() for name in named} <= set(Settings.model_fields)
