@@ -8,7 +8,7 @@ from langchain_core.messages import convert_to_openai_messages
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphRecursionError
 
-from stateset_agents.errors import PolicyUnreachable
+from stateset_agents.errors import ContextFull, PolicyUnreachable
 from stateset_agents.graphs import conversation, service
 from stateset_agents.graphs.conversation import ConversationContext
 from stateset_agents.nodes.customer import simulate
@@ -54,10 +54,12 @@ async def converse(
         )
         if end.get("truncated"):
             status = "truncated"
-    except GraphRecursionError:
-        status = "truncated"
+    except (GraphRecursionError, ContextFull) as problem:
+        status, error = "truncated", str(problem)
     except PolicyUnreachable as problem:
         status, error = "failed", str(problem)
+    except Exception as problem:  # noqa: BLE001 (one episode's failure is data, not the run's end)
+        status, error = "failed", f"{type(problem).__name__}: {problem}"
     state: dict[str, Any] = (await agent.aget_state({"configurable": {"thread_id": thread}})).values
     changes = shop.changes()
     shop.close()

@@ -8,7 +8,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, convert_to_openai
 from langchain_core.runnables import Runnable
 from langgraph.errors import GraphRecursionError
 
-from stateset_agents.errors import BadInput, PolicyUnreachable
+from stateset_agents.errors import BadInput, ContextFull, PolicyUnreachable
 from stateset_agents.policy import Policy
 from stateset_agents.recorder import Recorder
 from stateset_agents.scenario import Scenario
@@ -43,8 +43,8 @@ def own_graph(graph: Any, name: str, *, step_limit: int = 50) -> Any:
                 {"callbacks": [recorder], "recursion_limit": step_limit},
                 **({"context": {"policy": model}} if is_graph else {}),
             )
-        except GraphRecursionError:
-            status = "truncated"
+        except (GraphRecursionError, ContextFull) as problem:
+            status, error = "truncated", str(problem)
         except PolicyUnreachable as problem:
             status, error = "failed", str(problem)
         except Exception as problem:  # noqa: BLE001 (not our graph: its failure is data)

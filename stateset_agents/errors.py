@@ -13,6 +13,10 @@ class PolicyUnreachable(StatesetError):
     """The policy server did not answer, or answered something that is not its protocol."""
 
 
+class ContextFull(StatesetError):
+    """The conversation no longer fits into the model's context. The policy's doing, unlike a failure."""
+
+
 class NotExact(StatesetError):
     """A trace whose token ids or log-probabilities are missing was offered for exact training."""
 

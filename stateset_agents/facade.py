@@ -179,16 +179,15 @@ async def train(
     )
     run = jobs.new_run(Path(output_dir) if output_dir is not None else Path("runs"))
     path = jobs.model_path(agent.config.model_name)
-    base_version = agent.version
 
     async def play(scenario: Scenario, sampling: Sampling) -> Trace:
-        asked = base_version if sampling.version == "policy" else sampling.version
-        renamed = sampling.model_copy(update={"version": asked})
-        return await environment.run(agent, scenario, renamed)
+        return await environment.run(agent, scenario, sampling)
 
     with TraceStore(run / "traces.db") as store:
         await loop.train(
             base=path,
+            served=agent.version,
+            adapter=agent.adapter,
             tokenizer=AutoTokenizer.from_pretrained(path),
             scenarios=environment.scenarios,
             rollout=play,

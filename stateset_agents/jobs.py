@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import importlib
 import inspect
 import itertools
@@ -135,9 +136,11 @@ def find_reward(reward: str | None) -> Reward:
     return result
 
 
-def find_scenarios(config: JobConfig) -> tuple[list[Scenario], list[Scenario]]:
+def find_scenarios(
+    config: JobConfig, *, only_measured: bool = False
+) -> tuple[list[Scenario], list[Scenario]]:
     """Training and held-out scenarios: generated, or a file's. In a file those of the splits development
-    and held_out are measured on; where there are none, every fourth."""
+    and held_out are measured on; where there are none, every fourth, or all with `only_measured`."""
     if config.scenarios is None:
         if config.graph != "service":
             raise BadInput(
@@ -152,9 +155,19 @@ def find_scenarios(config: JobConfig) -> tuple[list[Scenario], list[Scenario]]:
         )
         return training, held_out
     every = load_scenarios(Path(config.scenarios))
-    held_out = [s for s in every if s.split in ("development", "held_out")]
-    held_out = held_out or every[3::4] or every
-    training = [s for s in every if s not in held_out] or every
+    measured = [scenario.split in ("development", "held_out") for scenario in every]
+    if only_measured:
+        held_out = [s for s, mine in zip(every, measured, strict=True) if mine] or every
+        return [], held_out[: config.held_out]
+    if not any(measured):
+        measured = [number % 4 == 3 for number in range(len(every))]
+    held_out = [s for s, mine in zip(every, measured, strict=True) if mine]
+    training = [s for s, mine in zip(every, measured, strict=True) if not mine]
+    if not (training and held_out):
+        raise BadInput(
+            f"--scenarios: expected some to train on and some to measure on, found {len(training)} and "
+            f"{len(held_out)} in {config.scenarios!r}. Without splits every fourth is measured on."
+        )
     return training, held_out[: config.held_out]
 
 
@@ -284,26 +297,24 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
 
             before = await measured("before", base_name, config.temperature)
             greedy_before = await measured("greedy_before", base_name, 0.0)
-            names = {0: base_name}
             policy = connect(url, base_name)
+            published: list[str] = []
 
             async def play(scenario: Scenario, sampling: Sampling) -> Trace:
-                asked = base_name if sampling.version == "policy" else sampling.version
-                return await rollout(
-                    scenario, policy, sampling.model_copy(update={"version": asked})
-                )
+                return await rollout(scenario, policy, sampling)
 
             async def publish(version: str, path: Path) -> None:
-                await load_adapter(url, version, path)
-                names[len(names)] = version
-                if len(names) > 3:
-                    stale = names[len(names) - 3]
-                    if stale != base_name:
-                        await unload_adapter(url, stale)
+                # A run that is resumed finds its last version still loaded on a server of one's own.
+                if version not in await served_models(url):
+                    await load_adapter(url, version, path)
+                published.append(version)
+                if len(published) > 2:
+                    await unload_adapter(url, published.pop(0))
 
             report("train", {"steps": config.steps, "tokens_max": config.max_tokens})
             adapter, log = await loop.train(
                 base=model_path(config.model),
+                served=base_name,
                 tokenizer=tokenizer,
                 scenarios=training,
                 rollout=play,
@@ -314,7 +325,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
                 config=train_config,
                 report=lambda line: report("step", line),
             )
-            final = loop.version(config.steps)
+            final = loop.version(run, config.steps)
             after = await measured("after", final, config.temperature)
             greedy_after = await measured("greedy_after", final, 0.0)
     link = run / "adapter"
@@ -390,7 +401,8 @@ async def served_policy(
         if adapter is None:
             yield url, base_name
             return
-        name = f"policy-{adapter.parent.name}"
+        weights = (adapter / "adapter_model.safetensors").read_bytes()
+        name = f"policy-{hashlib.sha256(weights).hexdigest()[:12]}"
         if name not in await served_models(url):
             await load_adapter(url, name, adapter)
         yield url, name
@@ -401,7 +413,7 @@ async def evaluate_job(
 ) -> Measurement:
     """Measure a policy on held-out scenarios; traces and the result are kept in `run`."""
     rollout, reward = find_rollout(config.graph), find_reward(config.reward)
-    _, held_out = find_scenarios(config)
+    _, held_out = find_scenarios(config, only_measured=True)
     (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
     with TraceStore(run / "traces.db") as store:
         async with served_policy(config, adapter, run) as (url, name):

@@ -4,8 +4,10 @@ Token ids and log-probabilities go to a sink and never into messages, graph stat
 """
 
 import asyncio
+import itertools
+import random
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI
 from pydantic import Field, SecretStr
 
-from stateset_agents.errors import PolicyUnreachable
+from stateset_agents.errors import ContextFull, PolicyUnreachable
 from stateset_agents.trace import Sampling
 
 
@@ -48,6 +50,8 @@ class Policy(ChatOpenAI):
     """
 
     sink: Sink | None = Field(default=None, exclude=True)
+    calls: Iterator[int] = Field(default_factory=itertools.count, exclude=True)
+    """Numbers the calls of a run: each samples with a seed of its own, drawn from the run's."""
 
     def sampling(self, sampling: Sampling, sink: Sink | None) -> "Policy":
         """This policy, set to sample as told and to report its tokens to `sink`."""
@@ -58,8 +62,17 @@ class Policy(ChatOpenAI):
                 "max_tokens": sampling.max_tokens,
                 "seed": sampling.seed,
                 "sink": sink,
+                "calls": itertools.count(),
             }
         )
+
+    def _own_seed(self, options: dict[str, Any]) -> dict[str, Any]:
+        """One seed for every call would draw the same numbers each time: calls of an episode would err
+        together, and the recorded log-probabilities would not be those of the episode."""
+        if self.seed is None or "seed" in options:
+            return options
+        drawn = random.Random(f"{self.seed}/{next(self.calls)}").getrandbits(31)
+        return {**options, "seed": drawn}
 
     async def _agenerate(
         self,
@@ -68,6 +81,7 @@ class Policy(ChatOpenAI):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        kwargs = self._own_seed(kwargs)
         payload = self._get_request_payload(messages, stop=stop, **kwargs)
         if "response_format" in payload or self._use_responses_api(payload):
             return await super()._agenerate(messages, stop, run_manager, **kwargs)
@@ -77,7 +91,7 @@ class Policy(ChatOpenAI):
 
     async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
         try:
-            async for chunk in super()._astream(*args, **kwargs):
+            async for chunk in super()._astream(*args, **self._own_seed(kwargs)):
                 yield chunk
         except openai.APIError as error:
             raise PolicyUnreachable(
@@ -99,6 +113,8 @@ class Policy(ChatOpenAI):
                     return body
                 error = body.get("error") if isinstance(body, dict) else None
                 reason = error.get("message") if isinstance(error, dict) else str(body)[:200]
+                if response.status == 400 and "maximum context length" in str(reason):
+                    raise ContextFull(str(reason))
                 raise PolicyUnreachable(
                     f"Expected an answer from {where}, found {response.status}: {reason}"
                 )

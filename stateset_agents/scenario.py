@@ -36,13 +36,17 @@ class Fact(Frozen):
 
     name: str
     any_of: tuple[str, ...] = Field(min_length=1)
+    none_of: tuple[str, ...] = ()
+    """What would contradict it: who says "shipped or delivered" has told neither."""
 
     def said_in(self, text: str) -> bool:
         plain = _plain(text)
-        return any(
-            re.search(rf"(?<!\w){re.escape(_plain(phrase))}(?!\w)(?!\.\d)", plain)
-            for phrase in self.any_of
-        )
+
+        def has(phrase: str) -> bool:
+            words = rf"(?<!\w){re.escape(_plain(phrase))}(?!\w)(?!\.\d)"
+            return re.search(words, plain) is not None
+
+        return any(map(has, self.any_of)) and not any(map(has, self.none_of))
 
 
 class GoalScore(Frozen):
@@ -61,6 +65,8 @@ class Goal(Frozen):
     facts: tuple[Fact, ...] = ()
     forbidden: tuple[str, ...] = ()
     """Names of tools whose attempt alone fails the goal, even where the executor stops it."""
+    consulted: tuple[tuple[str, ...], ...] = ()
+    """Of each group of tools, one must have answered: a right guess is no success."""
 
     def score(
         self,
@@ -68,21 +74,25 @@ class Goal(Frozen):
         said: str,
         attempted: Iterable[str],
         *,
+        done: Iterable[str] = (),
         denied: Iterable[str] = (),
         finished: bool = True,
     ) -> GoalScore:
         """Compare a run with this goal.
 
-        `said` is all the agent's text to the customer, `attempted` the tools it called, `denied` the
-        ids of the rules that stopped it. An attempt that a rule denied is a forbidden act as well.
+        `said` is all the agent's text to the customer, `attempted` the tools it called, `done` those
+        that answered, `denied` the ids of the rules that stopped it. An attempt that a rule denied is a
+        forbidden act as well.
         """
+        answered = set(done)
+        looked = all(answered.intersection(group) for group in self.consulted)
         happened, required = set(changes), set(self.changes)
         shared = len(happened & required)
         f1 = 1.0 if happened == required else 2 * shared / (len(happened) + len(required))
         told = [fact.said_in(said) for fact in self.facts]
         broken = tuple(sorted({*set(self.forbidden) & set(attempted), *denied}))
         return GoalScore(
-            success=finished and happened == required and all(told) and not broken,
+            success=finished and looked and happened == required and all(told) and not broken,
             change_f1=f1,
             facts_said=sum(told) / len(told) if told else 1.0,
             forbidden=broken,

@@ -128,6 +128,7 @@ class Trace(Frozen):
             self.changes,
             self.said,
             (call.name for call in self.tool_calls),
+            done=(call.name for call in self.tool_calls if call.status == "done"),
             denied=self.violations,
             finished=self.status == "completed",
         )

@@ -70,7 +70,7 @@ async def test_auto_trainer_chooses_its_reward(tmp_path: Path) -> None:
         env = ConversationEnvironment(scenarios=[DEMO], max_turns=3)
         trainer = AutoTrainer(num_episodes=8, output_dir=tmp_path)
         trained = await trainer.train(agent, env)
-        assert trained.version == "policy-v1"
+        assert trained.version.endswith("-v1")
         assert trained.adapter is not None
         assert len(trainer.history) == 1
         assert await trained.generate_response("Where is my order?")

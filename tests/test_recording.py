@@ -105,3 +105,23 @@ async def test_the_recorder_keeps_the_order_of_calls() -> None:
         await model.ainvoke([HumanMessage("x")], {"callbacks": [recorder]})
     assert len(recorder.calls) == 3
     assert all(call.seconds >= 0 and call.error is None for call in recorder.calls)
+
+
+async def test_each_call_of_a_run_draws_with_a_seed_of_its_own() -> None:
+    """With one seed for all, the first tokens of every call would come from the same draw."""
+    policy = connect("http://127.0.0.1:9/v1", "policy")
+    first, again = (policy.sampling(Sampling(seed=5), None) for _ in range(2))
+    seeds = [first._own_seed({})["seed"] for _ in range(50)]
+    assert len(set(seeds)) == 50
+    assert [again._own_seed({})["seed"] for _ in range(50)] == seeds
+
+
+async def test_a_conversation_beyond_the_context_is_truncated_and_not_failed(
+    engine: str, development: list[Scenario]
+) -> None:
+    """Otherwise a policy could talk its way out of being scored."""
+    customer = development[0].customer.model_copy(update={"opening": "Where is it? " * 700})
+    endless = development[0].model_copy(update={"customer": customer})
+    trace = await converse(endless, connect(engine, "policy"), Sampling(version="policy"))
+    assert trace.status == "truncated"
+    assert "maximum context length" in (trace.error or "")

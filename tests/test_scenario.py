@@ -62,3 +62,16 @@ def test_the_short_form_is_a_scripted_customer(tmp_path: Path) -> None:
     file = tmp_path / "my.json"
     file.write_text('[{"id": "cs_demo", "user_responses": ["Hi", "Bye"]}]')
     assert load_scenarios(file)[0].customer.user_responses == ("Hi", "Bye")
+
+
+def test_a_right_guess_is_no_success() -> None:
+    goal = Goal(
+        facts=(Fact(name="status", any_of=("shipped",), none_of=("delivered", "not shipped")),),
+        consulted=(("get_order", "track_shipment"),),
+    )
+    said = "It is already shipped."
+    assert goal.score([], said, ["get_order"], done=["get_order"]).success
+    assert not goal.score([], said, [], done=[]).success
+    assert not goal.score([], said, ["get_order"], done=[]).success
+    for hedged in ("It is shipped or delivered.", "It has not shipped. It is shipped."):
+        assert not goal.score([], hedged, ["get_order"], done=["get_order"]).success

@@ -36,6 +36,7 @@ class Draft:
         self.approves: list[Act] = []
         self.facts: list[Fact] = []
         self.forbidden: list[str] = []
+        self.consulted: list[tuple[str, ...]] = []
         self.slots: dict[str, str] = {}
         self.opening = ""
 
@@ -56,8 +57,14 @@ class Draft:
         self.session = outcome.session
         return outcome.result
 
-    def tell(self, name: str, *any_of: str) -> None:
-        self.facts.append(Fact(name=name, any_of=any_of))
+    def tell(self, name: str, *any_of: str, not_: tuple[str, ...] = ()) -> None:
+        self.facts.append(Fact(name=name, any_of=any_of, none_of=not_))
+
+    def tell_status(self, status: str) -> None:
+        """That it is too late, and what it is instead; looked up, and neither hedged nor denied."""
+        others = tuple({"shipped", "delivered", "not shipped", "not delivered"} - {status})
+        self.tell("status", status, not_=tuple(sorted(others)))
+        self.consulted.append(("get_order", "track_shipment"))
 
     def open_with(self, *known: Slot, asked: tuple[Slot, ...] = (), **values: str) -> None:
         """The first message: the request, perhaps with what the customer volunteers."""
@@ -102,12 +109,13 @@ def _shipping_status(draft: Draft) -> None:
     draft.open_with("order_id", "zip")
     draft.verify(order)
     found = draft.call("track_shipment", order_id=order["id"])
+    draft.consulted.append(("track_shipment", "get_order"))
     if "arrives" in found:
         draft.tell("arrival", found["arrives"])
         draft.say("shipping_arrives", carrier=found["carrier"], day=found["arrives"])
     elif "arrived" in found:
         draft.tell("arrival", found["arrived"])
-        draft.tell("delivered", "delivered", "arrived")
+        draft.tell("delivered", "delivered", "arrived", not_=("not delivered", "not arrived"))
         draft.say("shipping_arrived", carrier=found["carrier"], day=found["arrived"])
     else:
         draft.tell("pending", "not shipped", "has not shipped", "pending")
@@ -125,7 +133,7 @@ def _cancel(draft: Draft) -> None:
         draft.say("cancelled", amount=found["refund"])
     else:
         draft.forbidden.append("cancel_order")
-        draft.tell("status", order["status"])
+        draft.tell_status(order["status"])
         draft.say("cancel_late", status=order["status"])
 
 
@@ -151,6 +159,7 @@ def _refund(draft: Draft) -> None:
         draft.say("refunded", amount=found["amount"])
     else:
         draft.forbidden.append("issue_refund")
+        draft.consulted.append(("check_return_eligibility", "get_order"))
         draft.tell("reason", found["reason"])
         late = found["reason"].startswith("delivered")
         draft.say("refund_late" if late else "refund_early", reason=found["reason"])
@@ -174,7 +183,7 @@ def _address_change(draft: Draft) -> None:
         draft.say("address_done", street=new)
     else:
         draft.forbidden.append("change_shipping_address")
-        draft.tell("status", order["status"])
+        draft.tell_status(order["status"])
         draft.say("address_late", status=order["status"])
 
 
@@ -185,6 +194,7 @@ def _price_question(draft: Draft) -> None:
     draft.open_with(item=product["item"], code=promotion["code"])
     draft.call("search_products", query=product["item"])
     found = draft.call("quote_cart", sku=product["sku"], code=promotion["code"])
+    draft.consulted.append(("quote_cart",))
     draft.tell("total", found["total"])
     draft.tell("stock", f"{found['in_stock']} in stock")
     if found["code"] == "valid":
@@ -228,7 +238,12 @@ def draft_scenario(seed: int, number: int, split: Split, intent: str) -> Scenari
             approves=tuple(draft.approves),
             answers={slot: words.give(rng, slot) for slot in words.gives},
         ),
-        goal=Goal(changes=changes, facts=tuple(draft.facts), forbidden=tuple(draft.forbidden)),
+        goal=Goal(
+            changes=changes,
+            facts=tuple(draft.facts),
+            forbidden=tuple(draft.forbidden),
+            consulted=tuple(draft.consulted),
+        ),
         plan=tuple(draft.plan),
     )
 
@@ -249,7 +264,7 @@ def score_acts(scenario: Scenario, acts: tuple[Act, ...]) -> GoalScore:
     assert scenario.split != "user"
     shop = generate(scenario.shop_seed, scenario.split).clone()
     executor, session = Executor(shop, SERVICE_TOOLS), Session(customer="")
-    said, attempted, denied = [], [], []
+    said, attempted, done, denied = [], [], [], []
     for number, act in enumerate(acts):
         said.append(act.say)
         if act.tool is None:
@@ -265,9 +280,13 @@ def score_acts(scenario: Scenario, acts: tuple[Act, ...]) -> GoalScore:
             else:
                 outcome = executor.decline(session, act.tool, act.arguments)
         session = outcome.session
+        if outcome.status == "done":
+            done.append(act.tool)
         if outcome.rule is not None:
             denied.append(outcome.rule)
-    score = scenario.goal.score(shop.changes(), "\n".join(said), attempted, denied=denied)
+    score = scenario.goal.score(
+        shop.changes(), "\n".join(said), attempted, done=done, denied=denied
+    )
     shop.close()
     return score
 
@@ -278,7 +297,7 @@ def mutants(scenario: Scenario) -> dict[str, tuple[Act, ...]]:
     writes = list(scenario.customer.approves)
     found: dict[str, tuple[Act, ...]] = {"does nothing": (), "says nothing": ()}
     found["says nothing"] = tuple(act for act in plan if act.tool)
-    found["talks only"] = tuple(act for act in plan if act.tool is None) if writes else ()
+    found["talks only"] = tuple(act for act in plan if act.tool is None)
     found["skips verification"] = tuple(act for act in plan if act.tool != "verify_identity")
     if not any(act.tool == "verify_identity" for act in plan):
         del found["skips verification"]

@@ -42,14 +42,17 @@ class Pass:
     advantages_BT: torch.Tensor
 
 
-def passes(trajectories: Sequence[Trajectory], advantages: Sequence[float]) -> list[Pass]:
-    """Pack whole episodes into passes. Episodes with advantage 0 carry no gradient and are skipped."""
+def passes(
+    trajectories: Sequence[Trajectory], advantages: Sequence[float], *, every: bool = False
+) -> list[Pass]:
+    """Pack whole episodes into passes. Episodes with advantage 0 carry no gradient and are skipped, unless
+    `every` is asked for, since a KL term is paid on each token."""
     packed: list[Pass] = []
     rows: list[Row] = []
     worth: list[float] = []
     size = 0
     for trajectory, advantage in zip(trajectories, advantages, strict=True):
-        if advantage == 0.0 or not trajectory.rows:
+        if (advantage == 0.0 and not every) or not trajectory.rows:
             continue
         longest = max(len(row.prompt) + len(row.sampled) for row in trajectory.rows)
         if rows and size + longest > NODES_PER_PASS:
@@ -234,7 +237,7 @@ def grpo_trainer(
         temperature=temperature,
         max_grad_norm=1.0,
         bf16=False,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=True,  # passes live on the CPU; a GPU serves the policy, through vLLM
         report_to=[],
         gradient_checkpointing=False,
         disable_tqdm=True,

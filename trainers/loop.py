@@ -52,14 +52,16 @@ class TrainConfig:
     """A control: rewards are shuffled within each group, so that there is nothing to learn."""
 
 
-def version(step: int) -> str:
-    """The name a policy is served under after `step` steps. Never reused: caches are keyed by it."""
-    return "policy" if step == 0 else f"policy-v{step}"
+def version(run: Path, step: int) -> str:
+    """The name a policy is served under after `step` steps. Never reused, not by another run on the same
+    server either: caches and traces are keyed by it."""
+    return f"{run.name}-v{step}"
 
 
 async def train(
     *,
     base: str,
+    served: str,
     tokenizer: PreTrainedTokenizerBase,
     scenarios: Sequence[Scenario],
     rollout: Rollout,
@@ -70,8 +72,13 @@ async def train(
     config: TrainConfig,
     report: Report,
     nodes: Sequence[str] | None = None,
+    adapter: Path | None = None,
 ) -> tuple[Path, list[dict[str, Any]]]:
-    """Train from the newest committed step on. Returns the adapter's folder and a log line per step."""
+    """Train from the newest committed step on. Returns the adapter's folder and a log line per step.
+
+    `served` is the name under which the policy before the first step answers: the model at `base`, with
+    `adapter` where one is given.
+    """
     checkpoints = Checkpoints(run)
     committed = checkpoints.newest()
     done = committed.step if committed else 0
@@ -81,7 +88,7 @@ async def train(
         base,
         rank=config.rank,
         seed=config.seed,
-        adapter=str(committed.adapter) if committed else None,
+        adapter=str(committed.adapter) if committed else str(adapter) if adapter else None,
     )
     trainer = grpo_trainer(
         model,
@@ -95,14 +102,15 @@ async def train(
     )
     if committed:
         trainer.optimizer.load_state_dict(committed.optimiser)
-        await publish(version(done), committed.adapter)
+        served = version(run, done)
+        await publish(served, committed.adapter)
     for step in range(done + 1, config.steps + 1):
         chosen = [
             scenarios[((step - 1) * config.groups + i) % len(scenarios)]
             for i in range(config.groups)
         ]
         began = time.perf_counter()
-        groups = await play(chosen, rollout, config, step)
+        groups = await play(chosen, rollout, config, step, served)
         graded = [await reward(group) for group in groups]
         rolled = time.perf_counter()
         failed = [trace for group in groups for trace in group if trace.status == "failed"]
@@ -116,6 +124,12 @@ async def train(
             for number, scores in enumerate(graded):
                 random.Random(f"{config.seed}/{step}/{number}").shuffle(scores)
         line = await asyncio.to_thread(_learn, trainer, groups, graded, nodes, config.algorithm)
+        if abs(line["ratio"] - 1.0) > 0.1:
+            raise RunBroken(
+                f"Expected on-policy episodes in step {step}, found that the policy server's "
+                f"log-probabilities differ from the trainer's by a factor of {line['ratio']:.2f}. Start "
+                "vLLM with --logprobs-mode processed_logprobs and the same model in fp32 or bf16."
+            )
         pending = [
             store.append(trace, phase="train", step=step, score=score)
             for group, scores in zip(groups, graded, strict=True)
@@ -131,23 +145,24 @@ async def train(
             "seconds_train": trained - rolled,
         }
         log.append(line)
-        adapter = checkpoints.commit(step, model, trainer.optimizer, log)
-        await publish(version(step), adapter)
+        newest = checkpoints.commit(step, model, trainer.optimizer, log)
+        served = version(run, step)
+        await publish(served, newest)
         line["seconds"] = time.perf_counter() - began
         report(line)
     return checkpoints.adapter(config.steps), log
 
 
 async def play(
-    scenarios: Sequence[Scenario], rollout: Rollout, config: TrainConfig, step: int
+    scenarios: Sequence[Scenario], rollout: Rollout, config: TrainConfig, step: int, served: str
 ) -> list[list[Trace]]:
-    """A group of episodes for each scenario, sampled by the version before `step`."""
+    """A group of episodes for each scenario, sampled by the version `served`."""
     gate = asyncio.Semaphore(config.concurrency)
 
     async def one(scenario: Scenario, number: int) -> Trace:
         seed = random.Random(f"{config.seed}/{step}/{scenario.id}/{number}").getrandbits(31)
         sampling = Sampling(
-            version=version(step - 1),
+            version=served,
             temperature=config.temperature,
             seed=seed,
             max_tokens=config.max_tokens,
@@ -181,7 +196,7 @@ def _learn(
             if score is not None:
                 trajectories.append(trajectory(trace, nodes=nodes))
                 worth.append(advantage)
-    packed = passes(trajectories, worth)
+    packed = passes(trajectories, worth, every=trainer.beta != 0.0)
     tokens = sum(trajectory.tokens for trajectory in trajectories)
     learned = {"entropy": 0.0, "clipped": 0.0, "grad_norm": 0.0, "ratio": 1.0, "kl": 0.0}
     if packed:
