@@ -34,7 +34,7 @@ def build(checkpointer: Checkpointer = None) -> ServiceGraph:
     graph.add_node("confirm", nodes.confirm)
     graph.add_node("handoff", nodes.handoff)
     graph.add_edge(START, "identity")
-    graph.add_edge("identity", "policy")
+    graph.add_conditional_edges("identity", nodes.after_identity, ["handoff", "policy"])
     graph.add_conditional_edges("policy", nodes.after_policy, ["tools", END])
     graph.add_conditional_edges("tools", nodes.after_tools, ["confirm", "handoff", "policy"])
     graph.add_conditional_edges("confirm", nodes.after_confirm, ["tools", "policy"])

@@ -88,6 +88,8 @@ async def tools(state: ServiceState, runtime: Runtime[ServiceContext]) -> Servic
         session = outcome.session
         messages.append(_answer(call["id"] or "", outcome))
         attempts.append(_attempt(call["id"] or "", call["name"], call["args"], outcome))
+        if _hands_off(attempts[-1]):
+            break  # whatever else was asked for is a person's business now
     return {
         "messages": messages,
         "tool_calls": attempts,
@@ -119,8 +121,9 @@ async def confirm(state: ServiceState, runtime: Runtime[ServiceContext]) -> Serv
 
 
 async def handoff(state: ServiceState) -> ServiceState:
-    """Close the agent's part with a packet for the person who takes over."""
-    packet = {
+    """Close the agent's part with a packet for the person who takes over. Whatever the customer writes
+    afterwards is answered with that."""
+    packet = state.get("handed_off") or {
         "customer": state["session"]["customer"],
         "attempts": [
             {"tool": call["name"], "status": call["status"]} for call in state["tool_calls"]
@@ -133,6 +136,10 @@ async def handoff(state: ServiceState) -> ServiceState:
     }
 
 
+def after_identity(state: ServiceState) -> str:
+    return "handoff" if state.get("handed_off") else "policy"
+
+
 def after_policy(state: ServiceState) -> str:
     last = state["messages"][-1]
     return "tools" if isinstance(last, AIMessage) and last.tool_calls else "__end__"
@@ -141,10 +148,7 @@ def after_policy(state: ServiceState) -> str:
 def after_tools(state: ServiceState) -> str:
     if state.get("proposal"):
         return "confirm"
-    last = state["tool_calls"][-1]
-    if last["name"] == "escalate_to_human" and last["status"] == "done":
-        return "handoff"
-    return "policy"
+    return "handoff" if _hands_off(state["tool_calls"][-1]) else "policy"
 
 
 def after_confirm(state: ServiceState) -> str:
@@ -152,6 +156,10 @@ def after_confirm(state: ServiceState) -> str:
     last = next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
     answered = {m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)}
     return "policy" if all(call["id"] in answered for call in last.tool_calls) else "tools"
+
+
+def _hands_off(attempt: dict[str, Any]) -> bool:
+    return bool(attempt["name"] == "escalate_to_human" and attempt["status"] == "done")
 
 
 def _answer(call_id: str, outcome: Outcome) -> ToolMessage:

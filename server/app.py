@@ -24,7 +24,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command
 from pydantic import ValidationError
 
-from stateset_agents.errors import PolicyUnreachable
+from stateset_agents.errors import ContextFull, PolicyUnreachable
 from stateset_agents.nodes.service import Confirmation
 from stateset_agents.server.http import (
     Refusal,
@@ -40,11 +40,22 @@ MAX_THREADS = 2000
 
 @dataclass(slots=True)
 class Thread:
-    """One conversation: its state and the words by which it is found again."""
+    """One conversation: its state, and whether it is being answered."""
 
     id: str
     saver: InMemorySaver = field(default_factory=InMemorySaver)
     busy: bool = False
+
+    def branch(self) -> InMemorySaver:
+        """A copy of the state for one turn, kept only if the turn succeeds: what failed can be asked
+        again and finds the conversation as it was."""
+        twin = InMemorySaver()
+        for thread, spaces in self.saver.storage.items():
+            for space, checkpoints in spaces.items():
+                twin.storage[thread][space] = dict(checkpoints)
+        twin.writes.update({key: dict(written) for key, written in self.saver.writes.items()})
+        twin.blobs.update(self.saver.blobs)
+        return twin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +68,11 @@ class Served:
 
 
 class Threads:
-    """Threads by the conversation so far; the ones unused for longest are dropped."""
+    """Threads by the conversation so far; the ones unused for longest are dropped.
+
+    A thread has one key, that of its last answered turn. Who says the same words as somebody before
+    must not land in a conversation that has gone on: it may know another customer by now.
+    """
 
     def __init__(self) -> None:
         self._by_key: OrderedDict[str, Thread] = OrderedDict()
@@ -68,8 +83,12 @@ class Threads:
             self._by_key.move_to_end(key)
         return thread
 
-    def keep(self, key: str, thread: Thread) -> None:
-        self._by_key[key] = thread
+    def move(self, thread: Thread, old: str, new: str) -> None:
+        """Keep a thread under its newest words alone."""
+        if self._by_key.get(old) is thread:
+            del self._by_key[old]
+        self._by_key[new] = thread
+        key = new
         self._by_key.move_to_end(key)
         while len(self._by_key) > MAX_THREADS:
             self._by_key.popitem(last=False)
@@ -153,13 +172,30 @@ async def _turn(
     threads: Threads, served: Served, name: str, messages: list[dict[str, Any]]
 ) -> "Turn":
     """Find or make the thread that these messages continue, and what to send it."""
-    last = messages[-1]
-    send: Any
     thread = threads.find(words(messages[:-1]))
     if thread is not None and thread.busy:
         raise Refusal(
             409, "This conversation is being answered already.", "thread_busy", retry=False
         )
+    if thread is None:
+        return await _continued(threads, served, name, messages, None)
+    thread.busy = True
+    try:
+        return await _continued(threads, served, name, messages, thread)
+    except BaseException:
+        thread.busy = False
+        raise
+
+
+async def _continued(
+    threads: Threads,
+    served: Served,
+    name: str,
+    messages: list[dict[str, Any]],
+    thread: Thread | None,
+) -> "Turn":
+    last = messages[-1]
+    send: Any
     if last["role"] == "tool":
         if thread is None:
             raise Refusal(
@@ -251,7 +287,8 @@ class Turn:
     async def _run(self, say: Callable[[str], None]) -> None:
         """Run the graph to its end or its interrupt, then keep the thread."""
         self.thread.busy = True
-        graph = self.served.compile(self.thread.saver)
+        saver = self.thread.branch()
+        graph = self.served.compile(saver)
         config = _config(self.served, self.thread)
         speaking = ""
         try:
@@ -273,7 +310,8 @@ class Turn:
                     speaking = message.id or ""
                     self.text += gap + message.text
                     say(gap + message.text)
-            pending = await _pending(self.served, self.thread)
+            state = await graph.aget_state(config)
+            pending = state.interrupts[0] if state.interrupts else None
             if pending is not None:
                 asked = {k: v for k, v in pending.value.items() if k in ("tool", "arguments")}
                 function = {"name": "confirm", "arguments": json.dumps(asked)}
@@ -284,11 +322,15 @@ class Turn:
             raise Refusal(
                 500, "The agent took too many steps.", "step_limit", retry=False
             ) from None
+        except ContextFull as error:
+            raise Refusal(400, str(error), "context_length_exceeded", param="messages") from None
         except PolicyUnreachable:
             raise Refusal(503, "The policy server does not answer.", "policy_unreachable") from None
         finally:
             self.thread.busy = False
-        self.threads.keep(words([*self.messages, self._message()]), self.thread)
+        self.thread.saver = saver
+        old, new = words(self.messages[:-1]), words([*self.messages, self._message()])
+        self.threads.move(self.thread, old, new)
 
     def _message(self) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": self.text or None}

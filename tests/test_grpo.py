@@ -125,7 +125,7 @@ def test_episodes_split_over_passes_give_the_same_gradient(
     for part in split:
         trainer.compute_loss(trainer.model, trainer._inputs(part, tokens)).backward()
     for name, gradient in gradients(trainer).items():
-        torch.testing.assert_close(whole[name], gradient, rtol=1e-4, atol=1e-7)
+        assert (whole[name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-7, name
 
 
 def test_log_probabilities_are_of_the_sampling_distribution(tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import Field
 
+from stateset_agents.errors import PolicyUnreachable
 from stateset_agents.graphs import service
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Scenario
@@ -187,6 +190,82 @@ class Silent(BaseChatModel):
             await asyncio.sleep(60)
         finally:
             self.left.set()
+
+
+class Obedient(Silent):
+    """Calls the tool that the customer's words name, then repeats what it answered."""
+
+    order: str
+    zip: str
+    failures: list[Exception] = Field(default_factory=list)
+
+    async def _agenerate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Any:
+        last, name, arguments = messages[-1], "", {"order_id": self.order}
+        if isinstance(last, ToolMessage) and self.failures:
+            raise self.failures.pop()
+        if isinstance(last, HumanMessage) and "zip" in last.text:
+            name, arguments = "verify_identity", {**arguments, "zip": self.zip}
+        elif isinstance(last, HumanMessage) and "cancel" in last.text:
+            name = "cancel_order"
+        elif isinstance(last, HumanMessage) and "track" in last.text:
+            name = "track_shipment"
+        said = last.text if isinstance(last, ToolMessage) else "" if name else "Hello."
+        calls = [{"name": name, "args": arguments, "id": f"c{len(messages)}"}] if name else []
+        message = AIMessage(content=said, tool_calls=calls)  # type: ignore[arg-type]
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def obedient(shop: Shop) -> Obedient:
+    order = shop.one(
+        "SELECT orders.id, customers.zip FROM orders JOIN customers ON customer_id = customers.id "
+        "WHERE status = 'pending' ORDER BY orders.id"
+    )
+    assert order is not None
+    return Obedient(order=order["id"], zip=order["zip"])
+
+
+async def test_same_words_do_not_open_somebody_elses_conversation() -> None:
+    """Two customers say the same; one verifies; the other must not be taken for them."""
+    shop = generate(1, "train").clone()
+    async with (
+        Running(app_with(obedient(shop), shop)) as url,
+        openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,
+    ):
+
+        async def says(history: list[Any], words: str) -> list[Any]:
+            asked = [*history, {"role": "user", "content": words}]
+            return [*asked, await one_turn(client, asked, stream=False)]
+
+        mine, theirs = await says([], "Hi"), await says([], "Hi")
+        mine = await says(mine, "my order and zip")
+        assert "verified" in mine[-1]["content"]
+        theirs = await says(theirs, "track it")
+        assert "not_verified" in theirs[-1]["content"]
+        assert "not_verified" not in (await says(mine, "track it"))[-1]["content"]
+
+
+async def test_a_turn_that_failed_can_be_asked_again_and_writes_once() -> None:
+    shop = generate(1, "train").clone()
+    policy = obedient(shop)
+    async with (
+        Running(app_with(policy, shop)) as url,
+        openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,
+    ):
+        messages: list[Any] = [{"role": "user", "content": "my order and zip"}]
+        messages.append(await one_turn(client, messages, stream=False))
+        messages.append({"role": "user", "content": "cancel it"})
+        messages.append(await one_turn(client, messages, stream=False))
+        call = messages[-1]["tool_calls"][0]
+        yes = {"role": "tool", "tool_call_id": call["id"], "content": '{"confirmed": true}'}
+        policy.failures.append(PolicyUnreachable("gone"))
+        with pytest.raises(openai.InternalServerError):
+            await one_turn(client, [*messages, yes], stream=False)
+        answer = await one_turn(client, [*messages, yes], stream=False)
+        assert "cancelled" in answer["content"]
+        refunds = shop.all(
+            "SELECT * FROM payments WHERE order_id = ? AND kind = 'refund'", policy.order
+        )
+        assert len(refunds) == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -91,6 +91,14 @@ async def test_a_hand_off_ends_the_conversation_with_a_packet(development: list[
         context=service.context(Oracle(plan=plan), shop, thread="t"),
     )
     assert state["handed_off"]["reason"] == "angry"
+    again = await graph.ainvoke(
+        {"messages": [HumanMessage("are you still there?")]},
+        {"configurable": {"thread_id": "t"}},
+        context=service.context(Oracle(plan=plan), shop, thread="t"),
+    )
+    assert again["handed_off"] == state["handed_off"]
+    assert "colleague" in again["messages"][-1].text
+    assert len(shop.all("SELECT * FROM tickets")) == 1
     trace = await converse(development[0], Oracle(plan=plan), Sampling())
     assert trace.turns == 1
 
