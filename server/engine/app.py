@@ -92,7 +92,8 @@ class Engine:
         seed = body.get("seed")
         return batcher.Request(
             prompt=prompt,
-            model=model,
+            version=model,
+            model=self.batcher.models[model],
             temperature=number(body, "temperature", 1.0, 0.0, 2.0),
             top_p=number(body, "top_p", 1.0, 1e-6, 1.0),
             top_k=int(number(body, "top_k", 0, -1, 1e6)),
@@ -120,6 +121,8 @@ class Engine:
             while True:
                 count = await changed.get()
                 yield count
+                if request.finish_reason == "error":
+                    raise Refusal(500, f"The engine broke: {self.batcher.broken}", "engine_broken")
                 if request.finish_reason is not None and count == len(request.ids):
                     return
         finally:
@@ -148,6 +151,8 @@ def build(engine: Engine) -> FastAPI:
 
     @app.get("/health")
     async def health() -> Response:
+        if engine.batcher.broken is not None:
+            raise Refusal(503, f"The engine broke: {engine.batcher.broken}", "engine_broken")
         return JSONResponse({"status": "ok"})
 
     @app.get("/v1/models")
@@ -276,7 +281,7 @@ def _envelope(
         "id": f"{prefix}-{uuid.uuid4().hex}",
         "object": kind,
         "created": int(time.time()),
-        "model": request.model,
+        "model": request.version,
         "choices": choices,
         "usage": _usage(request),
     }
@@ -306,13 +311,18 @@ async def _stream(
     if body.get("return_token_ids"):
         opening["prompt_token_ids"] = request.prompt
     yield event(opening)
-    async for count in engine.steps(request):
-        if request.finish_reason is not None:
-            continue
-        text = protocol.visible(engine.text(request.ids[:count]))
-        if len(text) > sent and not text.endswith("\ufffd"):
-            yield chunk({"content": text[sent:]}, upto=count)
-            sent = len(text)
+    try:
+        async for count in engine.steps(request):
+            if request.finish_reason is not None:
+                continue
+            text = protocol.visible(engine.text(request.ids[:count]))
+            if len(text) > sent and not text.endswith("\ufffd"):
+                yield chunk({"content": text[sent:]}, upto=count)
+                sent = len(text)
+    except Refusal as refusal:
+        yield event({"error": refusal.error})
+        yield event("[DONE]")
+        return
     said, calls = protocol.read_answer(engine.text(request.ids))
     if len(said or "") > sent:
         yield chunk({"content": (said or "")[sent:]})

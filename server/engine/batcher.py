@@ -8,6 +8,8 @@ import queue
 import random
 import threading
 import time
+import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +24,10 @@ class Request:
     """One sequence to sample. `ids` and `logprobs` grow as it runs."""
 
     prompt: list[int]
-    model: str
+    version: str
+    """The name that was asked for."""
+    model: PreTrainedModel
+    """The very weights it samples from, whatever is loaded or dropped under their name meanwhile."""
     temperature: float
     top_p: float
     top_k: int
@@ -47,7 +52,8 @@ class Request:
 class Slot:
     tokens: list[int] = field(default_factory=list)
     """Tokens whose keys and values are in the slot."""
-    model: str = ""
+    model: "weakref.ref[PreTrainedModel] | None" = None
+    """Whose keys and values they are."""
     busy: bool = False
     used: float = 0.0
 
@@ -67,11 +73,17 @@ class Batcher:
         self.tokens_computed = 0
         self.tokens_cached = 0
         self.tokens_sampled = 0
+        self.broken: str | None = None
+        """Why the engine can sample no more."""
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> None:
         request.rng.seed(request.seed)
+        if self.broken is not None:
+            request.finish_reason = "error"
+            request.notify(request)
+            return
         self.waiting.put(request)
 
     def close(self) -> None:
@@ -91,7 +103,15 @@ class Batcher:
                     idle = False
             except queue.Empty:
                 pass
-            self._step()
+            try:
+                self._step()
+            except Exception as error:  # noqa: BLE001 (a dead thread would leave every client waiting)
+                traceback.print_exc()
+                self.broken = f"{type(error).__name__}: {error}"
+                for request in [*self.running, *self.backlog]:
+                    request.finish_reason = "error"
+                    request.notify(request)
+                return
 
     def _step(self) -> None:
         for request in [r for r in self.running if r.cancelled]:
@@ -99,7 +119,7 @@ class Batcher:
         admitted: list[Request] = []
         while self.backlog:
             request = self.backlog[0]
-            if request.cancelled or request.model not in self.models:
+            if request.cancelled:
                 self.backlog.pop(0)
                 request.finish_reason = "abort"
                 request.notify(request)
@@ -107,20 +127,24 @@ class Batcher:
             if not self._admit(request):
                 break
             admitted.append(self.backlog.pop(0))
-        by_model: dict[str, tuple[list[Request], list[Request]]] = {}
+        by_model: dict[PreTrainedModel, tuple[list[Request], list[Request]]] = {}
         for request in admitted:
             by_model.setdefault(request.model, ([], []))[0].append(request)
         for request in self.running:
             by_model.setdefault(request.model, ([], []))[1].append(request)
         self.running += admitted
-        for name, (fresh, going) in by_model.items():
-            self._forward(self.models[name], fresh, going)
+        for model, (fresh, going) in by_model.items():
+            self._forward(model, fresh, going)
 
     def _admit(self, request: Request) -> bool:
         """Find a slot: the conversation's own if it is still there, else the one unused for longest."""
         best, shared = -1, 0
         for index, slot in enumerate(self.slots):
-            if slot.model == request.model and len(slot.tokens) > shared:
+            if (
+                slot.model is not None
+                and slot.model() is request.model
+                and len(slot.tokens) > shared
+            ):
                 common = _common(slot.tokens, request.prompt[:-1])
                 if common > shared:
                     best, shared = index, common
@@ -132,7 +156,8 @@ class Batcher:
         if not own and shared:
             self.cache.copy(best, target, shared)
         slot = self.slots[target]
-        slot.tokens, slot.model, slot.busy = request.prompt[:shared], request.model, True
+        slot.tokens, slot.busy = request.prompt[:shared], True
+        slot.model = weakref.ref(request.model)
         request.slot, request.cached = target, shared
         self.tokens_cached += shared
         return True
