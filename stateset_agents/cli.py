@@ -24,6 +24,7 @@ app.add_typer(policy_app, name="policy")
 app.add_typer(traces_app, name="traces")
 app.add_typer(scenarios_app, name="scenarios")
 
+ALGORITHMS = "dr_grpo, grpo (with the deviation), or rejection as a baseline."
 RunFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/20261123-101500.")]
 
 
@@ -74,10 +75,10 @@ def _go(job: Any) -> Any:
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(help="Seed of scenarios, sampling and LoRA.")] = 1,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 24,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 32,
     held_out: Annotated[int, typer.Option(help="Held-out scenarios to measure on.")] = 120,
     held_out_seed: Annotated[int, typer.Option(help="Where held-out shops begin.")] = 90_000,
-    algorithm: Annotated[str, typer.Option(help="grpo, or rejection as a baseline.")] = "grpo",
+    algorithm: Annotated[str, typer.Option(help=ALGORITHMS)] = "dr_grpo",
     shuffle_rewards: Annotated[
         bool, typer.Option(help="Control: shuffle rewards within each group.")
     ] = False,
@@ -93,6 +94,7 @@ def demo(
 
 @app.command()
 def train(
+    ctx: typer.Context,
     graph: Annotated[str, typer.Option(help="'service', or package.module:graph.")] = "service",
     reward: Annotated[
         str | None, typer.Option(help="package.module:reward; the shop's own by default.")
@@ -102,13 +104,13 @@ def train(
     base_url: Annotated[
         str | None, typer.Option(help="A running vLLM, as http://host:port/v1.")
     ] = None,
-    steps: int = 24,
+    steps: int = 32,
     groups: Annotated[int, typer.Option(help="Scenarios a step.")] = 8,
     group_size: Annotated[int, typer.Option(help="Episodes a scenario.")] = 8,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 1e-3,
     rank: Annotated[int, typer.Option(help="LoRA rank.")] = 16,
     beta: Annotated[float, typer.Option(help="Weight of the KL to the base model.")] = 0.0,
-    algorithm: Annotated[str, typer.Option(help="grpo, or rejection as a baseline.")] = "grpo",
+    algorithm: Annotated[str, typer.Option(help=ALGORITHMS)] = "dr_grpo",
     temperature: float = 1.0,
     max_tokens: Annotated[int, typer.Option(help="Tokens a model call may sample.")] = 96,
     concurrency: Annotated[int, typer.Option(help="Episodes at a time.")] = 64,
@@ -122,6 +124,8 @@ def train(
     ] = False,
 ) -> None:
     """Improve a policy with GRPO on episodes of a graph."""
+    if resume is not None:
+        _nothing_else(ctx, "resume", "dry_run")
     _train(
         {"graph": graph, "reward": reward, "scenarios": scenarios, "model": model,
          "base_url": base_url, "steps": steps, "groups": groups, "group_size": group_size,
@@ -130,6 +134,22 @@ def train(
          "held_out_seed": held_out_seed, "seed": seed},
         out=out, resume=resume, dry_run=dry_run,
     )  # fmt: skip
+
+
+def _nothing_else(ctx: typer.Context, *allowed: str) -> None:
+    """A run that is resumed keeps the settings it began with; other options would be ignored."""
+    from stateset_agents.errors import BadInput
+
+    given = [
+        name
+        for name in ctx.params
+        if name not in allowed and str(ctx.get_parameter_source(name)).endswith("COMMANDLINE")
+    ]
+    if given:
+        raise BadInput(
+            f"--{given[0].replace('_', '-')}: expected no other option beside --resume, which goes on "
+            "with the settings in the run's config.json."
+        )
 
 
 def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry_run: bool) -> None:

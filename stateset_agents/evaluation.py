@@ -39,6 +39,13 @@ def paired_gain(
     return math.fsum(gaps) / len(gaps), (low, high)
 
 
+def shown(interval: Sequence[float] | None, style: str = ".2f") -> str:
+    """`0.30 to 0.45`."""
+    if interval is None:
+        return "no interval"
+    return f"{interval[0]:{style}} to {interval[1]:{style}}"
+
+
 class Measurement(Frozen):
     """One policy version on one set of scenarios. Failed and truncated episodes count as no success.
 
@@ -51,7 +58,7 @@ class Measurement(Frozen):
     outcomes: tuple[float | None, ...]
     """1 or 0 for each scenario in order; the reward, or None, where there is no goal."""
     success: float
-    ci95: Interval
+    ci95: Interval | None
     success_by_intent: dict[str, float]
     mean_reward: float | None
     """Over the episodes that could be scored."""
@@ -99,10 +106,10 @@ def measure(
     )
 
 
-def normal(values: Sequence[float]) -> Interval:
-    """The 95 % normal interval of a mean."""
+def normal(values: Sequence[float]) -> Interval | None:
+    """The 95 % normal interval of a mean; None for fewer than two values, which tell no spread."""
     if len(values) < 2:
-        return (-math.inf, math.inf)
+        return None
     mean = math.fsum(values) / len(values)
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
     return (mean - 1.96 * spread, mean + 1.96 * spread)

@@ -52,17 +52,17 @@ class JobConfig(Frozen):
     seed: int = 1
     held_out: int = Field(default=120, ge=1)
     held_out_seed: int = HELD_OUT_SEED
-    steps: int = Field(default=24, ge=1)
+    steps: int = Field(default=32, ge=1)
     groups: int = Field(default=8, ge=1)
     group_size: int = Field(default=8, ge=2)
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     rank: int = Field(default=16, ge=1)
     beta: float = Field(default=0.0, ge=0)
     temperature: float = Field(default=1.0, gt=0, le=2)
     max_tokens: int = Field(default=96, ge=1)
     concurrency: int = Field(default=64, ge=1)
     threads: int = Field(default=2, ge=1)
-    algorithm: Literal["grpo", "dr_grpo", "rejection"] = "grpo"
+    algorithm: Literal["grpo", "dr_grpo", "rejection"] = "dr_grpo"
     shuffle_rewards: bool = False
 
 
@@ -253,7 +253,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
 
     from stateset_agents.trainers import loop
 
-    began = time.perf_counter()
+    clock = _clock(run)
     rollout, reward = find_rollout(config.graph), find_reward(config.reward)
     training, held_out = find_scenarios(config)
     torch.set_num_threads(config.threads)
@@ -292,6 +292,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
                 beside = kept.with_suffix(".writing")
                 beside.write_text(result.model_dump_json(indent=1))
                 beside.replace(kept)
+                clock()
                 report("measured", {"phase": phase, "result": result})
                 return result
 
@@ -304,6 +305,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
                 return await rollout(scenario, policy, sampling)
 
             async def publish(version: str, path: Path) -> None:
+                clock()
                 # A run that is resumed finds its last version still loaded on a server of one's own.
                 if version not in await served_models(url):
                     await load_adapter(url, version, path)
@@ -331,8 +333,8 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     link = run / "adapter"
     if not link.exists():
         link.symlink_to(adapter.relative_to(run))
-    gain, gain_ci = paired_gain(*_pairs(before, after))
-    earlier = json.loads((run / "time.json").read_text()) if (run / "time.json").is_file() else 0.0
+    pairs = _pairs(before, after)
+    gain, gain_ci = paired_gain(*pairs) if pairs[0] else (None, None)
     summary = {
         "seed": config.seed,
         "steps": config.steps,
@@ -351,6 +353,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
         "success_by_intent": {
             intent: {"before": before.success_by_intent[intent], "after": after.success_by_intent[intent]}
             for intent in before.success_by_intent
+            if intent in after.success_by_intent
         },
         "mean_reward_before": before.mean_reward,
         "mean_reward_after": after.mean_reward,
@@ -358,7 +361,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
         "violations_after": after.violations,
         "turns_before": before.turns,
         "turns_after": after.turns,
-        "seconds_total": earlier + time.perf_counter() - began,
+        "seconds_total": clock(),
         "seconds_rollout": sum(line["seconds_rollout"] for line in log),
         "seconds_train": sum(line["seconds_train"] for line in log),
         "tokens_sampled": sum(line["tokens_sampled"] for line in log),
@@ -371,6 +374,22 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     report("end", summary)
     return summary
+
+
+def _clock(run: Path) -> Callable[[], float]:
+    """Seconds that a run has worked, those before a kill included; every reading is kept in the run."""
+    kept = run / "seconds.json"
+    earlier = float(json.loads(kept.read_text())) if kept.is_file() else 0.0
+    began = time.perf_counter()
+
+    def seconds() -> float:
+        now = earlier + time.perf_counter() - began
+        beside = kept.with_suffix(".writing")
+        beside.write_text(json.dumps(now))
+        beside.replace(kept)
+        return now
+
+    return seconds
 
 
 def _pairs(before: Measurement, after: Measurement) -> tuple[list[float], list[float]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stateset_agents.evaluation import shown
 from stateset_agents.terminal import telling_pair
 from stateset_agents.trace import Trace
 
@@ -34,12 +35,11 @@ def write_report(run: Path) -> Path:
     summary = json.loads((run / "summary.json").read_text())
     newest = max((run / "steps").glob("[0-9]*"))
     log = json.loads((newest / "log.json").read_text())
-    low, high = summary["gain_ci95"]
     name = summary["measured_by"]
     tiles = [
         (f"{name} before", f"{summary['success_before']:.3f}", _range(summary["ci95_before"])),
         (f"{name} after", f"{summary['success_after']:.3f}", _range(summary["ci95_after"])),
-        ("gain, same scenarios", f"{summary['gain']:+.3f}", f"{low:+.3f} to {high:+.3f}"),
+        ("gain, same scenarios", _number(summary["gain"]), shown(summary["gain_ci95"], "+.3f")),
         ("greedy", f"{summary['greedy_before']:.2f} &rarr; {summary['greedy_after']:.2f}", "temperature 0"),
         ("time", f"{summary['seconds_total'] / 60:.1f} min", f"{summary['torch_threads']} threads"),
     ]  # fmt: skip
@@ -106,8 +106,8 @@ def write_report(run: Path) -> Path:
     return path
 
 
-def _range(pair: Sequence[float]) -> str:
-    return f"95 %: {pair[0]:.2f} to {pair[1]:.2f}"
+def _range(pair: Sequence[float] | None) -> str:
+    return f"95 %: {shown(pair)}"
 
 
 def _number(value: float | None) -> str:

@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from stateset_agents.evaluation import Measurement
+from stateset_agents.evaluation import Measurement, shown
 from stateset_agents.store import TraceStore
 from stateset_agents.trace import Trace
 
@@ -109,13 +109,11 @@ class TrainingView:
         table = Table(title="before and after, on held-out scenarios", title_justify="left")
         for column in ("", "before", "after"):
             table.add_column(column, justify="left" if not column else "right")
-        low, high = summary["ci95_before"]
-        low_after, high_after = summary["ci95_after"]
         name = summary["measured_by"]
         table.add_row(
             f"{name} (95 % interval)",
-            f"{summary['success_before']:.3f} ({low:.2f}-{high:.2f})",
-            f"{summary['success_after']:.3f} ({low_after:.2f}-{high_after:.2f})",
+            f"{summary['success_before']:.3f} ({shown(summary['ci95_before'])})",
+            f"{summary['success_after']:.3f} ({shown(summary['ci95_after'])})",
         )
         table.add_row(
             f"{name}, greedy", f"{summary['greedy_before']:.3f}", f"{summary['greedy_after']:.3f}"
@@ -131,11 +129,11 @@ class TrainingView:
             str(summary["violations_after"]),
         )
         console.print(table)
-        low, high = summary["gain_ci95"]
-        console.print(
-            f"[bold]gain {summary['gain']:+.3f}[/] (paired 95 % interval {low:+.3f} to {high:+.3f}) "
-            f"in {summary['seconds_total'] / 60:.1f} minutes"
-        )
+        if summary["gain"] is not None:
+            console.print(
+                f"[bold]gain {summary['gain']:+.3f}[/] (paired 95 % interval "
+                f"{shown(summary['gain_ci95'], '+.3f')}) in {summary['seconds_total'] / 60:.1f} minutes"
+            )
         pair = telling_pair(run)
         if pair is not None:
             console.print(
@@ -156,11 +154,10 @@ class TrainingView:
 
 
 def _measured(name: str, result: Measurement) -> str:
-    low, high = result.ci95
     kind = "greedy" if result.temperature == 0 else "sampled"
     reward = "-" if result.mean_reward is None else f"{result.mean_reward:.3f}"
     return (
-        f"{name}: {result.measured_by} [bold]{result.success:.3f}[/] ({low:.2f}-{high:.2f}, {kind}), "
+        f"{name}: {result.measured_by} [bold]{result.success:.3f}[/] ({shown(result.ci95)}, {kind}), "
         f"reward {reward}, {result.turns:.1f} turns, {result.violations} broke a rule, "
         f"{result.failed} failed, {result.truncated} truncated"
     )

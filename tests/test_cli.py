@@ -55,6 +55,7 @@ def test_dry_run_prints_the_resolved_configuration() -> None:
             "Expected a policy server",
         ),
         (["train", "--resume", "nowhere"], "config.json"),
+        (["train", "--resume", "nowhere", "--steps", "3"], "--steps: expected no other option"),
         (["evaluate", "--policy", "nowhere"], "adapter_config.json"),
         (["traces", "list", "nowhere"], "Expected a trace store"),
         (["scenarios", "generate", "--intent", "singing", "--out", "x"], "found 'singing'"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
 import openai
 import peft
 import pytest
@@ -16,6 +17,7 @@ from stateset_agents.engine_client import load_adapter, served_models, unload_ad
 from stateset_agents.errors import PolicyUnreachable
 from stateset_agents.jobs import SEED_POLICY
 from stateset_agents.server.engine import protocol
+from stateset_agents.server.engine.app import Engine, build
 from stateset_agents.server.engine.models import load_base
 from stateset_agents.tools.prompts import SERVICE_PROMPT
 from stateset_agents.tools.toolset import SERVICE_TOOLS
@@ -257,3 +259,34 @@ def test_text_that_is_no_valid_call_stays_text() -> None:
         assert protocol.read_answer(text) == (text, [])
     assert protocol.visible("Wait.<tool_c") == "Wait."
     assert protocol.visible("a < b") == "a < b"
+
+
+async def test_an_engine_that_breaks_says_so_and_keeps_nobody_waiting() -> None:
+    model, tokenizer = load_base(str(SEED_POLICY))
+    engine = Engine(model, tokenizer, "policy", slots=4)
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    model.forward = broken
+    transport = httpx.ASGITransport(app=build(engine))
+    async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
+        body = {"model": "policy", "messages": MESSAGES, "max_tokens": 5}
+        for _ in range(2):
+            answer = await client.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 500
+            assert "out of memory" in answer.json()["error"]["message"]
+        assert (await client.get("/health")).status_code == 503
+
+
+async def test_a_dropped_adapters_cache_is_not_used_by_its_successor(
+    engine: str, tmp_path: Path
+) -> None:
+    for number, scale in enumerate((0.05, 0.1)):
+        adapter = an_adapter(tmp_path / str(number), str(SEED_POLICY), scale=scale)
+        await load_adapter(engine, "same-name", adapter)
+        answer = await ask(engine, model="same-name")
+        sampled = answer["choices"][0]["token_ids"]
+        wanted = plain_logprobs(answer["prompt_token_ids"], sampled, adapter)
+        torch.testing.assert_close(reported(answer), wanted, rtol=0, atol=1e-4)
+        await unload_adapter(engine, "same-name")

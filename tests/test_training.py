@@ -83,7 +83,7 @@ def test_every_trained_token_was_sampled_by_the_version_before_the_step(run: Pat
         assert len(rows) == 32
         for trace in store.traces(phase="train"):
             step = int(str(rows[trace.id]["step"]))
-            wanted = "policy" if step == 1 else f"policy-v{step - 1}"
+            wanted = "policy" if step == 1 else f"{run.name}-v{step - 1}"
             assert {call.version for call in trace.model_calls} == {wanted}
             assert trajectory(trace).tokens == trace.tokens_sampled > 0
 

@@ -34,12 +34,12 @@ Report = Callable[[dict[str, Any]], None]
 class TrainConfig:
     """How a policy is trained. Every field is read; the defaults are what the demo runs with."""
 
-    steps: int = 24
+    steps: int = 32
     groups: int = 8
     """Scenarios a step."""
     group_size: int = 8
     """Episodes a scenario."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     rank: int = 16
     beta: float = 0.0
     clip_high: float = 0.28
@@ -47,7 +47,7 @@ class TrainConfig:
     max_tokens: int = 96
     concurrency: int = 64
     seed: int = 1
-    algorithm: Algorithm = "grpo"
+    algorithm: Algorithm = "dr_grpo"
     shuffle_rewards: bool = False
     """A control: rewards are shuffled within each group, so that there is nothing to learn."""
 
