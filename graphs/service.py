@@ -5,6 +5,7 @@ identity -> policy -> tools -> policy -> ... -> end of turn
                         |-> handoff -> end
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -16,6 +17,7 @@ from stateset_agents.nodes import service as nodes
 from stateset_agents.nodes.service import ServiceContext, ServiceState
 from stateset_agents.tools.executor import Executor
 from stateset_agents.tools.prompts import SERVICE_PROMPT
+from stateset_agents.tools.rules import Rule
 from stateset_agents.tools.shop import Shop
 from stateset_agents.tools.toolset import SERVICE_TOOLS
 
@@ -43,13 +45,19 @@ def build(checkpointer: Checkpointer = None) -> ServiceGraph:
 
 
 def context(
-    policy: BaseChatModel, shop: Shop, *, thread: str, customer: str = ""
+    policy: BaseChatModel,
+    shop: Shop,
+    *,
+    thread: str,
+    customer: str = "",
+    rules: Sequence[Rule] | None = None,
 ) -> ServiceContext:
-    """What a run of the service graph needs: the policy with the service tools, and the shop."""
+    """What a run of the service graph needs: the policy with the service tools, and the shop under its
+    rules (the ones it ships with, unless others are given)."""
     schemas: list[dict[str, Any]] = [tool.schema() for tool in SERVICE_TOOLS]
     return ServiceContext(
         policy=policy.bind(tools=schemas),
-        executor=Executor(shop, SERVICE_TOOLS),
+        executor=Executor(shop, SERVICE_TOOLS, rules),
         prompt=SERVICE_PROMPT,
         thread=thread,
         customer=customer,

@@ -176,4 +176,5 @@ def _attempt(
         "status": outcome.status,
         "result": outcome.result,
         "rule": outcome.rule,
+        "facts": {thing: dict(known) for thing, known in outcome.facts.items()},
     }

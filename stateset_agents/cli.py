@@ -23,6 +23,8 @@ scenarios_app = typer.Typer(no_args_is_help=True, help="Make and check scenarios
 app.add_typer(policy_app, name="policy")
 app.add_typer(traces_app, name="traces")
 app.add_typer(scenarios_app, name="scenarios")
+rules_app = typer.Typer(no_args_is_help=True, help="The rules that the executor enforces.")
+app.add_typer(rules_app, name="rules")
 
 ALGORITHMS = "dr_grpo, grpo (with the deviation), or rejection as a baseline."
 RunFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/20261123-101500.")]
@@ -305,6 +307,9 @@ def serve(
     model: str = "seed",
     base_url: str | None = None,
     shop_seed: Annotated[int, typer.Option(help="Which generated shop is served.")] = 1,
+    rules: Annotated[
+        Path | None, typer.Option(help="YAML file of rules; the shop's own without it.")
+    ] = None,
     host: str = "127.0.0.1",
     port: int = 8000,
 ) -> None:
@@ -319,7 +324,22 @@ def serve(
         {"graph": graph, "model": model, "base_url": base_url or settings.base_url}
     )
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    _go(serve_graph(config, adapter, shop_seed=shop_seed, host=host, port=port, key=key))
+    _go(
+        serve_graph(
+            config, adapter, shop_seed=shop_seed, host=host, port=port, key=key,
+            rules=_rules(rules),
+        )
+    )  # fmt: skip
+
+
+def _rules(file: Path | None) -> Any:
+    if file is None:
+        return None
+    from stateset_agents.tools.rules import parse_rules
+    from stateset_agents.tools.toolset import ALL_TOOLS
+
+    names = [tool.name for tool in ALL_TOOLS]
+    return parse_rules(file.read_text(encoding="utf-8"), where=str(file), tools=names)
 
 
 @policy_app.command("build")
@@ -447,6 +467,35 @@ def scenarios_check(file: Path) -> None:
         if found:
             print(f"{len(found)} {name}: {', '.join(found[:5])}")
     raise typer.Exit(2 if unsolved or leaky else 0)
+
+
+@rules_app.command("check")
+def rules_check(file: Path) -> None:
+    """Whether a YAML file of rules can be used; each problem with its line."""
+    from stateset_agents.tools.rules import problems
+    from stateset_agents.tools.toolset import ALL_TOOLS
+
+    found = problems(file.read_text(encoding="utf-8"), tools=[tool.name for tool in ALL_TOOLS])
+    for line, reason in found:
+        print(f"{file}:{line}: {reason}")
+    if not found:
+        print(f"{file}: no problems")
+    raise typer.Exit(2 if found else 0)
+
+
+@rules_app.command("show")
+def rules_show(
+    file: Annotated[Path | None, typer.Argument(help="The shop's own rules without it.")] = None,
+) -> None:
+    """What an agent is told of the rules, and what would make each of them bite."""
+    from stateset_agents.tools.complications import NOT_DELIVERED, near_misses
+    from stateset_agents.tools.rules import shop_rules
+
+    for rule in _rules(file) or shop_rules():
+        print(f"{rule.id} (version {rule.version}): {rule.told}")
+        for situation in near_misses(rule):
+            told = [f"{k} is {v!r}" for k, v in situation.items() if v != NOT_DELIVERED]
+            print("    denied when " + " and ".join(told))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import secrets
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
@@ -13,11 +14,14 @@ from stateset_agents.jobs import JobConfig, served_policy
 from stateset_agents.policy import connect
 from stateset_agents.server.app import Served, build
 from stateset_agents.server.engine.process import port_is_free
+from stateset_agents.tools.rules import Rule
 from stateset_agents.tools.shop import Shop, generate
 
 
-def service_app(shop: Shop, base_url: str, policy: str, *, key: str | None) -> FastAPI:
-    """The endpoint for the service graph over a shop, with a served policy."""
+def service_app(
+    shop: Shop, base_url: str, policy: str, *, key: str | None, rules: Sequence[Rule] | None = None
+) -> FastAPI:
+    """The endpoint for the service graph over a shop, with a served policy and rules of one's own."""
     model = connect(base_url, policy).model_copy(
         update={
             "temperature": 0.0,
@@ -29,7 +33,7 @@ def service_app(shop: Shop, base_url: str, policy: str, *, key: str | None) -> F
     graphs = {
         "service": Served(
             compile=service.build,
-            context=lambda thread: service.context(model, shop, thread=thread),
+            context=lambda thread: service.context(model, shop, thread=thread, rules=rules),
             step_limit=service.STEP_LIMIT,
         )
     }
@@ -44,6 +48,7 @@ async def serve_graph(
     host: str,
     port: int,
     key: str | None,
+    rules: Sequence[Rule] | None = None,
 ) -> None:
     """Serve until stopped. Beyond loopback a key is needed; without one it is made and shown once."""
     if config.graph != "service":
@@ -55,7 +60,7 @@ async def serve_graph(
     shop = generate(shop_seed, "train").clone()
     with tempfile.TemporaryDirectory() as folder:
         async with served_policy(config, adapter, Path(folder)) as (url, name):
-            app = service_app(shop, url, name, key=key)
+            app = service_app(shop, url, name, key=key, rules=rules)
             example = shop.one(
                 "SELECT orders.id, customers.zip FROM orders JOIN customers ON customer_id = customers.id "
                 "ORDER BY orders.id LIMIT 1"

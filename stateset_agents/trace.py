@@ -70,6 +70,8 @@ class ToolCall(Frozen):
     result: dict[str, Any]
     rule: str | None = None
     """The rule that denied it."""
+    facts: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What the executor knew when it decided, so that rules can be checked again on the trace."""
 
 
 class Trace(Frozen):

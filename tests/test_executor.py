@@ -89,7 +89,7 @@ def test_a_shipped_order_is_neither_cancelled_nor_readdressed(shop: Shop) -> Non
 def test_a_refund_is_exactly_what_was_quoted(shop: Shop, amount: str) -> None:
     order = shop.one(
         "SELECT orders.id, customer_id FROM orders JOIN shipments ON order_id = orders.id "
-        "WHERE delivered_day >= 190 ORDER BY 1 LIMIT 1"
+        "WHERE delivered_day >= 170 ORDER BY 1 LIMIT 1"
     )
     assert order is not None
     executor, session = Executor(shop, ALL_TOOLS), Session(customer=order["customer_id"])

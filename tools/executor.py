@@ -9,7 +9,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from stateset_agents.errors import BadInput
 from stateset_agents.tools.money import cents
 from stateset_agents.tools.returns import delivered_days_ago, refundable
-from stateset_agents.tools.rules import Rule, shop_rules
+from stateset_agents.tools.rules import Facts, Rule, facts_of, shop_rules
 from stateset_agents.tools.shop import Shop
 from stateset_agents.tools.tool import Arguments, Session, Tool, ToolError
 
@@ -33,6 +33,8 @@ class Outcome:
     session: Session
     rule: str | None = None
     """The rule that denied it."""
+    facts: Facts = field(default_factory=dict)
+    """What the rules were checked against."""
 
 
 class Executor:
@@ -53,10 +55,10 @@ class Executor:
             return refused
         if not tool.confirm:
             return self._act(session, tool, call, confirmed=False)
-        denied = self._check(session, tool, call, confirmed=True)
-        if denied is not None:
-            return denied
-        return Outcome(status="proposed", result=arguments, session=session)
+        checked = self._check(session, tool, call, confirmed=True)
+        if isinstance(checked, Outcome):
+            return checked
+        return Outcome(status="proposed", result=arguments, session=session, facts=checked)
 
     def commit(
         self, session: Session, name: str, arguments: dict[str, Any], *, confirmed: bool, key: str
@@ -104,9 +106,9 @@ class Executor:
         key: str | None = None,
         fingerprint: str = "",
     ) -> Outcome:
-        denied = self._check(session, tool, call, confirmed=confirmed)
-        if denied is not None:
-            return denied
+        checked = self._check(session, tool, call, confirmed=confirmed)
+        if isinstance(checked, Outcome):
+            return checked
         arguments = call.model_dump()
         after = session.copy()
         try:
@@ -126,12 +128,12 @@ class Executor:
             return self._refuse(session, tool.name, arguments, "bad_arguments", str(error))
         except sqlite3.IntegrityError as error:
             return self._refuse(session, tool.name, arguments, "impossible", str(error))
-        return Outcome(status="done", result=result, session=after)
+        return Outcome(status="done", result=result, session=after, facts=checked)
 
     def _check(
         self, session: Session, tool: Tool, call: Arguments, *, confirmed: bool
-    ) -> Outcome | None:
-        """The first rule that denies this call, as an outcome; None where all allow it."""
+    ) -> Outcome | Facts:
+        """What the first rule that denies this call leads to; the facts where all allow it."""
         arguments = call.model_dump()
         facts: dict[str, dict[str, Any]] = {
             "session": {"customer": session["customer"]},
@@ -141,9 +143,10 @@ class Executor:
             if tool.name not in rule.applies_to:
                 continue
             try:
-                if "order." in rule.unless and "order" not in facts:
+                needed = {thing for thing, _ in facts_of(rule.unless)}
+                if "order" in needed and "order" not in facts:
                     facts["order"] = self._order(arguments["order_id"])
-                if "quote." in rule.unless and "quote" not in facts:
+                if "quote" in needed and "quote" not in facts:
                     quote = refundable(self.shop, arguments["order_id"], arguments["line"])
                     facts["quote"] = {"amount": quote}
                     facts["call"]["amount"] = cents(arguments["amount"])
@@ -154,8 +157,10 @@ class Executor:
             if not rule.allows(facts):
                 self._audit(tool.name, arguments, "denied", rule.id)
                 result = {"error": rule.code, "help": rule.help}
-                return Outcome(status="denied", result=result, session=session, rule=rule.id)
-        return None
+                return Outcome(
+                    status="denied", result=result, session=session, rule=rule.id, facts=facts
+                )
+        return facts
 
     def _order(self, order_id: str) -> dict[str, Any]:
         order = self.shop.one("SELECT customer_id, status, hold FROM orders WHERE id = ?", order_id)

@@ -1,18 +1,38 @@
-"""A rule is a row of data: whom it applies to, the condition that must hold, and what to say if not."""
+"""A rule is a row of data: whom it applies to, the condition that must hold, and what to say if not.
+
+    - id: return-window
+      applies_to: [issue_refund]
+      unless: order.status == "delivered" and order.days <= limit.days
+      limits: {days: 30}
+      text: Delivered items can be refunded for {days} days.
+
+One row is read in four ways: `rules_text` for the model, `Rule.allows` in the executor, `broken` over what
+a trace recorded, and `complications.breaking` for scenarios in which it bites.
+"""
 
 import ast
 import functools
 import operator
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from stateset_agents.errors import BadInput
+from stateset_agents.tools.money import show
+from stateset_agents.trace import ToolCall
 
 Facts = Mapping[str, Mapping[str, Any]]
+
+FACTS: Mapping[str, frozenset[str]] = {
+    "session": frozenset({"customer"}),
+    "order": frozenset({"customer_id", "status", "hold", "days"}),
+    "quote": frozenset({"amount"}),
+}
+"""What the executor can find out for a condition, beside `call` (the arguments) and `limit`."""
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -33,18 +53,78 @@ class Rule(BaseModel):
     version: int
     applies_to: tuple[str, ...]
     unless: str
+    limits: Mapping[str, int] = {}
+    """Numbers that `unless` reads as `limit.name` and `text` as `{name}`: changed in one place."""
     code: str
     help: str
     text: str
 
-    @field_validator("unless")
-    @classmethod
-    def _readable(cls, expression: str) -> str:
-        compile_condition(expression)
-        return expression
+    @model_validator(mode="after")
+    def _readable(self) -> "Rule":
+        try:
+            compile_condition(self.unless)
+        except ValueError as error:
+            raise ValueError(f"unless: {error}") from None
+        for thing, name in facts_of(self.unless):
+            known = FACTS.get(thing, self.limits if thing == "limit" else None)
+            if thing != "call" and (known is None or name not in known):
+                told = ", ".join(f"{t}.{n}" for t, names in FACTS.items() for n in sorted(names))
+                raise ValueError(
+                    f"unless: expected facts among {told}, call.* or a limit, found {thing}.{name}."
+                )
+        for name in re.findall(r"\{(\w*)\}", self.text):
+            if name not in self.limits:
+                raise ValueError(f"text: expected {{{name}}} among the limits, found none.")
+        return self
 
     def allows(self, facts: Facts) -> bool:
-        return compile_condition(self.unless)(facts)
+        return compile_condition(self.unless)({**facts, "limit": self.limits})
+
+    @property
+    def told(self) -> str:
+        """The rule as a sentence."""
+        shown = {name: show(n) if name == "cents" else n for name, n in self.limits.items()}
+        return self.text.format(**shown)
+
+
+def rules_text(rules: Iterable[Rule], tools: Iterable[str]) -> str:
+    """What an agent with these tools is told of the rules, a line each."""
+    offered = set(tools)
+    return "\n".join(f"- {rule.told}" for rule in rules if offered.intersection(rule.applies_to))
+
+
+def broken(rules: Sequence[Rule], calls: Iterable[ToolCall]) -> tuple[str, ...]:
+    """Ids of the rules that what was done broke, by the facts recorded with it.
+
+    On a trace of our own executor this is empty. It is not where rules have been tightened since, or
+    where somebody else's backend acted.
+    """
+    found = []
+    for call in calls:
+        if call.status != "done" or not call.facts:
+            continue
+        found += [
+            rule.id
+            for rule in rules
+            if call.name in rule.applies_to
+            and all(name in call.facts.get(thing, {}) for thing, name in _needed(rule))
+            and not rule.allows(call.facts)
+        ]
+    return tuple(found)
+
+
+def _needed(rule: Rule) -> list[tuple[str, str]]:
+    return [(thing, name) for thing, name in facts_of(rule.unless) if thing != "limit"]
+
+
+@functools.cache
+def facts_of(expression: str) -> tuple[tuple[str, str], ...]:
+    """`order.days <= limit.days` -> (("order", "days"), ("limit", "days"))."""
+    return tuple(
+        (node.value.id, node.attr)
+        for node in ast.walk(ast.parse(expression, mode="eval"))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    )
 
 
 @functools.cache
@@ -80,14 +160,61 @@ def compile_condition(expression: str) -> Callable[[Facts], bool]:
     return lambda facts: bool(predicate(facts))
 
 
-def parse_rules(text: str, *, where: str) -> tuple[Rule, ...]:
-    """Rules from YAML, in the order in which they are checked."""
+def problems(text: str, *, tools: Iterable[str] = ()) -> list[tuple[int, str]]:
+    """What is wrong with rules as YAML: (line, what was expected and found), in order of lines.
+
+    `tools` are the names that `applies_to` may use; without them any name will do.
+    """
     try:
-        rows = yaml.safe_load(text)
-        rules = tuple(Rule.model_validate(row) for row in rows)
-    except (yaml.YAMLError, ValidationError, TypeError) as error:
-        raise BadInput(f"{where}: expected a list of rules, found {error}.") from None
-    return rules
+        document = yaml.compose(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        return [(mark.line + 1 if mark else 1, f"expected YAML, found: {error.problem}.")]
+    if not isinstance(document, yaml.SequenceNode) or not document.value:
+        return [(1, "expected a list of rules, found something else.")]
+    known, found = set(tools), []
+    seen: dict[str, int] = {}
+    for node in document.value:
+        first = node.start_mark.line + 1
+        if not isinstance(node, yaml.MappingNode):
+            found.append(
+                (first, "expected a rule with id, applies_to, unless, …, found no mapping.")
+            )
+            continue
+        lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
+        row = yaml.safe_load(yaml.serialize(node))
+        try:
+            rule = Rule.model_validate(row)
+        except ValidationError as error:
+            for entry in error.errors():
+                reason = entry["msg"].removeprefix("Value error, ")
+                if entry["loc"]:
+                    name, reason = str(entry["loc"][0]), f"{entry['loc'][0]}: {reason}"
+                else:  # our own check, which begins with the field that it is about
+                    name = reason.split(":")[0]
+                found.append((lines.get(name, first), reason))
+            continue
+        if rule.id in seen:
+            found.append(
+                (lines["id"], f"id: expected a new one, found {rule.id!r} of line {seen[rule.id]}.")
+            )
+        seen[rule.id] = lines["id"]
+        strangers = sorted(set(rule.applies_to) - known) if known else []
+        if strangers:
+            found.append(
+                (lines["applies_to"], f"applies_to: expected tools, found {strangers[0]!r}.")
+            )
+    return sorted(found)
+
+
+def parse_rules(text: str, *, where: str, tools: Iterable[str] = ()) -> tuple[Rule, ...]:
+    """Rules from YAML, in the order in which they are checked. Raises BadInput with the first problem."""
+    wrong = problems(text, tools=tools)
+    if wrong:
+        line, reason = wrong[0]
+        more = f" ({len(wrong) - 1} more: `stateset-agents rules check`)" if len(wrong) > 1 else ""
+        raise BadInput(f"{where}, line {line}: {reason}{more}")
+    return tuple(Rule.model_validate(row) for row in yaml.safe_load(text))
 
 
 @functools.cache

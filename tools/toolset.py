@@ -14,9 +14,9 @@ def policy_lookup(shop: Shop, session: Session, call: Topic) -> dict[str, str]:
     """The text of the rules that share a word with the topic."""
     wanted = set(call.topic.lower().split())
     return {
-        rule.id: rule.text
+        rule.id: rule.told
         for rule in shop_rules()
-        if wanted & set(f"{rule.id} {rule.text}".lower().replace("-", " ").replace(".", "").split())
+        if wanted & set(f"{rule.id} {rule.told}".lower().replace("-", " ").replace(".", "").split())
     }
 
 

@@ -1,0 +1,81 @@
+"""What would have to be different about an order so that a rule bites: complications, from the rule's own row.
+
+return-window: order.status == "delivered" and order.days <= 30
+near misses:   delivered 31 days ago; not delivered yet
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from stateset_agents.tools.rules import Rule, facts_of
+from stateset_agents.tools.shop import Shop
+
+Situation = dict[str, Any]
+"""Facts of an order by name: status, hold, days since delivery."""
+
+_DOMAINS: dict[str, tuple[Any, ...]] = {
+    "status": ("pending", "shipped", "delivered"),
+    "hold": ("", "review"),
+}
+NOT_DELIVERED = 10_000
+"""Days since delivery of what has not been delivered."""
+
+
+def near_misses(rule: Rule) -> Iterator[Situation]:
+    """Situations that the rule denies and that one fact away from it allows, without repetition.
+
+    Empty for rules that are about something else than the state of an order.
+    """
+    read = sorted({name for thing, name in facts_of(rule.unless) if thing == "order"})
+    if {thing for thing, _ in facts_of(rule.unless)} - {"order", "limit"} or not read:
+        return
+    numbers = {int(n) for n in re.findall(r"\b\d+\b", rule.unless)} | set(rule.limits.values())
+    around = sorted({n + step for n in numbers for step in (-1, 0, 1) if n + step >= 0})
+    values = [_DOMAINS.get(name, (*around, NOT_DELIVERED)) for name in read]
+    every = [
+        dict(zip(read, combination, strict=True)) for combination in itertools.product(*values)
+    ]
+    every = [s for s in every if _possible(s)]
+    allowed = [s for s in every if rule.allows({"order": s})]
+    for situation in every:
+        if situation in allowed:
+            continue
+        if any(
+            sum(situation[n] != other[n] for n in read) <= _apart(situation) for other in allowed
+        ):
+            yield situation
+
+
+def _apart(situation: Situation) -> int:
+    """Not delivered is two facts at once: the status, and that there are no days to count."""
+    return 2 if situation.get("days") == NOT_DELIVERED else 1
+
+
+def _possible(situation: Situation) -> bool:
+    if "status" not in situation or "days" not in situation:
+        return True
+    delivered: bool = situation["status"] == "delivered"
+    return delivered == bool(situation["days"] != NOT_DELIVERED)
+
+
+def arrange(shop: Shop, order_id: str, situation: Situation) -> None:
+    """Change an order, and its shipment with it, to be in a situation."""
+    status = situation.get("status")
+    if status is None and "days" in situation:
+        status = "delivered" if situation["days"] != NOT_DELIVERED else "shipped"
+    if status is not None:
+        shop.run("UPDATE orders SET status = ? WHERE id = ?", status, order_id)
+        shop.run("DELETE FROM shipments WHERE order_id = ?", order_id)
+    if status == "shipped":
+        shop.run(
+            "INSERT INTO shipments VALUES(?, 'DHL', 'in transit', ?, NULL)",
+            order_id,
+            shop.today + 3,
+        )
+    elif status == "delivered":
+        day = shop.today - situation.get("days", 3)
+        shop.run("INSERT INTO shipments VALUES(?, 'DHL', 'delivered', ?, ?)", order_id, day, day)
+    if "hold" in situation:
+        shop.run("UPDATE orders SET hold = ? WHERE id = ?", situation["hold"] or None, order_id)
