@@ -469,6 +469,28 @@ def scenarios_check(file: Path) -> None:
     raise typer.Exit(2 if unsolved or leaky else 0)
 
 
+@app.command()
+def mcp(
+    shop_seed: Annotated[int, typer.Option(help="Which generated shop is offered.")] = 1,
+    rules: Annotated[
+        Path | None, typer.Option(help="YAML file of rules; the shop's own without it.")
+    ] = None,
+    customer: Annotated[str, typer.Option(help="Id of the customer who has signed in.")] = "",
+) -> None:
+    """Offer the shop's tools to an MCP client over standard input and output."""
+    from stateset_agents.errors import BadInput
+    from stateset_agents.tools.executor import Executor
+    from stateset_agents.tools.shop import generate
+    from stateset_agents.tools.toolset import ALL_TOOLS
+
+    try:
+        from stateset_agents.tools.mcp_server import serve_stdio
+    except ImportError:
+        raise BadInput("Expected the package mcp, found none: install the extra 'mcp'.") from None
+    executor = Executor(generate(shop_seed, "train").clone(), ALL_TOOLS, _rules(rules))
+    _go(serve_stdio(executor, customer=customer))
+
+
 @rules_app.command("check")
 def rules_check(file: Path) -> None:
     """Whether a YAML file of rules can be used; each problem with its line."""

@@ -2,6 +2,8 @@
 
 import functools
 import random
+import re
+from collections.abc import Iterator
 from importlib import resources
 from typing import Literal
 
@@ -27,19 +29,31 @@ class Wording(BaseModel):
     names: dict[str, str]
     """Words by kind, separated by spaces."""
     gists: dict[str, tuple[str, ...]] = {}
+    asides: tuple[str, ...] = ()
     rambling: str = ""
 
     def request(self, rng: random.Random, intent: str) -> str:
-        """A first message's request, values still open; where there are gists, every other one rambles."""
-        if self.gists and rng.random() < 0.5:
-            return self.ramble(rng, rng.choice(self.gists[intent]))
-        return rng.choice(self.openings[intent])
+        """A first message's request, values still open. Where there are gists, many ramble, drop a word or
+        say something beside the point: whoever learns from them has to look for what matters."""
+        if not self.gists:
+            return expand(rng, rng.choice(self.openings[intent]))
+        if rng.random() < 0.35:
+            return self.ramble(rng, expand(rng, rng.choice(self.gists[intent])))
+        said = expand(rng, rng.choice(self.openings[intent]))
+        words = said.split()
+        if rng.random() < 0.2:
+            loose = [place for place, word in enumerate(words) if "{" not in word]
+            words.pop(rng.choice(loose))
+        parts = [" ".join(words)]
+        if rng.random() < 0.3:
+            parts.insert(rng.randint(0, 1), expand(rng, rng.choice(self.asides)))
+        return " ".join(parts)
 
     def give(self, rng: random.Random, slot: Slot) -> str:
-        """How a customer gives a value; where there are gists, every other one does so in no template."""
-        if self.gists and rng.random() < 0.5:
+        """How a customer gives a value; where there are gists, many do so in no template."""
+        if self.gists and rng.random() < 0.35:
             return self.ramble(rng, "{}")
-        return rng.choice(self.gives[slot])
+        return expand(rng, rng.choice(self.gives[slot]))
 
     def ramble(self, rng: random.Random, around: str) -> str:
         """`around` amid words that mean nothing."""
@@ -48,6 +62,27 @@ class Wording(BaseModel):
         after = [rng.choice(idle) for _ in range(rng.randint(0, 4))]
         text = " ".join([*before, around, *after])
         return text[:1].upper() + text[1:] + rng.choice((".", ".", "", "!"))
+
+
+def expand(rng: random.Random, template: str) -> str:
+    """`[where|when] is it?` -> `when is it?`; one choice for each bracket, innermost first."""
+    while (found := _CHOICE.search(template)) is not None:
+        chosen = rng.choice(found[1].split("|"))
+        template = template[: found.start()] + chosen + template[found.end() :]
+    return " ".join(template.split()).replace(" ,", ",").replace(" ?", "?").replace(" .", ".")
+
+
+def expansions(template: str) -> Iterator[str]:
+    """Everything that `expand` can make of a template."""
+    found = _CHOICE.search(template)
+    if found is None:
+        yield " ".join(template.split())
+        return
+    for chosen in found[1].split("|"):
+        yield from expansions(template[: found.start()] + chosen + template[found.end() :])
+
+
+_CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
 @functools.cache
