@@ -51,9 +51,11 @@ def context(
     thread: str,
     customer: str = "",
     rules: Sequence[Rule] | None = None,
+    guard: bool = False,
 ) -> ServiceContext:
     """What a run of the service graph needs: the policy with the service tools, and the shop under its
-    rules (the ones it ships with, unless others are given)."""
+    rules (the ones it ships with, unless others are given). With `guard`, a reply that states what no tool
+    and no customer said is held back."""
     schemas: list[dict[str, Any]] = [tool.schema() for tool in SERVICE_TOOLS]
     return ServiceContext(
         policy=policy.bind(tools=schemas),
@@ -61,4 +63,5 @@ def context(
         prompt=SERVICE_PROMPT,
         thread=thread,
         customer=customer,
+        guard=guard,
     )

@@ -6,19 +6,31 @@ conversations could be on one database connection at once.
 
 import json
 import operator
+import uuid
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import AIMessage, AnyMessage, SystemMessage, ToolMessage
-from langchain_core.runnables import Runnable
+from langchain_core.messages import (
+    AIMessage,
+    AnyMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.constants import TAG_NOSTREAM
 from langgraph.graph.message import add_messages
 from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 from pydantic import BaseModel, ConfigDict
 
+from stateset_agents.statements import unsupported
 from stateset_agents.tools.executor import Executor, Outcome
 from stateset_agents.tools.tool import Session
+
+HOLDS = 2
+"""How often a reply is held back before a person takes over."""
 
 
 class ServiceState(TypedDict, total=False):
@@ -43,6 +55,8 @@ class ServiceContext:
     executor: Executor
     prompt: str
     thread: str
+    guard: bool = False
+    """Whether replies are held against what tools and the customer said before the customer sees them."""
     customer: str = ""
     """Id of the signed-in customer; '' where the agent has to verify."""
 
@@ -63,10 +77,41 @@ async def identity(state: ServiceState, runtime: Runtime[ServiceContext]) -> Ser
 
 
 async def policy(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceState:
-    """Ask the policy what to do next."""
-    prompt = SystemMessage(runtime.context.prompt)
-    answer = await runtime.context.policy.ainvoke([prompt, *state["messages"]])
-    return {"messages": [answer]}
+    """Ask the policy what to do next. Guarded, a reply that states what nobody told the agent is held back
+    and asked for again; who cannot do without is replaced by a person."""
+    context, note, wrong = runtime.context, "", list[str]()
+    # What may be held back must not be streamed to the customer while it is being written.
+    options: RunnableConfig = {"tags": [TAG_NOSTREAM]} if context.guard else {}
+    for _ in range(1 + HOLDS):
+        asked = [SystemMessage(context.prompt + note), *state["messages"]]
+        answer = await context.policy.ainvoke(asked, options)
+        wrong = _unsupported(answer, state, context) if context.guard else []
+        if not wrong:
+            return {"messages": [answer]}
+        note = (
+            f" Your last reply was held back: no tool told you {', '.join(wrong)}. "
+            "Say only what a tool told you, or use a tool."
+        )
+    reason = f"the agent would not answer without {', '.join(wrong)}"
+    call = {
+        "name": "escalate_to_human",
+        "args": {"reason": reason},
+        "id": f"guard-{uuid.uuid4().hex}",
+    }
+    return {"messages": [AIMessage("", tool_calls=[call])]}
+
+
+def _unsupported(answer: AIMessage, state: ServiceState, context: ServiceContext) -> list[str]:
+    if answer.tool_calls:
+        return []
+    attempts = [call for call in state.get("tool_calls", []) if call["status"] == "done"]
+    written = {tool.name for tool in context.executor.tools.values() if tool.confirm}
+    return unsupported(
+        answer.text,
+        customer=[m.text for m in state["messages"] if isinstance(m, HumanMessage)],
+        tools=[m.text for m in state["messages"] if isinstance(m, ToolMessage)],
+        acted=any(call["name"] in written for call in attempts),
+    )
 
 
 async def tools(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceState:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from stateset_agents.reward import Score, checked_weight
-from stateset_agents.rewards.words import claims_action, from_tools, known, specifics
+from stateset_agents.rewards.words import from_tools, known
+from stateset_agents.statements import claims_action, specifics
 from stateset_agents.trace import Trace
 
 _REFUSES = ("cannot", "can not", "not possible", "unable to", "sorry")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from stateset_agents.reward import Score, checked_weight
-from stateset_agents.rewards.words import offers
+from stateset_agents.statements import offers
 from stateset_agents.trace import Trace
 
 _DIGITS = re.compile(r"(?<!\d)(?:\d[ -]?){12,18}\d(?!\d)")

@@ -310,6 +310,9 @@ def serve(
     rules: Annotated[
         Path | None, typer.Option(help="YAML file of rules; the shop's own without it.")
     ] = None,
+    guard: Annotated[
+        bool, typer.Option(help="Hold back replies that state what no tool said.")
+    ] = True,
     host: str = "127.0.0.1",
     port: int = 8000,
 ) -> None:
@@ -327,7 +330,7 @@ def serve(
     _go(
         serve_graph(
             config, adapter, shop_seed=shop_seed, host=host, port=port, key=key,
-            rules=_rules(rules),
+            rules=_rules(rules), guard=guard,
         )
     )  # fmt: skip
 

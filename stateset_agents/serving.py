@@ -19,13 +19,19 @@ from stateset_agents.tools.shop import Shop, generate
 
 
 def service_app(
-    shop: Shop, base_url: str, policy: str, *, key: str | None, rules: Sequence[Rule] | None = None
+    shop: Shop,
+    base_url: str,
+    policy: str,
+    *,
+    key: str | None,
+    rules: Sequence[Rule] | None = None,
+    guard: bool = True,
 ) -> FastAPI:
     """The endpoint for the service graph over a shop, with a served policy and rules of one's own."""
     model = connect(base_url, policy).model_copy(
         update={
             "temperature": 0.0,
-            "disable_streaming": False,
+            "disable_streaming": guard,  # a guarded reply is seen whole or not at all
             "stream_usage": True,
             "max_tokens": 160,
         }
@@ -33,7 +39,9 @@ def service_app(
     graphs = {
         "service": Served(
             compile=service.build,
-            context=lambda thread: service.context(model, shop, thread=thread, rules=rules),
+            context=lambda thread: service.context(
+                model, shop, thread=thread, rules=rules, guard=guard
+            ),
             step_limit=service.STEP_LIMIT,
         )
     }
@@ -49,6 +57,7 @@ async def serve_graph(
     port: int,
     key: str | None,
     rules: Sequence[Rule] | None = None,
+    guard: bool = True,
 ) -> None:
     """Serve until stopped. Beyond loopback a key is needed; without one it is made and shown once."""
     if config.graph != "service":
@@ -60,7 +69,7 @@ async def serve_graph(
     shop = generate(shop_seed, "train").clone()
     with tempfile.TemporaryDirectory() as folder:
         async with served_policy(config, adapter, Path(folder)) as (url, name):
-            app = service_app(shop, url, name, key=key, rules=rules)
+            app = service_app(shop, url, name, key=key, rules=rules, guard=guard)
             example = shop.one(
                 "SELECT orders.id, customers.zip FROM orders JOIN customers ON customer_id = customers.id "
                 "ORDER BY orders.id LIMIT 1"
