@@ -254,6 +254,8 @@ def test_text_that_is_no_valid_call_stays_text() -> None:
     for text in (
         "<tool_call>{bad}</tool_call>",
         '<tool_call>{"name": 1, "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": {"zip": 99999999999999999999999}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": {"amount": NaN}}</tool_call>',
         "hi",
     ):
         assert protocol.read_answer(text) == (text, [])

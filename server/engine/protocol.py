@@ -40,6 +40,14 @@ def _readable(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "role": role, "content": content}
 
 
+def _storable(text: str) -> int:
+    """A whole number of at most 64 bits: larger ones, NaN and Infinity fit into no checkpoint."""
+    value = int(text)
+    if value.bit_length() > 63:
+        raise ValueError(text)
+    return value
+
+
 def read_answer(text: str) -> tuple[str | None, list[dict[str, Any]]]:
     """The text before the first tool call, and the calls. Text that is no valid call stays text.
 
@@ -49,7 +57,7 @@ def read_answer(text: str) -> tuple[str | None, list[dict[str, Any]]]:
     calls = []
     for block in _CALL.findall(text):
         try:
-            call = json.loads(block)
+            call = json.loads(block, parse_int=_storable, parse_constant=_storable)
             name, arguments = call["name"], call["arguments"]
         except (ValueError, KeyError, TypeError):
             return text, []
