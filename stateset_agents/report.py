@@ -39,9 +39,9 @@ def write_report(run: Path) -> Path:
     tiles = [
         (f"{name} before", f"{summary['success_before']:.3f}", _range(summary["ci95_before"])),
         (f"{name} after", f"{summary['success_after']:.3f}", _range(summary["ci95_after"])),
-        ("gain, same scenarios", _number(summary["gain"]), shown(summary["gain_ci95"], "+.3f")),
+        ("gain, same scenarios", _number(summary["gain"], "+.3f"), shown(summary["gain_ci95"], "+.3f")),
         ("greedy", f"{summary['greedy_before']:.2f} &rarr; {summary['greedy_after']:.2f}", "temperature 0"),
-        ("time", f"{summary['seconds_total'] / 60:.1f} min", f"{summary['torch_threads']} threads"),
+        ("time", f"{summary['seconds_total'] / 60:.1f} min", f"torch threads: {summary['torch_threads']}"),
     ]  # fmt: skip
     steps = [line["step"] for line in log]
 
@@ -110,8 +110,8 @@ def _range(pair: Sequence[float] | None) -> str:
     return f"95 %: {shown(pair)}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _number(value: float | None, style: str = ".3f") -> str:
+    return "-" if value is None else f"{value:{style}}"
 
 
 def chart(
