@@ -15,6 +15,7 @@ check: $(STAMP)dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests benchmarks examples
 	$(BIN)/lint-imports
 	$(BIN)/python tests/check_wheel.py
 

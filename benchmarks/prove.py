@@ -26,7 +26,7 @@ def job(name: str, *options: str) -> dict[str, Any]:
     if not list(out.glob("*/summary.json")):
         began = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "stateset_agents.cli", "demo", "--out", str(out), *options],
+            [sys.executable, "-m", "stateset_agents", "demo", "--out", str(out), *options],
             check=True,
             stdout=subprocess.DEVNULL,
         )
@@ -45,7 +45,7 @@ def job(name: str, *options: str) -> dict[str, Any]:
 def killed_job(name: str, kills: int, *options: str) -> dict[str, Any]:
     """The same run, killed at random moments and resumed after each."""
     out, rng = RUNS / name, random.Random(0)
-    command = [sys.executable, "-m", "stateset_agents.cli", "demo", "--out", str(out), *options]
+    command = [sys.executable, "-m", "stateset_agents", "demo", "--out", str(out), *options]
     for number in range(kills):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(rng.uniform(20, 100))
@@ -54,7 +54,7 @@ def killed_job(name: str, kills: int, *options: str) -> dict[str, Any]:
         (run,) = [p for p in out.iterdir() if (p / "config.json").is_file()]
         done = len(list((run / "steps").glob("[0-9]*"))) if (run / "steps").exists() else 0
         print(f"{name}: kill {number + 1} of {kills}, {done} checkpoints on disk", flush=True)
-        command = [sys.executable, "-m", "stateset_agents.cli", "train", "--resume", str(run)]
+        command = [sys.executable, "-m", "stateset_agents", "train", "--resume", str(run)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     summary: dict[str, Any] = json.loads(next(out.glob("*/summary.json")).read_text())
     return summary

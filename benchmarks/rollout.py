@@ -10,6 +10,7 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from stateset_agents.scenario import Scenario
 from stateset_agents.server.engine.process import running_engine
 from stateset_agents.tools.scenarios import scenarios
 from stateset_agents.trace import Sampling, Trace
-from stateset_agents.trainers.grpo import grpo_trainer, lora_model, passes
+from stateset_agents.trainers.grpo import Pass, grpo_trainer, lora_model, passes
 from stateset_agents.trajectory import Row, Trajectory, trajectory
 
 EPISODES = 48
@@ -66,11 +67,11 @@ async def measure(folder: Path) -> tuple[list[tuple[str, str, str]], list[Trace]
     return rows, traces
 
 
-def seconds(task: object, repeats: int = 3) -> float:
+def seconds(task: Callable[[], object], repeats: int = 3) -> float:
     times = []
     for _ in range(repeats):
         began = time.process_time()
-        task()  # type: ignore[operator]
+        task()
         times.append(time.process_time() - began)
     return sorted(times)[len(times) // 2]
 
@@ -91,13 +92,12 @@ def training(folder: Path, traces: list[Trace]) -> list[tuple[str, str, str]]:
     shared = passes(group, worth)
     apart = [part for t, w in zip(single, signs, strict=True) for part in passes([t], [w])]
 
-    def over(parts: object) -> object:
-        return lambda: [
-            torch.autograd.backward(trainer.compute_loss(trainer.model, trainer._inputs(p, tokens)))
-            for p in parts  # type: ignore[attr-defined]
-        ]
+    def gradient(parts: Sequence[Pass]) -> None:
+        for part in parts:
+            loss = trainer.compute_loss(trainer.model, trainer._inputs(part, tokens))
+            torch.autograd.backward(loss)
 
-    once, each = seconds(over(shared)), seconds(over(apart), 1)
+    once, each = seconds(lambda: gradient(shared)), seconds(lambda: gradient(apart), 1)
     nodes, plain = (sum(p.ids.size(1) for p in parts) for parts in (shared, apart))
     return [
         ("gradient of 48 episodes, prefixes shared", f"{once:.1f} s CPU, {nodes:,} positions", ""),

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
+from langgraph.config import get_config
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
@@ -51,14 +52,14 @@ async def customer(
 
 
 async def agent(
-    state: ConversationState, runtime: Runtime[ConversationContext], config: RunnableConfig
+    state: ConversationState, runtime: Runtime[ConversationContext]
 ) -> ConversationState:
     """The agent takes its turn; the customer answers what it asks to confirm."""
     around = runtime.context
     inner: RunnableConfig = {
         "configurable": {"thread_id": around.thread},
         "recursion_limit": around.step_limit,
-        "callbacks": config.get("callbacks"),
+        "callbacks": get_config().get("callbacks"),
     }
     send: Any = {"messages": [HumanMessage(state.get("customer_said") or "")]}
     for _ in range(MAX_CONFIRMATIONS):
@@ -84,7 +85,7 @@ def build() -> CompiledStateGraph[
     """Compile the conversation graph."""
     graph = StateGraph(ConversationState, context_schema=ConversationContext)
     graph.add_node("customer", customer)
-    graph.add_node("agent", agent)  # type: ignore[arg-type]  # its types know no (state, runtime, config)
+    graph.add_node("agent", agent)
     graph.add_edge(START, "customer")
     graph.add_conditional_edges("customer", _over("agent"), ["agent", END])
     graph.add_conditional_edges("agent", _over("customer"), ["customer", END])

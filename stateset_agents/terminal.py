@@ -238,11 +238,11 @@ def trace_table(rows: list[dict[str, object]], total: int) -> None:
     ):
         table.add_column(column)
     for row in rows:
-        reward = row["reward"]
+        reward, success = row["reward"], row["success"]
         table.add_row(
             str(row["id"])[:12], str(row["phase"]), str(row["step"]), str(row["intent"] or ""),
             str(row["status"]), str(row["exactness"]), str(row["version"]),
-            {None: "-", 0: "no", 1: "yes"}.get(row["success"], "-"),  # type: ignore[call-overload]
+            "-" if success is None else "yes" if success else "no",
             f"{reward:.2f}" if isinstance(reward, float) else "-",
         )  # fmt: skip
     console.print(table)

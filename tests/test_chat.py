@@ -7,7 +7,7 @@ import sys
 
 def test_a_conversation_in_the_terminal() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "stateset_agents.cli", "chat", "--seed", "1"],
+        [sys.executable, "-m", "stateset_agents", "chat", "--seed", "1"],
         input="Please cancel my order.\nOrder W1234, zip 12345.\n\n",
         capture_output=True,
         text=True,

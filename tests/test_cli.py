@@ -13,7 +13,7 @@ import pytest
 def run(*arguments: str, cwd: Path | None = None, status: int = 0) -> str:
     """Output of a command; on an error, its one line."""
     done = subprocess.run(
-        [sys.executable, "-m", "stateset_agents.cli", *arguments],
+        [sys.executable, "-m", "stateset_agents", *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,

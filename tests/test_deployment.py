@@ -19,7 +19,7 @@ def test_the_container_starts_a_command_that_exists() -> None:
     command = json.loads(re.findall(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[0])
     assert command[0] == "stateset-agents"
     told = subprocess.run(
-        [sys.executable, "-m", "stateset_agents.cli", command[1], "--help"],
+        [sys.executable, "-m", "stateset_agents", command[1], "--help"],
         capture_output=True,
         text=True,
         check=True,

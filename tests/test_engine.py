@@ -22,8 +22,8 @@ from stateset_agents.server.engine.models import load_base
 from stateset_agents.tools.prompts import SERVICE_PROMPT
 from stateset_agents.tools.toolset import SERVICE_TOOLS
 
-TOOLS = [tool.schema() for tool in SERVICE_TOOLS]
-MESSAGES = [
+TOOLS: Any = [tool.schema() for tool in SERVICE_TOOLS]
+MESSAGES: Any = [
     {"role": "system", "content": SERVICE_PROMPT},
     {"role": "user", "content": "Where is my order? My order is W39841. My zip is 62169."},
 ]
@@ -128,10 +128,10 @@ async def test_a_stream_carries_the_same_tokens_text_and_calls(engine: str) -> N
     whole = await ask(engine)
     async with openai.AsyncOpenAI(base_url=engine, api_key="EMPTY") as client:
         stream = await client.chat.completions.create(
-            model="policy", messages=MESSAGES, tools=TOOLS, temperature=0.0, max_tokens=60, stream=True,  # type: ignore[arg-type]
+            model="policy", messages=MESSAGES, tools=TOOLS, temperature=0.0, max_tokens=60, stream=True,
             logprobs=True, stream_options={"include_usage": True}, extra_body={"return_token_ids": True},
         )  # fmt: skip
-        chunks = [chunk async for chunk in stream]  # type: ignore[union-attr]
+        chunks = [chunk async for chunk in stream]
     raw = [chunk.model_dump() for chunk in chunks]
     ids = [i for c in raw for choice in c["choices"] for i in choice.get("token_ids") or []]
     assert ids == whole["choices"][0]["token_ids"]

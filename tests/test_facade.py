@@ -54,7 +54,7 @@ def test_the_service_agent_uses_its_tools(tmp_path: Path) -> None:
 
 def test_a_graph_that_is_not_commerce_gets_better(tmp_path: Path) -> None:
     run_example(
-        "-m", "stateset_agents.cli", "train", "--graph", "examples.train_your_graph:graph",
+        "-m", "stateset_agents", "train", "--graph", "examples.train_your_graph:graph",
         "--reward", "examples.train_your_graph:reward", "--scenarios",
         str(ROOT / "examples" / "questions.json"), "--steps", "6", "--groups", "4", "--group-size", "8",
         "--max-tokens", "32", "--out", str(tmp_path / "runs"), cwd=ROOT,

@@ -44,7 +44,7 @@ def test_a_full_disk_is_an_error_of_the_append(tmp_path: Path) -> None:
 
 
 def test_a_killed_engine_ends_the_run_with_a_line_and_it_can_be_resumed(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "stateset_agents.cli", "train", *SMALL]
+    command = [sys.executable, "-m", "stateset_agents", "train", *SMALL]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
         [*command, "--steps", "40", "--out", str(tmp_path)],

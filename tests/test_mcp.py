@@ -14,7 +14,7 @@ from stateset_agents.tools.shop import Row, generate
 from stateset_agents.tools.toolset import ALL_TOOLS
 
 SERVER = StdioServerParameters(
-    command=sys.executable, args=["-m", "stateset_agents.cli", "mcp", "--shop-seed", "3"]
+    command=sys.executable, args=["-m", "stateset_agents", "mcp", "--shop-seed", "3"]
 )
 
 
@@ -32,8 +32,8 @@ async def client(says: bool | None) -> AsyncIterator[tuple[ClientSession, list[s
     """A client whose user agrees, refuses, or (None) cannot be asked; and what they were asked."""
     asked: list[str] = []
 
-    async def answer(context: Any, request: Any) -> types.ElicitResult:
-        asked.append(request.message)
+    async def answer(context: Any, params: types.ElicitRequestParams) -> types.ElicitResult:
+        asked.append(params.message)
         return types.ElicitResult(action="accept", content={"confirmed": bool(says)})
 
     callback = None if says is None else answer

@@ -68,7 +68,7 @@ async def test_samples_of_a_fan_out_stay_apart(engine: str) -> None:
             return {}
 
         graph = StateGraph(State)
-        graph.add_node("draft", draft)  # type: ignore[arg-type]
+        graph.add_node("draft", draft)
         graph.add_conditional_edges(START, lambda s: [Send("draft", s)] * 3)
         graph.add_edge("draft", END)
         return graph.compile()

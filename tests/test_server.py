@@ -183,7 +183,7 @@ class Silent(BaseChatModel):
         return "silent"
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("Expected the endpoint to await its policy, found a blocking call.")
 
     async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -211,7 +211,7 @@ class Obedient(Silent):
             name = "track_shipment"
         said = last.text if isinstance(last, ToolMessage) else "" if name else "Hello."
         calls = [{"name": name, "args": arguments, "id": f"c{len(messages)}"}] if name else []
-        message = AIMessage(content=said, tool_calls=calls)  # type: ignore[arg-type]
+        message = AIMessage(content=said, tool_calls=calls)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
 

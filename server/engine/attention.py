@@ -55,8 +55,9 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """query (1, H, N, D), key and value (1, KV, N, D) of the new tokens -> (1, N, H, D)."""
     assert batch is not None
-    keys = batch.slots.keys[module.layer_idx]  # type: ignore[index]
-    values = batch.slots.values[module.layer_idx]  # type: ignore[index]
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    keys, values = batch.slots.keys[layer], batch.slots.values[layer]
     heads, size, shared = query.size(1), query.size(3), key.size(1)
     group = heads // shared
     out, at = [], 0

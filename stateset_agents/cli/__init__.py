@@ -1,0 +1,72 @@
+"""The command line. Every command imports what it needs when it runs, so that `version` is instant."""
+
+import sys
+from pathlib import Path
+
+import typer
+
+from stateset_agents import __version__
+from stateset_agents.cli import data, policies, training
+from stateset_agents.errors import StatesetError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Commerce agents as LangGraph graphs, trained on what really happened in the shop.",
+)
+
+
+def main() -> None:
+    """Entry point: an error that we raise on purpose is one line and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except StatesetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume", file=sys.stderr)
+        sys.exit(130)
+
+
+def version() -> None:
+    """Versions, device and engines found."""
+    from importlib import metadata, util
+
+    def found(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    cuda = "CUDA" if Path("/proc/driver/nvidia/version").exists() else "CPU"
+    engines = ["embedded"] if util.find_spec("torch") and util.find_spec("fastapi") else []
+    engines += ["vllm"] if util.find_spec("vllm") else []
+    rows = {
+        "stateset-agents": __version__,
+        "python": sys.version.split()[0],
+        "torch": f"{found('torch')} ({cuda})",
+        **{name: found(name) for name in ("transformers", "trl", "peft", "langgraph")},
+        "engines": ", ".join(engines) or "none (install the extras trl and api)",
+    }
+    for name, value in rows.items():
+        print(f"{name:<16} {value}")
+
+
+for command in (
+    version,
+    training.demo,
+    training.train,
+    training.evaluate,
+    policies.chat,
+    policies.serve,
+    policies.mcp,
+):
+    app.command()(command)
+app.add_typer(policies.policy, name="policy")
+app.add_typer(data.traces, name="traces")
+app.add_typer(data.scenarios, name="scenarios")
+app.add_typer(data.rules, name="rules")

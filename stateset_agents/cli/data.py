@@ -1,0 +1,131 @@
+"""`traces`, `scenarios` and `rules`: the commands that look into files."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from stateset_agents.cli.rule_file import rules_from
+
+traces = typer.Typer(no_args_is_help=True, help="Look into a run's traces.")
+scenarios = typer.Typer(no_args_is_help=True, help="Make and check scenarios.")
+rules = typer.Typer(no_args_is_help=True, help="The rules that the executor enforces.")
+
+RunFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/20261123-101500.")]
+
+
+@traces.command("list")
+def traces_list(run: RunFolder, phase: str | None = None, limit: int = 20) -> None:
+    """The newest traces of a run."""
+    from stateset_agents.terminal import trace_table
+
+    with _store(run) as store:
+        trace_table(store.list(phase=phase, limit=limit), store.count(phase))
+
+
+@traces.command("show")
+def traces_show(run: RunFolder, trace: str) -> None:
+    """One conversation with its tool calls, tokens and outcome."""
+    from stateset_agents.terminal import show_trace
+
+    with _store(run) as store:
+        show_trace(store.get(trace))
+
+
+@traces.command("export")
+def traces_export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="A .jsonl file.")],
+    phase: str | None = None,
+) -> None:
+    """All traces as JSON lines."""
+    count = 0
+    with _store(run) as store, out.open("w", encoding="utf-8") as file:
+        for trace in store.traces(phase=phase):
+            file.write(trace.model_dump_json() + "\n")
+            count += 1
+    print(f"{count} traces in {out}")
+
+
+def _store(run: Path) -> Any:
+    from stateset_agents.store import TraceStore
+
+    return TraceStore(run / "traces.db" if run.is_dir() else run, create=False)
+
+
+@scenarios.command("generate")
+def scenarios_generate(
+    out: Annotated[Path, typer.Option(help="File to write, JSON lines.")],
+    seed: int = 1,
+    count: int = 100,
+    split: Annotated[
+        Literal["train", "development", "held_out"],
+        typer.Option(help="Whose names, items and phrasings."),
+    ] = "train",
+    intent: Annotated[list[str] | None, typer.Option(help="Only these intents.")] = None,
+) -> None:
+    """Write solvable scenarios with their goals and plans."""
+    import itertools
+
+    from stateset_agents.errors import BadInput
+    from stateset_agents.tools.scenarios import INTENTS, scenarios
+
+    intents = tuple(intent) if intent else INTENTS
+    unknown = sorted(set(intents) - set(INTENTS))
+    if unknown:
+        raise BadInput(f"--intent: expected one of {', '.join(INTENTS)}, found {unknown[0]!r}.")
+    if count < 1:
+        raise BadInput(f"--count: expected at least 1, found {count}.")
+    made = scenarios(seed=seed, split=split, intents=intents)
+    with out.open("w", encoding="utf-8") as file:
+        for scenario in itertools.islice(made, count):
+            file.write(scenario.model_dump_json() + "\n")
+    print(f"{count} scenarios in {out}")
+
+
+@scenarios.command("check")
+def scenarios_check(file: Path) -> None:
+    """Whether a file's scenarios are valid, and solvable where they have a plan."""
+    from stateset_agents.scenario import load_scenarios
+    from stateset_agents.tools.scenarios import mutants, score_acts
+
+    every = load_scenarios(file)
+    planned = [s for s in every if s.plan and s.goal is not None and s.split != "user"]
+    unsolved = [s.id for s in planned if not score_acts(s, s.plan).success]
+    leaky = [
+        s.id for s in planned if any(score_acts(s, acts).success for acts in mutants(s).values())
+    ]
+    print(f"{len(every)} scenarios, {len(planned)} with a plan")
+    for name, found in (("not solved by their plan", unsolved), ("solved by a mutant", leaky)):
+        if found:
+            print(f"{len(found)} {name}: {', '.join(found[:5])}")
+    raise typer.Exit(2 if unsolved or leaky else 0)
+
+
+@rules.command("check")
+def rules_check(file: Path) -> None:
+    """Whether a YAML file of rules can be used; each problem with its line."""
+    from stateset_agents.tools.rules import problems
+    from stateset_agents.tools.toolset import ALL_TOOLS
+
+    found = problems(file.read_text(encoding="utf-8"), tools=[tool.name for tool in ALL_TOOLS])
+    for line, reason in found:
+        print(f"{file}:{line}: {reason}")
+    if not found:
+        print(f"{file}: no problems")
+    raise typer.Exit(2 if found else 0)
+
+
+@rules.command("show")
+def rules_show(
+    file: Annotated[Path | None, typer.Argument(help="The shop's own rules without it.")] = None,
+) -> None:
+    """What an agent is told of the rules, and what would make each of them bite."""
+    from stateset_agents.tools.complications import NOT_DELIVERED, near_misses
+    from stateset_agents.tools.rules import shop_rules
+
+    for rule in rules_from(file) or shop_rules():
+        print(f"{rule.id} (version {rule.version}): {rule.told}")
+        for situation in near_misses(rule):
+            told = [f"{k} is {v!r}" for k, v in situation.items() if v != NOT_DELIVERED]
+            print("    denied when " + " and ".join(told))
