@@ -1,22 +1,20 @@
 """A roll-out is one episode: a scenario played to its end on a clone of its shop, kept as a trace."""
 
-import time
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import convert_to_openai_messages
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.errors import GraphRecursionError
 
-from stateset_agents.errors import ContextFull, PolicyUnreachable
 from stateset_agents.graphs import conversation, service
 from stateset_agents.graphs.conversation import ConversationContext
+from stateset_agents.graphs.ending import ending
 from stateset_agents.nodes.customer import simulate
 from stateset_agents.policy import Policy
 from stateset_agents.recorder import Recorder
 from stateset_agents.scenario import Scenario
 from stateset_agents.tools.shop import generate
-from stateset_agents.trace import Sampling, Status, ToolCall, Trace
+from stateset_agents.trace import Sampling, ToolCall, Trace
 
 _conversation = conversation.build()
 
@@ -43,36 +41,26 @@ async def converse(
         max_turns=max_turns or scenario.max_turns,
         step_limit=service.STEP_LIMIT,
     )
-    started, clock = time.time(), time.perf_counter()
-    status: Status = "completed"
-    error = None
-    try:
-        end = await _conversation.ainvoke(
+    end = await ending(
+        _conversation.ainvoke(
             {"turns": 0},
             {"callbacks": [recorder], "recursion_limit": 4 * context.max_turns + 4},
             context=context,
         )
-        if end.get("truncated"):
-            status = "truncated"
-    except (GraphRecursionError, ContextFull) as problem:
-        status, error = "truncated", str(problem)
-    except PolicyUnreachable as problem:
-        status, error = "failed", str(problem)
-    except Exception as problem:  # noqa: BLE001 (one episode's failure is data, not the run's end)
-        status, error = "failed", f"{type(problem).__name__}: {problem}"
+    )
     state: dict[str, Any] = (await agent.aget_state({"configurable": {"thread_id": thread}})).values
     changes = shop.changes()
     shop.close()
     return Trace(
         scenario=scenario,
         graph="service",
-        status=status,
-        error=error,
+        status="truncated" if end.state.get("truncated") else end.status,
+        error=end.error,
         sampling=sampling,
         messages=tuple(convert_to_openai_messages(state.get("messages", []))),
         model_calls=tuple(recorder.calls),
         tool_calls=tuple(ToolCall.model_validate(call) for call in state.get("tool_calls", [])),
         changes=changes,
-        started=started,
-        seconds=time.perf_counter() - clock,
+        started=end.started,
+        seconds=end.seconds,
     )

@@ -102,8 +102,6 @@ async def policy(state: ServiceState, runtime: Runtime[ServiceContext]) -> Servi
 
 
 def _unsupported(answer: AIMessage, state: ServiceState, context: ServiceContext) -> list[str]:
-    if answer.tool_calls:
-        return []
     attempts = [call for call in state.get("tool_calls", []) if call["status"] == "done"]
     written = {tool.name for tool in context.executor.tools.values() if tool.confirm}
     return unsupported(

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from stateset_agents.reward import Score, checked_weight
-from stateset_agents.rewards.words import from_tools, known
-from stateset_agents.statements import claims_action, specifics
+from stateset_agents.rewards.words import from_customer, from_tools
+from stateset_agents.statements import claims, specifics
 from stateset_agents.trace import Trace
 
 _REFUSES = ("cannot", "can not", "not possible", "unable to", "sorry")
@@ -32,14 +32,14 @@ class HelpfulnessReward:
             return None
         said = trace.said
         stated, reported = specifics(said), from_tools(trace)
-        invented = stated - known(trace)
+        invented = stated - reported - from_customer(trace)
         acted = any(call.name in _WRITES and call.status == "done" for call in trace.tool_calls)
         value, reason = 0.1, "nothing specific"
         if not said.strip():
             value, reason = 0.0, "says nothing"
         elif invented:
             value, reason = 0.0, f"invented {', '.join(sorted(invented)[:3])}"
-        elif claims_action(said) and not acted:
+        elif claims(said) and not acted:
             value, reason = 0.0, "claims an act that did not happen"
         elif acted and stated & reported:
             value, reason = 1.0, "acted and said what came of it"

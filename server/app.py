@@ -40,11 +40,13 @@ MAX_THREADS = 2000
 
 @dataclass(slots=True)
 class Thread:
-    """One conversation: its state, and whether it is being answered."""
+    """One conversation: its state, whether it is being answered, and what it waits for."""
 
     id: str
     saver: InMemorySaver = field(default_factory=InMemorySaver)
     busy: bool = False
+    pending: str | None = None
+    """Id of the tool call that asks for the customer's confirmation."""
 
     def branch(self) -> InMemorySaver:
         """A copy of the state for one turn, kept only if the turn succeeds: what failed can be asked
@@ -88,8 +90,7 @@ class Threads:
         if self._by_key.get(old) is thread:
             del self._by_key[old]
         self._by_key[new] = thread
-        key = new
-        self._by_key.move_to_end(key)
+        self._by_key.move_to_end(new)
         while len(self._by_key) > MAX_THREADS:
             self._by_key.popitem(last=False)
 
@@ -159,7 +160,7 @@ def build(graphs: dict[str, Served], *, key: str | None) -> FastAPI:
                 "model_not_found",
                 param="model",
             )
-        turn = await _turn(threads, served, name, messages)
+        turn = _turn(threads, served, name, messages)
         if not body.get("stream"):
             return JSONResponse(await while_connected(request, turn.answer()))
         usage = bool((body.get("stream_options") or {}).get("include_usage"))
@@ -168,32 +169,13 @@ def build(graphs: dict[str, Served], *, key: str | None) -> FastAPI:
     return app
 
 
-async def _turn(
-    threads: Threads, served: Served, name: str, messages: list[dict[str, Any]]
-) -> "Turn":
+def _turn(threads: Threads, served: Served, name: str, messages: list[dict[str, Any]]) -> "Turn":
     """Find or make the thread that these messages continue, and what to send it."""
     thread = threads.find(words(messages[:-1]))
     if thread is not None and thread.busy:
         raise Refusal(
             409, "This conversation is being answered already.", "thread_busy", retry=False
         )
-    if thread is None:
-        return await _continued(threads, served, name, messages, None)
-    thread.busy = True
-    try:
-        return await _continued(threads, served, name, messages, thread)
-    except BaseException:
-        thread.busy = False
-        raise
-
-
-async def _continued(
-    threads: Threads,
-    served: Served,
-    name: str,
-    messages: list[dict[str, Any]],
-    thread: Thread | None,
-) -> "Turn":
     last = messages[-1]
     send: Any
     if last["role"] == "tool":
@@ -204,8 +186,7 @@ async def _continued(
                 "nothing_pending",
                 retry=False,
             )
-        pending = await _pending(served, thread)
-        if pending is None or last.get("tool_call_id") != _call_id(thread, pending):
+        if thread.pending is None or last.get("tool_call_id") != thread.pending:
             raise Refusal(
                 409, "Expected the id of the pending confirmation.", "nothing_pending", retry=False
             )
@@ -227,7 +208,7 @@ async def _continued(
                 for m in messages
                 if m["role"] in ("user", "assistant")
             ]
-        elif await _pending(served, thread) is not None:
+        elif thread.pending is not None:
             raise Refusal(
                 409,
                 "Expected the pending confirmation to be answered first.",
@@ -235,20 +216,12 @@ async def _continued(
                 retry=False,
             )
         send = {"messages": new}
+    thread.busy = True
     return Turn(threads, served, name, thread, messages, send)
 
 
 def _config(served: Served, thread: Thread) -> RunnableConfig:
     return {"configurable": {"thread_id": thread.id}, "recursion_limit": served.step_limit}
-
-
-async def _pending(served: Served, thread: Thread) -> Any | None:
-    state = await served.compile(thread.saver).aget_state(_config(served, thread))
-    return state.interrupts[0] if state.interrupts else None
-
-
-def _call_id(thread: Thread, interrupt: Any) -> str:
-    return f"confirm_{thread.id}_{interrupt.id}"
 
 
 class Turn:
@@ -269,24 +242,24 @@ class Turn:
         self.text = ""
         self.usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
         self.calls: list[dict[str, Any]] = []
+        self.said: asyncio.Queue[str | None] = asyncio.Queue()
+        # A task of its own: a server cancels its answer again and again (anyio), and LangGraph would be
+        # cancelled in the middle of cancelling its nodes. It begins here and not with the first piece, so
+        # that the thread is free again also where nobody ever reads the answer.
+        self.run = asyncio.create_task(self._run(self.said.put_nowait))
+        self.run.add_done_callback(lambda _: self.said.put_nowait(None))
 
     async def pieces(self) -> AsyncIterator[str]:
-        """Run the graph; yields the agent's words as they come. A client that leaves cancels the run."""
-        said: asyncio.Queue[str | None] = asyncio.Queue()
-        # A task of its own: a server cancels its answer again and again (anyio), and LangGraph would be
-        # cancelled in the middle of cancelling its nodes.
-        run = asyncio.create_task(self._run(said.put_nowait))
-        run.add_done_callback(lambda _: said.put_nowait(None))
+        """The agent's words as they come. A client that leaves cancels the run."""
         try:
-            while (piece := await said.get()) is not None:
+            while (piece := await self.said.get()) is not None:
                 yield piece
-            await run
+            await self.run
         finally:
-            run.cancel()
+            self.run.cancel()
 
     async def _run(self, say: Callable[[str], None]) -> None:
         """Run the graph to its end or its interrupt, then keep the thread."""
-        self.thread.busy = True
         saver = self.thread.branch()
         graph = self.served.compile(saver)
         config = _config(self.served, self.thread)
@@ -315,9 +288,8 @@ class Turn:
             if pending is not None:
                 asked = {k: v for k, v in pending.value.items() if k in ("tool", "arguments")}
                 function = {"name": "confirm", "arguments": json.dumps(asked)}
-                self.calls = [
-                    {"id": _call_id(self.thread, pending), "type": "function", "function": function}
-                ]
+                call = f"confirm_{self.thread.id}_{pending.id}"
+                self.calls = [{"id": call, "type": "function", "function": function}]
         except GraphRecursionError:
             raise Refusal(
                 500, "The agent took too many steps.", "step_limit", retry=False
@@ -329,6 +301,7 @@ class Turn:
         finally:
             self.thread.busy = False
         self.thread.saver = saver
+        self.thread.pending = self.calls[0]["id"] if self.calls else None
         old, new = words(self.messages[:-1]), words([*self.messages, self._message()])
         self.threads.move(self.thread, old, new)
 

@@ -57,8 +57,18 @@ class Guard:
         if refusal is not None:
             await _refused(refusal)(scope, receive, send_with_id)
             return
+        arrived = 0
+
+        async def counted() -> Message:
+            nonlocal arrived
+            message = await receive()
+            arrived += len(message.get("body", b""))
+            if arrived > MAX_BODY:
+                raise _too_large(str(arrived))
+            return message
+
         try:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, counted, send_with_id)
         except Exception as error:
             if not answered:
                 broken = Refusal(500, f"{type(error).__name__} in the server.", "internal_error")
@@ -76,8 +86,12 @@ class Guard:
             wanted = "Expected `Authorization: Bearer KEY` with the server's key."
             return Refusal(401, wanted, "invalid_api_key")
         if size.isdigit() and int(size) > MAX_BODY:
-            return Refusal(413, f"Expected at most {MAX_BODY} bytes, found {size}.", "too_large")
+            return _too_large(size)
         return None
+
+
+def _too_large(size: str) -> Refusal:
+    return Refusal(413, f"Expected at most {MAX_BODY} bytes, found {size}.", "too_large")
 
 
 def install(app: FastAPI, *, key: str | None) -> None:
@@ -122,6 +136,12 @@ def messages_of(body: dict[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(message, dict) or message.get("role") not in roles:
             raise Refusal(
                 400, f"messages[{place}]: expected a role of {', '.join(roles)}.", "invalid_value",
+                param="messages",
+            )  # fmt: skip
+        calls = message.get("tool_calls") or []
+        if not isinstance(calls, list) or not all(isinstance(c, dict) and "id" in c for c in calls):
+            raise Refusal(
+                400, f"messages[{place}].tool_calls: expected calls with an id.", "invalid_value",
                 param="messages",
             )  # fmt: skip
     return messages

@@ -49,7 +49,7 @@ def shown(interval: Sequence[float] | None, style: str = ".2f") -> str:
 class Measurement(Frozen):
     """One policy version on one set of scenarios. Failed and truncated episodes count as no success.
 
-    Scenarios without a goal (a graph of one's own) are measured by their reward instead.
+    Where any scenario has no goal (a graph of one's own), all are measured by their reward instead.
     """
 
     version: str
@@ -77,7 +77,7 @@ def measure(
     goals = [trace.goal_score for trace in traces]
     by_goal = all(goal is not None for goal in goals)
     outcomes: list[float | None] = [
-        (1.0 if goal.success else 0.0) if goal is not None else (score.value if score else None)
+        float(goal.success) if by_goal and goal else (score.value if score else None)
         for goal, score in zip(goals, scores, strict=True)
     ]
     by_intent: dict[str, list[float]] = {}

@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 
 from stateset_agents import jobs
-from stateset_agents.engine_client import load_adapter
+from stateset_agents.engine_client import serve_version
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs import service
 from stateset_agents.graphs.rollout import converse
@@ -89,7 +89,7 @@ class MultiTurnAgent:
 
     async def serve_adapter(self, name: str, path: Path) -> None:
         """Answer with the adapter at `path` from now on."""
-        await load_adapter(self.base_url, name, path)
+        await serve_version(self.base_url, name, path)
         self.version, self.adapter = name, path
 
     async def generate_response(self, messages: str | Sequence[dict[str, Any]]) -> str:
@@ -166,6 +166,8 @@ async def train(
         raise BadInput(f"num_episodes: expected at least 2 to compare, found {num_episodes}.")
     if profile not in LEARNING_RATES:
         raise BadInput(f"profile: expected one of {', '.join(LEARNING_RATES)}, found {profile!r}.")
+    if agent.config.temperature == 0:
+        raise BadInput("temperature: expected more than 0 to train, found 0: nothing would differ.")
     await agent.initialize()
     group_size = min(10, num_episodes)
     groups = max(1, min(len(environment.scenarios), 4, num_episodes // group_size))
@@ -174,7 +176,7 @@ async def train(
         groups=groups,
         group_size=group_size,
         learning_rate=LEARNING_RATES[profile],
-        temperature=agent.config.temperature or 1.0,
+        temperature=agent.config.temperature,
         max_tokens=agent.config.max_new_tokens,
     )
     run = jobs.new_run(Path(output_dir) if output_dir is not None else Path("runs"))

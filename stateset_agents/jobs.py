@@ -12,13 +12,12 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from pydantic import Field, ValidationError
 
-from stateset_agents.chat_template import default_chat_template
-from stateset_agents.engine_client import load_adapter, served_models, unload_adapter
+from stateset_agents.engine_client import load_adapter, serve_version, served_models
 from stateset_agents.errors import BadInput
 from stateset_agents.evaluation import Measurement, measure, paired_gain
 from stateset_agents.graphs.rollout import converse
@@ -30,6 +29,7 @@ from stateset_agents.scenario import Frozen, Scenario, load_scenarios
 from stateset_agents.store import TraceStore
 from stateset_agents.tools.scenarios import scenarios as generate_scenarios
 from stateset_agents.trace import Sampling, Trace
+from stateset_agents.trainers.advantages import Algorithm
 
 SEED_POLICY = Path(__file__).parent / "seed_policy"
 HELD_OUT_SEED = 90_000
@@ -37,7 +37,7 @@ HELD_OUT_SEED = 90_000
 
 RolloutWith = Callable[[Scenario, BaseChatModel, Sampling], Awaitable[Trace]]
 Report = Callable[[str, dict[str, Any]], None]
-"""Called with an event's name (start, measured, evaluated, step, end) and its values."""
+"""Called with an event's name (start, measure, tick, measured, train, step, end) and its values."""
 
 
 class JobConfig(Frozen):
@@ -62,7 +62,7 @@ class JobConfig(Frozen):
     max_tokens: int = Field(default=96, ge=1)
     concurrency: int = Field(default=64, ge=1)
     threads: int = Field(default=2, ge=1)
-    algorithm: Literal["grpo", "dr_grpo", "rejection"] = "dr_grpo"
+    algorithm: Algorithm = "dr_grpo"
     shuffle_rewards: bool = False
 
 
@@ -204,7 +204,7 @@ async def evaluate(
     store: TraceStore,
     phase: str,
     tick: Callable[[], None] = lambda: None,
-) -> tuple[Measurement, list[Trace]]:
+) -> Measurement:
     """Play every scenario once and sum up."""
     policy = connect(base_url, version)
     gate = asyncio.Semaphore(config.concurrency)
@@ -229,7 +229,7 @@ async def evaluate(
     ]
     for future in written:
         await asyncio.wrap_future(future)
-    return measure(traces, scores, version=version, temperature=temperature), traces
+    return measure(traces, scores, version=version, temperature=temperature)
 
 
 def new_run(root: Path) -> Path:
@@ -259,8 +259,6 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     torch.set_num_threads(config.threads)
     (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
     tokenizer = AutoTokenizer.from_pretrained(model_path(config.model))
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = default_chat_template()
     train_config = loop.TrainConfig(
         steps=config.steps,
         groups=min(config.groups, len(training)),
@@ -285,7 +283,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
                     return Measurement.model_validate_json(kept.read_text())
                 report("measure", {"phase": phase, "episodes": len(held_out)})
                 store.discard_from(phase, 0)
-                result, _ = await evaluate(
+                result = await evaluate(
                     held_out, rollout, reward, base_url=url, version=version, temperature=temperature,
                     config=config, store=store, phase=phase, tick=lambda: report("tick", {}),
                 )  # fmt: skip
@@ -299,19 +297,13 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
             before = await measured("before", base_name, config.temperature)
             greedy_before = await measured("greedy_before", base_name, 0.0)
             policy = connect(url, base_name)
-            published: list[str] = []
 
             async def play(scenario: Scenario, sampling: Sampling) -> Trace:
                 return await rollout(scenario, policy, sampling)
 
             async def publish(version: str, path: Path) -> None:
                 clock()
-                # A run that is resumed finds its last version still loaded on a server of one's own.
-                if version not in await served_models(url):
-                    await load_adapter(url, version, path)
-                published.append(version)
-                if len(published) > 2:
-                    await unload_adapter(url, published.pop(0))
+                await serve_version(url, version, path)
 
             report("train", {"steps": config.steps, "tokens_max": config.max_tokens})
             adapter, log = await loop.train(
@@ -438,7 +430,7 @@ async def evaluate_job(
         async with served_policy(config, adapter, run) as (url, name):
             report("start", {"training": 0, "held_out": len(held_out), "run": run})
             report("measure", {"phase": "before", "episodes": len(held_out)})
-            result, _ = await evaluate(
+            result = await evaluate(
                 held_out, rollout, reward, base_url=url, version=name, temperature=temperature,
                 config=config, store=store, phase="evaluate", tick=lambda: report("tick", {}),
             )  # fmt: skip

@@ -82,6 +82,10 @@ class Policy(ChatOpenAI):
         **kwargs: Any,
     ) -> ChatResult:
         kwargs = self._own_seed(kwargs)
+        if (
+            self.sink is not None
+        ):  # nobody else reads them, and an engine decodes every token for them
+            kwargs = {"logprobs": True, "extra_body": {"return_token_ids": True}, **kwargs}
         payload = self._get_request_payload(messages, stop=stop, **kwargs)
         if "response_format" in payload or self._use_responses_api(payload):
             return await super()._agenerate(messages, stop, run_manager, **kwargs)
@@ -94,9 +98,8 @@ class Policy(ChatOpenAI):
             async for chunk in super()._astream(*args, **self._own_seed(kwargs)):
                 yield chunk
         except openai.APIError as error:
-            raise PolicyUnreachable(
-                f"Expected an answer from {self.openai_api_base}, found {type(error).__name__}: {error}"
-            ) from error
+            status = getattr(error, "status_code", type(error).__name__)
+            raise _problem(str(self.openai_api_base), status, error.message) from error
 
     async def _post(self, payload: dict[str, Any]) -> dict[str, Any]:
         key = self.openai_api_key
@@ -113,11 +116,7 @@ class Policy(ChatOpenAI):
                     return body
                 error = body.get("error") if isinstance(body, dict) else None
                 reason = error.get("message") if isinstance(error, dict) else str(body)[:200]
-                if response.status == 400 and "maximum context length" in str(reason):
-                    raise ContextFull(str(reason))
-                raise PolicyUnreachable(
-                    f"Expected an answer from {where}, found {response.status}: {reason}"
-                )
+                raise _problem(where, response.status, reason)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise PolicyUnreachable(
                 f"Expected a policy at {where}, found {type(error).__name__}: {error}. "
@@ -136,6 +135,13 @@ class Policy(ChatOpenAI):
         if self.sink is not None:
             self.sink(sampled(raw))
         return result
+
+
+def _problem(where: str, status: int | str, reason: object) -> ContextFull | PolicyUnreachable:
+    """What a server's refusal means here."""
+    if status == 400 and "maximum context length" in str(reason):
+        return ContextFull(str(reason))
+    return PolicyUnreachable(f"Expected an answer from {where}, found {status}: {reason}")
 
 
 def sampled(raw: dict[str, Any]) -> Sampled:
@@ -160,8 +166,6 @@ def connect(base_url: str, model: str, *, api_key: str = "EMPTY") -> Policy:
         api_key=SecretStr(api_key),
         max_retries=0,
         disable_streaming=True,
-        logprobs=True,
-        extra_body={"return_token_ids": True},
     )
 
 

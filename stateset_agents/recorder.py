@@ -1,7 +1,6 @@
 """The recorder listens to one graph run and keeps every model call with its node and its tokens."""
 
 import time
-from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -81,8 +80,3 @@ class Recorder(BaseCallbackHandler):
                 error=f"{type(error).__name__}: {error}",
             )
         )
-
-
-def nodes_of(calls: Sequence[ModelCall]) -> tuple[str, ...]:
-    """The names of the nodes that called, in order of first use."""
-    return tuple(dict.fromkeys(call.node for call in calls))

@@ -39,7 +39,12 @@ def load_settings() -> Settings:
             raise BadInput(f"STATESET_CONFIG: expected a YAML file, found {error}.") from None
         if not isinstance(values, dict):
             raise BadInput(f"STATESET_CONFIG: expected settings by name in {file!r}.")
-        set_already = {name.removeprefix("STATESET_").lower() for name in os.environ}
+        prefix = "STATESET_"
+        set_already = {
+            name.removeprefix(prefix).lower()
+            for name, value in os.environ.items()
+            if name.startswith(prefix) and value
+        }
         values = {name: value for name, value in values.items() if name not in set_already}
     try:
         return Settings(**values)

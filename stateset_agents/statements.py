@@ -3,9 +3,13 @@
 import re
 from collections.abc import Iterable
 
+_MONTH = (
+    r"(january|february|march|april|may|june|july|august|september|october|november|december)\b"
+)
+_DAY = r"\b(\d{1,2})(?:st|nd|rd|th)?\b"
+_DATE = re.compile(rf"{_DAY} {_MONTH}|\b{_MONTH} {_DAY}")
 _SPECIFIC = re.compile(
-    r"\d+ (?:january|february|march|april|may|june|july|august|september|october|november|december)"
-    r"|[a-z]{1,3}\d{2,}|\d+(?:\.\d+)?\s?%|\d+\.\d{2}|\d+"
+    rf"\d+ {_MONTH.replace('(', '(?:', 1)}|[a-z]{{1,3}}\d{{2,}}|\d+(?:\.\d+)?\s?%|\d+\.\d{{2}}|\d+"
 )
 _CLAIM = re.compile(
     r"\b(?:refunded|cancelled|canceled|is changed|was changed|has been changed|ships to|is done|done,"
@@ -14,35 +18,35 @@ _CLAIM = re.compile(
 _OFFER = re.compile(
     r"\b(?:free|discount|voucher|gift card|coupon|\d+\s?% off|for life|compensation)\b"
 )
-_DENIES = re.compile(r"\b(?:not|cannot|never|no)\b|n't\b")
+_DENIED = re.compile(r"(?:\b(?:not|cannot|never|nothing)|n't)\s+(?:\w+\s+){0,2}$")
+"""Stands right before a claim that it takes back: "cannot be refunded", but not "no problem, refunded"."""
 
 
 def specifics(text: str) -> set[str]:
-    """Amounts, ids, dates and numbers in a text.
+    """Amounts, ids, dates and numbers in a text, each written in one way.
 
-    >>> sorted(specifics("Order W20417: 45.50 back on 3 May"))
-    ['3 may', '45.50', 'w20417']
+    >>> sorted(specifics("Order W20417: 1,045.50 back on May 3rd"))
+    ['1045.50', '3 may', 'w20417']
     """
-    return {found.replace(" %", "%") for found in _SPECIFIC.findall(text.lower())}
+    plain = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.lower())
+    plain = _DATE.sub(lambda m: f"{m[1] or m[4]} {m[2] or m[3]}", plain)
+    return {found.replace(" %", "%") for found in _SPECIFIC.findall(plain)}
 
 
 def claims(text: str) -> set[str]:
-    """Words that claim an act, in sentences that deny nothing.
+    """Words that claim an act, unless they are denied or asked.
 
-    >>> claims("Done, your order is cancelled. It cannot be refunded.")
+    >>> claims("Done, your order is cancelled. It cannot be refunded. Shall it be reserved?")
     {'cancelled'}
     """
     sentences = re.split(r"(?<=[.!?])\s+", text.lower())
     return {
-        word
+        match[0]
         for sentence in sentences
-        if not _DENIES.search(sentence)
-        for word in _CLAIM.findall(sentence)
+        if not sentence.endswith("?")
+        for match in _CLAIM.finditer(sentence)
+        if not _DENIED.search(sentence[: match.start()])
     }
-
-
-def claims_action(text: str) -> bool:
-    return _CLAIM.search(text.lower()) is not None
 
 
 def offers(text: str) -> set[str]:
@@ -61,7 +65,7 @@ def unsupported(
     reported = " ".join(tools).lower()
     heard = f"{reported} {' '.join(customer)}".lower()
     found = sorted(specifics(said) - specifics(heard))
-    found += sorted(offer for offer in offers(said) if offer not in heard)
+    found += sorted(offers(said) - offers(heard))
     if not acted:
         found += sorted(claim for claim in claims(said) if claim not in reported)
     return found

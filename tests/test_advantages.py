@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stateset_agents.trainers.advantages import centred_advantages, group_advantages
+from stateset_agents.trainers.advantages import accepted, centred_advantages, group_advantages
 
 
 def naive(rewards: list[float | None]) -> list[float]:
@@ -26,6 +26,12 @@ def test_without_the_deviation_a_small_difference_stays_small() -> None:
     assert group_advantages([0.975, 0.97]) == pytest.approx([1, -1])
     assert centred_advantages([0.975, 0.97]) == pytest.approx([0.0025, -0.0025])
     assert centred_advantages([0.1 + 0.2, 0.3]) == [0, 0]
+
+
+def test_rejection_keeps_the_best_of_a_group_and_nothing_of_equals() -> None:
+    assert accepted([0.2, 1.0, None, 1.0]) == [0, 1, 0, 1]
+    assert accepted([0.5, 0.5]) == [0, 0]
+    assert accepted([None, 1.0]) == [0, 0]
 
 
 def test_a_group_of_one_is_refused() -> None:

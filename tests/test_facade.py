@@ -49,7 +49,8 @@ def test_the_quick_start_trains_and_answers(tmp_path: Path) -> None:
 def test_the_service_agent_uses_its_tools(tmp_path: Path) -> None:
     said = run_example(str(ROOT / "examples" / "customer_service_agent.py"), cwd=tmp_path)
     assert "Human Message" in said
-    assert "Ai Message" in said
+    assert "Tool Message" in said
+    assert "verify_identity" in said
 
 
 def test_a_graph_that_is_not_commerce_gets_better(tmp_path: Path) -> None:

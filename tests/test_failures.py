@@ -1,5 +1,6 @@
 """What breaks a run is named in one line, and what was committed stays."""
 
+import json
 import os
 import signal
 import subprocess
@@ -65,4 +66,12 @@ def test_a_killed_engine_ends_the_run_with_a_line_and_it_can_be_resumed(tmp_path
     assert "Traceback" not in told
     assert "--resume" in told.splitlines()[-1]
     (run,) = tmp_path.iterdir()
-    assert list((run / "steps").glob("[0-9]*"))
+    steps = len(list((run / "steps").glob("[0-9]*")))
+    stored = run / "config.json"
+    config = json.loads(stored.read_text())
+    stored.write_text(json.dumps(config | {"steps": steps + 1}))
+    done = subprocess.run(
+        [*command[:4], "--resume", str(run)], env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "summary.json").read_text())["steps"] == steps + 1

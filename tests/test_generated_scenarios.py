@@ -31,7 +31,7 @@ def test_the_same_seed_gives_the_same_scenarios() -> None:
 
 def phrases(split: Split) -> set[str]:
     words = wording(split)
-    said = [*words.greetings]
+    said = [*words.greetings, *words.asides]
     for table in (words.openings, words.gives, words.gists):
         said += [said for forms in table.values() for form in forms for said in expansions(form)]
     return {" ".join(re.findall(r"[a-z{}]+", text.lower())) for text in said} - {""}
@@ -77,7 +77,7 @@ def test_demonstrations_are_flawed_as_published() -> None:
         mine = [d for d in made if d.intent == intent]
         for flaw in flaws:
             share = sum(d.flaw == flaw for d in mine) / len(mine)
-            assert share <= 0.4
+            assert 0 < share <= flaws[flaw] + 0.08
     assert 0.3 < sum(d.flaw is not None for d in made) / len(made) < 0.6
 
 

@@ -148,11 +148,22 @@ def test_log_probabilities_are_of_the_sampling_distribution(tmp_path: Path) -> N
     assert not torch.allclose(naive, wanted, atol=1e-2)
 
 
-def test_episodes_without_advantage_are_skipped_and_stay_in_the_normaliser() -> None:
+def test_episodes_without_advantage_are_skipped() -> None:
     group = episodes(5)
     assert passes(group, [0.0] * 4) == []
     (part,) = passes(group, [1.0, 0.0, 0.0, 0.0])
     assert len(part.mask_BT) == 3
+
+
+def test_the_kl_term_pulls_episodes_without_advantage_back_too(tmp_path: Path) -> None:
+    trainer = new_trainer(tmp_path, beta=0.1)
+    group = episodes(5)
+    (part,) = passes(group, [0.0] * 4, every=True)
+    assert len(part.mask_BT) == 12
+    loss = trainer.compute_loss(trainer.model, trainer._inputs(part, 1))
+    assert loss.item() > 0
+    torch.autograd.backward(loss)
+    assert any(gradient.norm() > 0 for gradient in gradients(trainer).values())
 
 
 def test_a_trace_without_token_ids_is_refused() -> None:

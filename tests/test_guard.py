@@ -20,7 +20,7 @@ from tests.test_server import Running
 class Says(BaseChatModel):
     """Says one thing after the other, and remembers what it was told."""
 
-    replies: list[str]
+    replies: list[Any]
     prompts: list[str] = Field(default_factory=list)
 
     @property
@@ -33,7 +33,8 @@ class Says(BaseChatModel):
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
         assert isinstance(messages[0], SystemMessage)
         self.prompts.append(messages[0].text)
-        message = AIMessage(self.replies.pop(0))
+        said = self.replies.pop(0)
+        message = said if isinstance(said, AIMessage) else AIMessage(said)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
 
@@ -60,6 +61,15 @@ async def test_who_insists_is_replaced_by_a_person() -> None:
     end = await answer(Says(replies=["It arrives on 3 May."] * 9))
     assert end["handed_off"]["reason"].endswith("3 may")
     assert "3 May" not in " ".join(m.text for m in end["messages"])
+
+
+async def test_words_beside_a_tool_call_are_guarded_too() -> None:
+    call = {"name": "policy_lookup", "args": {"topic": "x"}, "id": "c"}
+    model = Says(
+        replies=[AIMessage("A 50% voucher is yours.", tool_calls=[call]), AIMessage("Hello.")]
+    )
+    end = await answer(model)
+    assert [m.text for m in end["messages"][1:]] == ["Hello."]
 
 
 async def test_without_the_guard_everything_passes() -> None:
@@ -103,6 +113,11 @@ async def test_what_is_held_back_is_not_streamed_either(stream: bool) -> None:
         ("Your order is cancelled.", ['{"cancelled": "W1"}'], True, []),
         ("You get 12.00 back.", ['{"amount": "11.00"}'], True, ["12.00"]),
         ("Shipping is free.", [], False, ["free"]),
+        ("No problem, your order is cancelled.", [], False, ["cancelled"]),
+        ("Your order is cancelled, no need to do anything.", [], False, ["cancelled"]),
+        ("Would you like the lamp refunded?", [], False, []),
+        ("It arrives on July 20.", ['{"arrives": "20 July"}'], False, []),
+        ("You get 1,250.00 back.", ['{"refunded": "1250.00"}'], True, []),
         ("What is the order number and the zip code?", [], False, []),
         ("Is it order W1234?", [], False, []),
     ],

@@ -6,9 +6,11 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
+from transformers import AutoTokenizer
 
 from stateset_agents.graphs.rollout import converse
 from stateset_agents.graphs.your_graph import own_graph
+from stateset_agents.jobs import SEED_POLICY
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy import connect
 from stateset_agents.recorder import Recorder
@@ -54,13 +56,16 @@ async def test_a_dead_server_is_a_failed_trace_and_not_a_crash(development: list
     assert trace.model_calls[0].error is not None
 
 
+TOPICS = ["Where is my order?", "Cancel it.", "Is the oak lamp in stock?"]
+
+
 class State(TypedDict, total=False):
     topic: str
     answer: str
 
 
 async def test_samples_of_a_fan_out_stay_apart(engine: str) -> None:
-    """Three branches ask the same prompt: three calls, each with its own tokens and namespace."""
+    """Three branches ask something each: every call keeps its own tokens and namespace."""
 
     def build(policy: BaseChatModel) -> Any:
         async def draft(state: State) -> State:
@@ -69,17 +74,20 @@ async def test_samples_of_a_fan_out_stay_apart(engine: str) -> None:
 
         graph = StateGraph(State)
         graph.add_node("draft", draft)
-        graph.add_conditional_edges(START, lambda s: [Send("draft", s)] * 3)
+        graph.add_conditional_edges(START, lambda s: [Send("draft", {"topic": t}) for t in TOPICS])
         graph.add_edge("draft", END)
         return graph.compile()
 
     rollout = own_graph(build, "fan")
-    scenario = Scenario(id="f", input={"topic": "Where is my order?"})
+    scenario = Scenario(id="f", input={"topic": "all"})
     trace = await rollout(scenario, connect(engine, "policy"), Sampling(version="policy"))
     assert len(trace.model_calls) == 3
     assert len({call.response_id for call in trace.model_calls}) == 3
     assert len({call.namespace for call in trace.model_calls}) == 3
     assert len(trajectory(trace).rows) == 3
+    tokenizer = AutoTokenizer.from_pretrained(SEED_POLICY)
+    asked = {tokenizer.decode(list(call.prompt_ids)) for call in trace.model_calls}
+    assert all(any(topic in text for text in asked) for topic in TOPICS)
 
 
 async def test_a_graph_of_ones_own_that_raises_is_a_failed_trace() -> None:

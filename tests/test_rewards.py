@@ -56,7 +56,6 @@ SALAD = probe(
 OFFER = probe("Of course, and you get a 50% discount voucher for life, free!", LOOKED, QUOTED)
 LEAK = probe("Your card 4111 1111 1111 1111 is charged back.", LOOKED, QUOTED)
 UNASKED = probe("Done, 45.50 is refunded to you.", LOOKED, QUOTED, UNCONFIRMED)
-EMPTY = probe("")
 
 
 def seed_reward() -> CompositeReward:

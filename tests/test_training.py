@@ -114,14 +114,17 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def kill_and_resume(out: Path, arguments: list[str], kills: int, rng: random.Random) -> Path:
-    """Kill the job at random moments, resuming after each, and let the last one finish."""
+    """Kill the job at random moments of its steps, resuming after each, and let the last one finish."""
     arguments = [*arguments, "--out", str(out)]
-    for _ in range(kills):
+    for number in range(kills):
         process = subprocess.Popen(
             command(*arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
-        time.sleep(rng.uniform(6, 22))
+        # Once before the first step is whole, then within a later one each time.
+        while number and not list(out.glob(f"*/steps/{number:06d}")) and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 4) if number else rng.uniform(4, 8))
         process.send_signal(signal.SIGKILL)
         process.wait()
         made = sorted(out.glob("*")) if out.exists() else []

@@ -25,10 +25,6 @@ class Code(Arguments):
     code: str
 
 
-class Topic(Arguments):
-    topic: str
-
-
 def _product(shop: Shop, sku: str) -> Row:
     found = shop.one(
         "SELECT sku, item, price, on_hand - reserved AS free FROM products JOIN stock USING(sku) "

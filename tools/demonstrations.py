@@ -11,6 +11,7 @@ from typing import Any
 
 from stateset_agents.scenario import Act, Scenario
 from stateset_agents.tools.executor import Executor
+from stateset_agents.tools.money import show
 from stateset_agents.tools.prompts import SERVICE_PROMPT
 from stateset_agents.tools.replies import approves, reply
 from stateset_agents.tools.shop import generate
@@ -103,7 +104,7 @@ def bend(scenario: Scenario, flaw: str, rng: random.Random) -> tuple[Act, ...] |
             line = rng.choice(others)
             paid = shop.one("SELECT paid FROM lines WHERE order_id = ? AND line = ?", order, line)
             assert paid is not None
-            amount = f"{paid['paid'] // 100}.{paid['paid'] % 100:02d}"
+            amount = show(paid["paid"])
             quote = plan[position["check_return_eligibility"]]
             return (
                 *plan[: write - 1],
@@ -126,7 +127,7 @@ def bend(scenario: Scenario, flaw: str, rng: random.Random) -> tuple[Act, ...] |
                 "SELECT price, on_hand FROM products JOIN stock USING(sku) WHERE sku = ?", sku
             )
             assert found is not None
-            price = f"{found['price'] // 100}.{found['price'] % 100:02d}"
+            price = show(found["price"])
             return (
                 *plan[: position["quote_cart"]],
                 Act(tool="quote_cart", arguments={"sku": sku}),
@@ -158,14 +159,8 @@ def play(scenario: Scenario, acts: tuple[Act, ...]) -> tuple[Message, ...]:
                 "tool_calls": [{"id": f"call-{number}", "type": "function", "function": call}],
             }
         )
-        outcome = executor.propose(session, act.tool, act.arguments)
-        if outcome.status == "proposed":
-            if approves(scenario.customer, act.tool, act.arguments):
-                outcome = executor.commit(
-                    session, act.tool, act.arguments, confirmed=True, key=str(number)
-                )
-            else:
-                outcome = executor.decline(session, act.tool, act.arguments)
+        agreed = approves(scenario.customer, act.tool, act.arguments)
+        outcome = executor.settle(session, act.tool, act.arguments, agreed=agreed, key=str(number))
         session = outcome.session
         messages.append(
             {

@@ -21,8 +21,6 @@ from stateset_agents.tools.rules import Facts, Rule, facts_of, shop_rules
 from stateset_agents.tools.shop import Shop
 from stateset_agents.tools.tool import Arguments, Session, Tool, ToolError
 
-CONFIRM_RULE = "confirm-writes"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -75,6 +73,17 @@ class Executor:
                 return Outcome(status="done", result=json.loads(earlier["result"]), session=session)
             return self._refuse(session, name, arguments, "key_reused", "use a new key")
         return self._act(session, tool, call, confirmed=confirmed, key=key, fingerprint=fingerprint)
+
+    def settle(
+        self, session: Session, name: str, arguments: dict[str, Any], *, agreed: bool, key: str
+    ) -> Outcome:
+        """`propose`, then `commit` or `decline` at once: for who knows the customer's word beforehand."""
+        outcome = self.propose(session, name, arguments)
+        if outcome.status != "proposed":
+            return outcome
+        if agreed:
+            return self.commit(session, name, arguments, confirmed=True, key=key)
+        return self.decline(session, name, arguments)
 
     def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
         """The customer said no to a proposal."""
@@ -177,20 +186,23 @@ class Executor:
 
     def _audit(self, name: str, arguments: dict[str, Any], outcome: str, rule: str | None) -> None:
         last = self.shop.one("SELECT hash FROM audit ORDER BY seq DESC LIMIT 1")
-        entry = json.dumps([name[:80], json.dumps(arguments, sort_keys=True)[:2000], outcome, rule])
-        digest = hashlib.sha256(((last["hash"] if last else "") + entry).encode()).hexdigest()
+        row = (name[:80], json.dumps(arguments, sort_keys=True)[:2000], outcome, rule)
         self.shop.run(
             "INSERT INTO audit(tool, arguments, outcome, rule, hash) VALUES(?, ?, ?, ?, ?)",
-            name[:80], json.dumps(arguments, sort_keys=True)[:2000], outcome, rule, digest,
+            *row, _chained(last["hash"] if last else "", row),
         )  # fmt: skip
+
+
+def _chained(previous: str, row: tuple[str, str, str, str | None]) -> str:
+    return hashlib.sha256((previous + json.dumps(row)).encode()).hexdigest()
 
 
 def audit_holds(shop: Shop) -> bool:
     """Whether every audit row still hashes to what was written."""
     previous = ""
     for row in shop.all("SELECT * FROM audit ORDER BY seq"):
-        entry = json.dumps([row["tool"], row["arguments"], row["outcome"], row["rule"]])
-        previous = hashlib.sha256((previous + entry).encode()).hexdigest()
+        entry = (row["tool"], row["arguments"], row["outcome"], row["rule"])
+        previous = _chained(previous, entry)
         if previous != row["hash"]:
             return False
     return True

@@ -49,15 +49,16 @@ def shop_server(executor: Executor, *, customer: str = "") -> "Server[Any, Any]"
     @server.call_tool(validate_input=False)  # type: ignore[untyped-decorator]
     async def call(name: str, arguments: dict[str, Any]) -> types.CallToolResult:
         request = server.request_context
-        thread, session = sessions.get(request.session) or (
-            uuid.uuid4().hex,
-            Session(customer=customer),
-        )
+        new = (uuid.uuid4().hex, Session(customer=customer))
+        thread, session = sessions.setdefault(request.session, new)
         outcome = executor.propose(session, name, arguments)
         if outcome.status == "proposed":
             key = f"mcp/{thread}/{request.request_id}"
             outcome = await _put_to_user(request.session, executor, session, name, arguments, key)
-        sessions[request.session] = (thread, outcome.session)
+        if (
+            outcome.session != session
+        ):  # calls may overlap: an older one must not undo what came after
+            sessions[request.session] = (thread, outcome.session)
         text = types.TextContent(type="text", text=json.dumps(outcome.result))
         return types.CallToolResult(content=[text], isError=outcome.status != "done")
 

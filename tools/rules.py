@@ -7,7 +7,7 @@
       text: Delivered items can be refunded for {days} days.
 
 One row is read in four ways: `rules_text` for the model, `Rule.allows` in the executor, `broken` over what
-a trace recorded, and `complications.breaking` for scenarios in which it bites.
+a trace recorded, and `complications.near_misses` for situations in which it bites.
 """
 
 import ast

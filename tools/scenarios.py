@@ -12,6 +12,7 @@ from typing import Any
 from stateset_agents.scenario import Act, Customer, Fact, Goal, GoalScore, Scenario
 from stateset_agents.tools.executor import Executor
 from stateset_agents.tools.phrases import AGENT, SLOT_NAMES
+from stateset_agents.tools.replies import approves
 from stateset_agents.tools.returns import WINDOW_DAYS
 from stateset_agents.tools.shop import TODAY, Row, Shop, generate, street
 from stateset_agents.tools.tool import Session
@@ -270,15 +271,8 @@ def score_acts(scenario: Scenario, acts: tuple[Act, ...]) -> GoalScore:
         if act.tool is None:
             continue
         attempted.append(act.tool)
-        outcome = executor.propose(session, act.tool, act.arguments)
-        if outcome.status == "proposed":
-            agreed = Act(tool=act.tool, arguments=act.arguments) in scenario.customer.approves
-            if agreed:
-                outcome = executor.commit(
-                    session, act.tool, act.arguments, confirmed=True, key=str(number)
-                )
-            else:
-                outcome = executor.decline(session, act.tool, act.arguments)
+        agreed = approves(scenario.customer, act.tool, act.arguments)
+        outcome = executor.settle(session, act.tool, act.arguments, agreed=agreed, key=str(number))
         session = outcome.session
         if outcome.status == "done":
             done.append(act.tool)

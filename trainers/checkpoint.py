@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,8 @@ class Committed:
 
 
 class Checkpoints:
-    """`run/steps/000007/` holds the adapter after step 7, the optimiser, RNG states and the log."""
+    """`run/steps/000007/` holds the adapter after step 7, the optimiser and the log. Nothing of a
+    step is drawn from a global random state, so none is kept."""
 
     def __init__(self, run: Path) -> None:
         self.folder = run / "steps"
@@ -49,12 +49,7 @@ class Checkpoints:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         model.save_pretrained(beside / "adapter")
-        state = {
-            "optimiser": optimiser.state_dict(),
-            "torch_rng": torch.get_rng_state(),
-            "python_rng": random.getstate(),
-        }
-        torch.save(state, beside / "optimiser.pt")
+        torch.save(optimiser.state_dict(), beside / "optimiser.pt")
         (beside / "log.json").write_text(json.dumps(log))
         for path in sorted(beside.rglob("*")):
             if path.is_file():
@@ -75,12 +70,9 @@ class Checkpoints:
         if not steps:
             return None
         folder = steps[-1]
-        state = torch.load(folder / "optimiser.pt", weights_only=False)
-        torch.set_rng_state(state["torch_rng"])
-        random.setstate(state["python_rng"])
         return Committed(
             step=int(folder.name),
             adapter=folder / "adapter",
-            optimiser=state["optimiser"],
+            optimiser=torch.load(folder / "optimiser.pt", weights_only=True),
             log=json.loads((folder / "log.json").read_text()),
         )

@@ -241,6 +241,7 @@ def grpo_trainer(
         report_to=[],
         gradient_checkpointing=False,
         disable_tqdm=True,
+        disable_dropout=True,  # the gradient is that of the very distribution that was sampled from
     )
     trainer = TreeGRPOTrainer(
         model=model,

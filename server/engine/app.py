@@ -42,21 +42,22 @@ class Engine:
         self.tokenizer = tokenizer
         self.name = name
         self.base = base
+        self.models: dict[str, PreTrainedModel] = {name: base}
         self.adapters: dict[str, str] = {}
-        self.batcher = Batcher(base, name, slots=slots, length=self.length)
+        self.batcher = Batcher(base, slots=slots, length=self.length)
         ends = base.generation_config.eos_token_id if base.generation_config else None
         known = ends if isinstance(ends, list) else [ends]
         self.stop_ids = frozenset(i for i in (*known, tokenizer.eos_token_id) if isinstance(i, int))
 
     def load(self, name: str, path: str) -> None:
-        if name in self.batcher.models:
+        if name in self.models:
             raise Refusal(
                 400,
                 f"Expected a new adapter name, found {name!r} loaded already.",
                 "adapter_exists",
             )
         try:
-            self.batcher.models[name] = models.with_adapter(self.base, path)
+            self.models[name] = models.with_adapter(self.base, path)
         except BadInput as error:
             raise Refusal(400, str(error), "bad_adapter") from None
         self.adapters[name] = path
@@ -65,12 +66,12 @@ class Engine:
         if name not in self.adapters:
             raise Refusal(404, f"Expected a loaded adapter, found {name!r}.", "adapter_not_found")
         del self.adapters[name]
-        del self.batcher.models[name]
+        del self.models[name]
 
     def request(self, body: dict[str, Any], prompt: list[int]) -> batcher.Request:
         """A request from a body's sampling fields. Raises Refusal for what it cannot do."""
         model = body.get("model") or self.name
-        if model not in self.batcher.models:
+        if model not in self.models:
             raise Refusal(
                 404, f"The model {model!r} does not exist.", "model_not_found", param="model"
             )
@@ -86,21 +87,21 @@ class Engine:
                 f"{len(prompt)}. Shorten the messages.",
                 "context_length_exceeded",
             )
-        wanted = body.get("max_completion_tokens") or body.get("max_tokens") or room
+        limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
         stops = body.get("stop") or []
         stops = [stops] if isinstance(stops, str) else [str(stop) for stop in stops]
-        seed = body.get("seed")
+        seed = number(body, "seed", -1, -(2**63), 2**63)
         return batcher.Request(
             prompt=prompt,
             version=model,
-            model=self.batcher.models[model],
+            model=self.models[model],
             temperature=number(body, "temperature", 1.0, 0.0, 2.0),
             top_p=number(body, "top_p", 1.0, 1e-6, 1.0),
             top_k=int(number(body, "top_k", 0, -1, 1e6)),
-            max_tokens=min(int(wanted), room),
-            seed=None if seed is None else int(seed),
+            max_tokens=min(int(number(body, limit, room, 1, 1e9)), room),
+            seed=None if body.get("seed") is None else int(seed),
             stop_ids=frozenset() if body.get("ignore_eos") else self.stop_ids,
-            stop=(lambda ids: any(s in self.text(ids) for s in stops)) if stops else None,
+            stop=(lambda ids: _any_in(self.text(ids), stops)) if stops else None,
             notify=lambda request: None,
         )
 
@@ -248,7 +249,7 @@ def build(engine: Engine) -> FastAPI:
             "logprobs": None,
         }
         if body.get("logprobs"):
-            choice["logprobs"] = {"content": _entries(engine, sampling, 0)}
+            choice["logprobs"] = {"content": _entries(engine, sampling, 0, len(sampling.ids))}
         answer = _envelope("chat.completion", "chatcmpl", sampling, [choice])
         if body.get("return_token_ids"):
             choice["token_ids"] = sampling.ids
@@ -258,10 +259,18 @@ def build(engine: Engine) -> FastAPI:
     return app
 
 
-def _entries(engine: Engine, request: batcher.Request, start: int) -> list[dict[str, Any]]:
+def _any_in(text: str, stops: list[str]) -> bool:
+    return any(stop in text for stop in stops)
+
+
+def _entries(
+    engine: Engine, request: batcher.Request, start: int, end: int
+) -> list[dict[str, Any]]:
+    # Cut to the same length: the batcher's thread may be adding the next token to one of them.
+    sampled = zip(request.ids[start:end], request.logprobs[start:end], strict=True)
     return [
         {"token": engine.tokenizer.decode([token]), "logprob": logprob, "bytes": None, "top_logprobs": []}
-        for token, logprob in zip(request.ids[start:], request.logprobs[start:], strict=True)
+        for token, logprob in sampled
     ]  # fmt: skip
 
 
@@ -300,7 +309,7 @@ async def _stream(
         choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish}
         if upto is not None:
             if body.get("logprobs"):
-                choice["logprobs"] = {"content": _entries(engine, request, told)[: upto - told]}
+                choice["logprobs"] = {"content": _entries(engine, request, told, upto)}
             if body.get("return_token_ids"):
                 choice["token_ids"] = request.ids[told:upto]
             told = upto

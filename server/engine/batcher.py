@@ -59,12 +59,9 @@ class Slot:
 
 
 class Batcher:
-    """Owns the models and the slots; runs in a thread of its own."""
+    """Owns the slots; runs in a thread of its own."""
 
-    def __init__(self, base: PreTrainedModel, name: str, *, slots: int, length: int) -> None:
-        self.models: dict[str, PreTrainedModel] = {name: base}
-        self.base = name
-        self.length = length
+    def __init__(self, base: PreTrainedModel, *, slots: int, length: int) -> None:
         self.slots = [Slot() for _ in range(slots)]
         self.cache = Slots(base.config, slots, length)
         self.waiting: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
@@ -80,10 +77,6 @@ class Batcher:
 
     def submit(self, request: Request) -> None:
         request.rng.seed(request.seed)
-        if self.broken is not None:
-            request.finish_reason = "error"
-            request.notify(request)
-            return
         self.waiting.put(request)
 
     def close(self) -> None:
@@ -104,19 +97,23 @@ class Batcher:
             except queue.Empty:
                 pass
             try:
-                self._step()
+                if self.broken is None:
+                    self._step()
             except Exception as error:  # noqa: BLE001 (a dead thread would leave every client waiting)
                 traceback.print_exc()
                 self.broken = f"{type(error).__name__}: {error}"
+            if self.broken is not None:
                 for request in [*self.running, *self.backlog]:
                     request.finish_reason = "error"
                     request.notify(request)
-                return
+                self.running, self.backlog = [], []
 
     def _step(self) -> None:
         for request in [r for r in self.running if r.cancelled]:
             self._finish(request, "abort")
-        admitted: list[Request] = []
+        by_model: dict[PreTrainedModel, tuple[list[Request], list[Request]]] = {}
+        for request in self.running:
+            by_model.setdefault(request.model, ([], []))[1].append(request)
         while self.backlog:
             request = self.backlog[0]
             if request.cancelled:
@@ -126,31 +123,26 @@ class Batcher:
                 continue
             if not self._admit(request):
                 break
-            admitted.append(self.backlog.pop(0))
-        by_model: dict[PreTrainedModel, tuple[list[Request], list[Request]]] = {}
-        for request in admitted:
+            self.running.append(self.backlog.pop(0))
             by_model.setdefault(request.model, ([], []))[0].append(request)
-        for request in self.running:
-            by_model.setdefault(request.model, ([], []))[1].append(request)
-        self.running += admitted
         for model, (fresh, going) in by_model.items():
             self._forward(model, fresh, going)
 
     def _admit(self, request: Request) -> bool:
         """Find a slot: the conversation's own if it is still there, else the one unused for longest."""
-        best, shared = -1, 0
+        free = [index for index, slot in enumerate(self.slots) if not slot.busy]
+        if not free:
+            return False
+        best, shared, known = -1, 0, request.prompt[:-1]
         for index, slot in enumerate(self.slots):
             if (
                 slot.model is not None
                 and slot.model() is request.model
                 and len(slot.tokens) > shared
             ):
-                common = _common(slot.tokens, request.prompt[:-1])
+                common = _common(slot.tokens, known)
                 if common > shared:
                     best, shared = index, common
-        free = [index for index, slot in enumerate(self.slots) if not slot.busy]
-        if not free:
-            return False
         own = best in free and shared >= 0.8 * len(self.slots[best].tokens)
         target = best if own else min(free, key=lambda index: self.slots[index].used)
         if not own and shared:

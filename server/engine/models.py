@@ -1,7 +1,6 @@
 """Models as the engine holds them: one base in fp32, and a merged copy of it for each adapter."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,6 @@ def with_adapter(base: PreTrainedModel, path: str) -> PreTrainedModel:
     config = Path(path) / "adapter_config.json"
     if not config.is_file():
         raise BadInput(f"Expected a PEFT adapter in {path!r}, found no adapter_config.json.")
-    json.loads(config.read_text())
     # New Parameter objects over the same storage: merging rebinds `.data` and leaves the base as it is.
     shared: dict[int, Any] = {
         id(p): torch.nn.Parameter(p.data, requires_grad=False) for p in base.parameters()

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from stateset_agents.errors import BadInput
@@ -27,7 +28,7 @@ def render(
             tokenize=False,
             add_generation_prompt=True,
         )
-    except ValueError as error:
+    except (ValueError, TemplateError) as error:
         raise BadInput(f"The chat template refused the messages: {error}") from None
     return list(tokenizer.encode(str(text), add_special_tokens=False))
 

@@ -27,9 +27,6 @@ def main() -> None:
     except OSError as error:
         print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; go on with --resume", file=sys.stderr)
-        sys.exit(130)
 
 
 def version() -> None:

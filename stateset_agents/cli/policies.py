@@ -24,9 +24,10 @@ def chat(
     """Talk to a policy as a customer of the shop, and see the tool calls as they happen."""
     from stateset_agents import jobs
     from stateset_agents.chat import chat_loop
+    from stateset_agents.settings import load_settings
 
     adapter = jobs.find_adapter(policy) if policy else None
-    config = jobs.check_config({"model": model, "base_url": base_url})
+    config = jobs.check_config({"model": model, "base_url": base_url or load_settings().base_url})
     asyncio.run(chat_loop(config, adapter, seed=seed, temperature=temperature))
 
 

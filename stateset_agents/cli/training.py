@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,6 +117,9 @@ def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry
     try:
         with TrainingView() as view:
             summary = asyncio.run(jobs.train_job(config, run, view))
+    except KeyboardInterrupt:
+        print(f"interrupted; go on with: stateset-agents train --resume {run}", file=sys.stderr)
+        raise typer.Exit(130) from None
     except (PolicyUnreachable, RunBroken) as error:
         raise type(error)(f"{error} Go on with: stateset-agents train --resume {run}") from None
     from stateset_agents.report import write_report
