@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready-
 
-.PHONY: demo test check prove bench clean
+.PHONY: demo test check prove bench fuzz clean
 
 demo: $(STAMP)run
 	$(BIN)/stateset-agents demo
@@ -34,6 +34,11 @@ $(STAMP)dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
+
+# As many calls on the shop as asked for, other ones each time: make fuzz N=100000
+N ?= 100000
+fuzz: $(STAMP)dev
+	STATESET_FUZZ_CALLS=$(N) $(BIN)/python -m pytest -s tests/test_fuzz.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

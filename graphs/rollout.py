@@ -13,7 +13,7 @@ from stateset_agents.nodes.customer import simulate
 from stateset_agents.policy import Policy
 from stateset_agents.recorder import Recorder
 from stateset_agents.scenario import Scenario
-from stateset_agents.tools.shop import generate
+from stateset_agents.tools.world import generate
 from stateset_agents.trace import Sampling, ToolCall, Trace
 
 _conversation = conversation.build()

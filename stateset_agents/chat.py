@@ -14,7 +14,7 @@ from stateset_agents.graphs import service
 from stateset_agents.jobs import JobConfig, served_policy
 from stateset_agents.policy import connect
 from stateset_agents.tools.scenarios import scenarios
-from stateset_agents.tools.shop import generate
+from stateset_agents.tools.world import generate
 from stateset_agents.trace import Sampling
 
 

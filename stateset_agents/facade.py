@@ -24,7 +24,7 @@ from stateset_agents.rewards.helpfulness import HelpfulnessReward
 from stateset_agents.rewards.safety import SafetyReward
 from stateset_agents.scenario import Scenario, parse_scenarios
 from stateset_agents.store import TraceStore
-from stateset_agents.tools.shop import generate
+from stateset_agents.tools.world import generate
 from stateset_agents.trace import Sampling, Trace
 
 Profile = Literal["conservative", "balanced", "aggressive"]

@@ -15,7 +15,8 @@ from stateset_agents.policy import connect
 from stateset_agents.server.app import Served, build
 from stateset_agents.server.engine.process import port_is_free
 from stateset_agents.tools.rules import Rule
-from stateset_agents.tools.shop import Shop, generate
+from stateset_agents.tools.shop import Shop
+from stateset_agents.tools.world import generate
 
 
 def service_app(

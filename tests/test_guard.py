@@ -13,7 +13,7 @@ from pydantic import Field
 from stateset_agents.graphs import service
 from stateset_agents.server.app import Served, build
 from stateset_agents.statements import unsupported
-from stateset_agents.tools.shop import generate
+from stateset_agents.tools.world import generate
 from tests.test_server import Running
 
 

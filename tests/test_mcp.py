@@ -10,8 +10,9 @@ from langchain_mcp_adapters.tools import load_mcp_tools
 from mcp import ClientSession, StdioServerParameters, types
 from mcp.client.stdio import stdio_client
 
-from stateset_agents.tools.shop import Row, generate
+from stateset_agents.tools.database import Row
 from stateset_agents.tools.toolset import ALL_TOOLS
+from stateset_agents.tools.world import generate
 
 SERVER = StdioServerParameters(
     command=sys.executable, args=["-m", "stateset_agents", "mcp", "--shop-seed", "3"]

@@ -7,30 +7,44 @@ import pytest
 from stateset_agents.cli import app
 from stateset_agents.tools.complications import arrange, near_misses
 from stateset_agents.tools.executor import Executor
-from stateset_agents.tools.rules import Rule, broken, problems, rules_text, shop_rules
-from stateset_agents.tools.shop import Shop, generate
+from stateset_agents.tools.money import show
+from stateset_agents.tools.rules import Rule, Signature, broken, problems, replaced, rules_text
+from stateset_agents.tools.shop import Shop
 from stateset_agents.tools.tool import Session
-from stateset_agents.tools.toolset import ALL_TOOLS
+from stateset_agents.tools.toolset import ALL_TOOLS, shop_rules
+from stateset_agents.tools.world import generate
 from stateset_agents.trace import ToolCall
 
 WINDOW = next(rule for rule in shop_rules() if rule.id == "return-window")
 STRICTER = WINDOW.model_copy(update={"limits": {"days": 14}, "version": 2})
 
 
+def delivered(rule: Rule, days: int) -> tuple[Executor, Session, dict[str, str]]:
+    """A line that was delivered `days` ago, in a shop under one version of the window."""
+    shop = generate(1, "train").clone()
+    order = shop.the("SELECT order_id AS id, customer_id FROM lines JOIN orders ON id = order_id")
+    arrange(shop, order["id"], {"status": "delivered", "days": days})
+    executor = Executor(shop, ALL_TOOLS, replaced(shop_rules(), [rule]))
+    line = {"order_id": order["id"], "line": "L1"}
+    return executor, Session(customer=order["customer_id"]), line
+
+
+def eligible(rule: Rule, days: int) -> bool:
+    """What the shop tells a customer under one version of the window."""
+    executor, session, line = delivered(rule, days)
+    found = executor.propose(session, "check_return_eligibility", line).result
+    told = executor.propose(session, "policy_lookup", {"topic": "return window"}).result
+    assert told["return-window"] == rule.told
+    return bool(found["eligible"])
+
+
 def refund(rule: Rule, days: int) -> ToolCall:
     """A refund of a line that was delivered `days` ago, under one version of the window."""
-    shop = generate(1, "train").clone()
-    order = shop.one("SELECT order_id AS id, customer_id FROM lines JOIN orders ON id = order_id")
-    assert order is not None
-    arrange(shop, order["id"], {"status": "delivered", "days": days})
-    rules = [rule if row.id == rule.id else row for row in shop_rules()]
-    executor = Executor(shop, ALL_TOOLS, rules)
-    session = Session(customer=order["customer_id"])
-    line = {"order_id": order["id"], "line": "L1"}
-    amount = executor.propose(session, "check_return_eligibility", line).result.get(
-        "amount", "1.00"
+    executor, session, line = delivered(rule, days)
+    paid = executor.shop.the(
+        "SELECT paid FROM lines WHERE order_id = ? AND line = 'L1'", line["order_id"]
     )
-    arguments = {**line, "amount": amount}
+    arguments = {**line, "amount": show(paid["paid"])}
     outcome = executor.commit(session, "issue_refund", arguments, confirmed=True, key="k")
     assert outcome.status != "proposed"
     return ToolCall(
@@ -48,6 +62,8 @@ def test_a_changed_row_changes_what_is_told_enforced_verified_and_tried_out() ->
     assert "30 days" in rules_text([WINDOW], ["issue_refund"])
     assert "14 days" in rules_text([STRICTER], ["issue_refund"])
 
+    assert eligible(WINDOW, days=20)
+    assert not eligible(STRICTER, days=20)
     assert refund(WINDOW, days=20).status == "done"
     assert refund(STRICTER, days=20).rule == "return-window"
 
@@ -65,7 +81,8 @@ def order_rules() -> list[tuple[Rule, dict[str, object]]]:
 
 def test_most_rules_about_orders_have_complications() -> None:
     assert {rule.id for rule, _ in order_rules()} == {
-        "nothing-on-hold", "cancel-before-shipping", "address-before-shipping", "return-window",
+        "nothing-on-hold", "cancel-before-shipping", "address-before-shipping", "change-before-shipping",
+        "return-window", "price-match-window",
     }  # fmt: skip
 
 
@@ -104,8 +121,11 @@ GOOD = """
 """
 
 
+ONLY = {"cancel_order": Signature(arguments=frozenset({"order_id"}), quoted=False, writes=True)}
+
+
 def test_a_good_file_has_no_problems() -> None:
-    assert problems(GOOD, tools=["cancel_order"]) == []
+    assert problems(GOOD, tools=ONLY) == []
 
 
 @pytest.mark.parametrize(
@@ -119,6 +139,9 @@ def test_a_good_file_has_no_problems() -> None:
         (("{days} days.", "{weeks} weeks."), 9, "weeks"),
         (("version: 1", "version: soon"), 3, "version"),
         (("[cancel_order]", "[cancel_ordr]"), 4, "cancel_ordr"),
+        (("order.days", "call.reason"), 5, "call.reason"),
+        (("order.days", "quote.amount"), 5, "quote.amount"),
+        (("order.days", "product.price"), 5, "product.price"),
         (("  code: too_late\n", ""), 2, "code"),
         (("  help:", "\thelp:"), 8, "YAML"),
     ],
@@ -126,13 +149,13 @@ def test_a_good_file_has_no_problems() -> None:
 def test_a_problem_is_named_with_its_line(
     change: tuple[str, str], line: int, expected: str
 ) -> None:
-    ((found, told), *_) = problems(GOOD.replace(*change), tools=["cancel_order"])
+    ((found, told), *_) = problems(GOOD.replace(*change), tools=ONLY)
     assert found == line
     assert expected in told
 
 
 def test_two_rules_of_one_name_are_refused() -> None:
-    ((line, told),) = problems(GOOD + GOOD.lstrip("\n"))
+    ((line, told),) = problems(GOOD + GOOD.lstrip("\n"), tools=ONLY)
     assert line == 10
     assert "of line 2" in told
 

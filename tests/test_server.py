@@ -22,7 +22,8 @@ from stateset_agents.server.app import Served, build
 from stateset_agents.server.engine.process import free_port
 from stateset_agents.serving import service_app
 from stateset_agents.tools.replies import reply
-from stateset_agents.tools.shop import Shop, generate
+from stateset_agents.tools.shop import Shop
+from stateset_agents.tools.world import generate
 
 
 def app_with(policy: BaseChatModel, shop: Shop, key: str | None = None) -> FastAPI:

@@ -12,7 +12,7 @@ from stateset_agents.graphs.rollout import converse
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Act, Scenario
 from stateset_agents.tools.demonstrations import play
-from stateset_agents.tools.shop import generate
+from stateset_agents.tools.world import generate
 from stateset_agents.trace import Sampling
 
 

@@ -1,86 +1,96 @@
-"""Tools about what is for sale: find it, price it, count it, take a promotion off."""
+"""Tools about what is for sale: find it, describe it, compare it, what goes with it."""
 
+import json
 import re
 from typing import Any
 
-from stateset_agents.tools.money import percent_off, show
-from stateset_agents.tools.shop import Row, Shop
-from stateset_agents.tools.tool import Arguments, Session, Tool, ToolError
+from stateset_agents.tools.inventory import find_product
+from stateset_agents.tools.money import cents, show
+from stateset_agents.tools.tool import Arguments, Desk, Money, Tool, ToolError, Word
 
 
 class Query(Arguments):
-    query: str
+    query: Word
 
 
 class Sku(Arguments):
-    sku: str
+    sku: Word
 
 
-class Quote(Arguments):
-    sku: str
-    code: str = ""
+class Skus(Arguments):
+    skus: list[Word]
 
 
-class Code(Arguments):
-    code: str
+class Wish(Arguments):
+    sku: Word
+    budget: Money
 
 
-def _product(shop: Shop, sku: str) -> Row:
-    found = shop.one(
-        "SELECT sku, item, price, on_hand - reserved AS free FROM products JOIN stock USING(sku) "
-        "WHERE sku = ?",
-        sku,
-    )
-    if found is None:
-        raise ToolError("no_such_sku", "use a sku of search_products")
-    return found
+class Pair(Arguments):
+    sku: Word
+    other_sku: Word
 
 
-def _promotion(shop: Shop, code: str) -> int | None:
-    """Percent off, or None where the code is unknown or over."""
-    found = shop.one(
-        "SELECT percent FROM promotions WHERE code = ? AND until_day >= ?", code.upper(), shop.today
-    )
-    return int(found["percent"]) if found else None
-
-
-def search_products(shop: Shop, session: Session, call: Query) -> dict[str, Any]:
+def search_products(desk: Desk, call: Query) -> dict[str, Any]:
     wanted = set(re.findall(r"\w+", call.query.lower()))
     scored = [
         (-len(wanted & set(row["item"].lower().split())), row["sku"], row["item"])
-        for row in shop.all("SELECT sku, item FROM products")
+        for row in desk.shop.all("SELECT sku, item FROM products")
     ]
     hits = sorted(hit for hit in scored if hit[0] < 0)[:2]
     return {"found": [f"{sku} {item}" for _, sku, item in hits]}
 
 
-def get_product(shop: Shop, session: Session, call: Sku) -> dict[str, Any]:
-    product = _product(shop, call.sku)
-    return {"item": product["item"], "price": show(product["price"])}
+def get_product(desk: Desk, call: Sku) -> dict[str, Any]:
+    product = find_product(desk.shop, call.sku)
+    about = desk.shop.the("SELECT attributes FROM products WHERE sku = ?", call.sku)
+    reviews = desk.shop.all("SELECT stars, words FROM reviews WHERE sku = ? ORDER BY id", call.sku)
+    return {
+        "item": product["item"],
+        "price": show(product["price"]),
+        **json.loads(about["attributes"]),
+        "customers_wrote": [fenced(f"{row['stars']} stars: {row['words']}") for row in reviews],
+    }
 
 
-def get_price(shop: Shop, session: Session, call: Sku) -> dict[str, Any]:
-    return {"price": show(_product(shop, call.sku)["price"])}
+def fenced(text: str) -> str:
+    """Other people's words, marked as such: they are data and instruct nobody."""
+    return f"<<{text.replace('<<', '').replace('>>', '')[:300]}>>"
 
 
-def check_stock(shop: Shop, session: Session, call: Sku) -> dict[str, Any]:
-    return {"in_stock": _product(shop, call.sku)["free"]}
+def compare(desk: Desk, call: Skus) -> dict[str, Any]:
+    if not 2 <= len(call.skus) <= 4:
+        raise ToolError("bad_skus", "from 2 to 4 products")
+    answer: dict[str, Any] = {}
+    for sku in call.skus:
+        product = find_product(desk.shop, sku)
+        about = desk.shop.the("SELECT attributes FROM products WHERE sku = ?", sku)
+        answer[sku] = {"item": product["item"], "price": show(product["price"])} | json.loads(
+            about["attributes"]
+        )
+    return answer
 
 
-def quote_cart(shop: Shop, session: Session, call: Quote) -> dict[str, Any]:
-    product = _product(shop, call.sku)
-    price = product["price"]
-    answer: dict[str, Any] = {"price": show(price)}
-    if call.code:
-        percent = _promotion(shop, call.code)
-        answer["code"] = "valid" if percent else "expired"
-        price = percent_off(price, percent) if percent else price
-    return {**answer, "total": show(price), "in_stock": product["free"]}
+def recommend(desk: Desk, call: Wish) -> dict[str, Any]:
+    """What goes with a product, is in stock and within the budget."""
+    find_product(desk.shop, call.sku)
+    rows = desk.shop.all(
+        "SELECT fits, item, price FROM compatibility JOIN products ON products.sku = fits "
+        "WHERE compatibility.sku = ? AND price <= ? AND (SELECT SUM(on_hand - reserved) FROM stock "
+        "WHERE stock.sku = fits) > 0 ORDER BY price DESC, fits LIMIT 3",
+        call.sku, cents(call.budget),
+    )  # fmt: skip
+    return {"fits": [f"{row['fits']} {row['item']} {show(row['price'])}" for row in rows]}
 
 
-def validate_promotion(shop: Shop, session: Session, call: Code) -> dict[str, Any]:
-    percent = _promotion(shop, call.code)
-    return {"valid": True, "percent": percent} if percent else {"valid": False}
+def check_compatibility(desk: Desk, call: Pair) -> dict[str, Any]:
+    find_product(desk.shop, call.sku)
+    find_product(desk.shop, call.other_sku)
+    found = desk.shop.one(
+        "SELECT sku FROM compatibility WHERE (sku = ? AND fits = ?) OR (sku = ? AND fits = ?)",
+        call.sku, call.other_sku, call.other_sku, call.sku,
+    )  # fmt: skip
+    return {"compatible": found is not None}
 
 
 TOOLS = (
@@ -92,27 +102,26 @@ TOOLS = (
     ),
     Tool(
         name="get_product",
-        description="Name and price of a product.",
+        description="Name, price, attributes and reviews of a product.",
         arguments=Sku,
         run=get_product,
     ),
-    Tool(name="get_price", description="Price of a product.", arguments=Sku, run=get_price),
     Tool(
-        name="check_stock",
-        description="Free units of a product.",
-        arguments=Sku,
-        run=check_stock,
+        name="compare",
+        description="Products side by side.",
+        arguments=Skus,
+        run=compare,
     ),
     Tool(
-        name="quote_cart",
-        description="Price, total after a promotion code, and stock of a product.",
-        arguments=Quote,
-        run=quote_cart,
+        name="recommend",
+        description="What goes with a product within a budget.",
+        arguments=Wish,
+        run=recommend,
     ),
     Tool(
-        name="validate_promotion",
-        description="Whether a promotion code is valid today.",
-        arguments=Code,
-        run=validate_promotion,
+        name="check_compatibility",
+        description="Whether two products go together.",
+        arguments=Pair,
+        run=check_compatibility,
     ),
 )

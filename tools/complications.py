@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from stateset_agents.tools.calendar import NOT_DELIVERED
 from stateset_agents.tools.rules import Rule, facts_of
 from stateset_agents.tools.shop import Shop
 
@@ -19,8 +20,6 @@ _DOMAINS: dict[str, tuple[Any, ...]] = {
     "status": ("pending", "shipped", "delivered"),
     "hold": ("", "review"),
 }
-NOT_DELIVERED = 10_000
-"""Days since delivery of what has not been delivered."""
 
 
 def near_misses(rule: Rule) -> Iterator[Situation]:
@@ -69,13 +68,15 @@ def arrange(shop: Shop, order_id: str, situation: Situation) -> None:
         shop.run("UPDATE orders SET status = ? WHERE id = ?", status, order_id)
         shop.run("DELETE FROM shipments WHERE order_id = ?", order_id)
     if status == "shipped":
-        shop.run(
-            "INSERT INTO shipments VALUES(?, 'DHL', 'in transit', ?, NULL)",
-            order_id,
-            shop.today + 3,
-        )
+        shop.insert(
+            "shipments", id=f"S-{order_id}", order_id=order_id, carrier="DHL", status="in transit",
+            eta_day=shop.today + 3,
+        )  # fmt: skip
     elif status == "delivered":
         day = shop.today - situation.get("days", 3)
-        shop.run("INSERT INTO shipments VALUES(?, 'DHL', 'delivered', ?, ?)", order_id, day, day)
+        shop.insert(
+            "shipments", id=f"S-{order_id}", order_id=order_id, carrier="DHL", status="delivered",
+            eta_day=day, delivered_day=day,
+        )  # fmt: skip
     if "hold" in situation:
         shop.run("UPDATE orders SET hold = ? WHERE id = ?", situation["hold"] or None, order_id)

@@ -1,58 +1,92 @@
-"""Tools about the customer: who is writing, what is known of them, handing them to a person."""
+"""Tools about the customer: who is writing, what is known of them, what they want kept."""
 
-from typing import Any
+from typing import Any, Literal
 
-from stateset_agents.tools.shop import Shop
-from stateset_agents.tools.tool import Arguments, Session, Tool, ToolError
+from stateset_agents.tools.tool import Arguments, Desk, Tool, ToolError, Word
 
 
 class Verify(Arguments):
-    order_id: str
-    zip: str
+    order_id: Word
+    zip: Word
 
 
 class Nothing(Arguments):
     pass
 
 
-class Reason(Arguments):
-    reason: str
+class Email(Arguments):
+    email: Word
 
 
-def verify_identity(shop: Shop, session: Session, call: Verify) -> dict[str, Any]:
-    found = shop.one(
+class Address(Arguments):
+    street: Word
+    zip: Word
+
+
+class Consent(Arguments):
+    purpose: Literal["marketing"]
+    granted: bool
+
+
+def verify_identity(desk: Desk, call: Verify) -> dict[str, Any]:
+    found = desk.shop.one(
         "SELECT customers.id, name FROM customers JOIN orders ON customer_id = customers.id "
         "WHERE orders.id = ? AND customers.zip = ?",
         call.order_id, call.zip,
     )  # fmt: skip
     if found is None:
         raise ToolError("no_match", "ask for the order number and zip again")
-    session["customer"] = found["id"]
+    desk.session["customer"] = found["id"]
     return {"verified": found["name"]}
 
 
-def get_customer(shop: Shop, session: Session, call: Nothing) -> dict[str, Any]:
-    found = shop.one("SELECT name, email, tier FROM customers WHERE id = ?", session["customer"])
-    assert found is not None
-    return found
+def find_customer(desk: Desk, call: Email) -> dict[str, Any]:
+    found = desk.shop.one(
+        "SELECT id, name, tier FROM customers WHERE email = ?", call.email.lower()
+    )
+    if found is None:
+        raise ToolError("no_match", "ask for the e-mail address of the account")
+    return {"customer": found["id"], "name": found["name"], "tier": found["tier"]}
 
 
-def list_orders(shop: Shop, session: Session, call: Nothing) -> dict[str, Any]:
-    rows = shop.all(
-        "SELECT id, status FROM orders WHERE customer_id = ? ORDER BY id", session["customer"]
+def get_customer(desk: Desk, call: Nothing) -> dict[str, Any]:
+    found = desk.shop.the(
+        "SELECT name, email, tier, street, zip, locale, marketing FROM customers WHERE id = ?",
+        desk.session["customer"],
+    )
+    return {**found, "marketing": bool(found["marketing"])}
+
+
+def list_orders(desk: Desk, call: Nothing) -> dict[str, Any]:
+    rows = desk.shop.all(
+        "SELECT id, status FROM orders WHERE customer_id = ? ORDER BY id", desk.session["customer"]
     )
     return {"orders": {row["id"]: row["status"] for row in rows}}
 
 
-def escalate_to_human(shop: Shop, session: Session, call: Reason) -> dict[str, Any]:
-    ticket = shop.next_id("T")
-    shop.run(
-        "INSERT INTO tickets VALUES(?, ?, ?)",
-        ticket,
-        session["customer"] or None,
-        call.reason[:500],
-    )
-    return {"ticket": ticket}
+def update_address(desk: Desk, call: Address) -> dict[str, Any]:
+    check_address(call.street, call.zip)
+    desk.shop.run(
+        "UPDATE customers SET street = ?, zip = ? WHERE id = ?",
+        call.street, call.zip, desk.session["customer"],
+    )  # fmt: skip
+    return {"address": f"{call.street}, {call.zip}"}
+
+
+def set_consent(desk: Desk, call: Consent) -> dict[str, Any]:
+    desk.shop.run(
+        "UPDATE customers SET marketing = ? WHERE id = ?",
+        int(call.granted), desk.session["customer"],
+    )  # fmt: skip
+    return {call.purpose: call.granted}
+
+
+def check_address(street: str, zip: str) -> None:
+    """Raises ToolError for what no parcel could be sent to."""
+    if not street.strip():
+        raise ToolError("bad_street", "ask for the street and house number")
+    if not (zip.isascii() and zip.isdigit() and len(zip) == 5):
+        raise ToolError("bad_zip", "ask for the five digits of the zip code")
 
 
 TOOLS = (
@@ -63,8 +97,14 @@ TOOLS = (
         run=verify_identity,
     ),
     Tool(
+        name="find_customer",
+        description="A customer by e-mail address.",
+        arguments=Email,
+        run=find_customer,
+    ),
+    Tool(
         name="get_customer",
-        description="The verified customer's name, e-mail and tier.",
+        description="The verified customer's name, e-mail, tier, address and consent.",
         arguments=Nothing,
         run=get_customer,
     ),
@@ -75,9 +115,17 @@ TOOLS = (
         run=list_orders,
     ),
     Tool(
-        name="escalate_to_human",
-        description="Hand the conversation to a person; ends it.",
-        arguments=Reason,
-        run=escalate_to_human,
+        name="update_address",
+        description="Change the address of the verified customer's account.",
+        arguments=Address,
+        run=update_address,
+        confirm=True,
+    ),
+    Tool(
+        name="set_consent",
+        description="Record whether the customer agrees to be written to.",
+        arguments=Consent,
+        run=set_consent,
+        confirm=True,
     ),
 )

@@ -14,9 +14,9 @@ from stateset_agents.tools.executor import Executor
 from stateset_agents.tools.money import show
 from stateset_agents.tools.prompts import SERVICE_PROMPT
 from stateset_agents.tools.replies import approves, reply
-from stateset_agents.tools.shop import generate
 from stateset_agents.tools.tool import Session
 from stateset_agents.tools.toolset import SERVICE_TOOLS
+from stateset_agents.tools.world import generate
 
 Message = dict[str, Any]
 

@@ -7,19 +7,21 @@ one audit row per attempt, chained by hash; a failed act leaves nothing else beh
 
 import hashlib
 import json
-import sqlite3
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from stateset_agents.errors import BadInput
-from stateset_agents.tools.money import cents
-from stateset_agents.tools.returns import delivered_days_ago, refundable
-from stateset_agents.tools.rules import Facts, Rule, facts_of, shop_rules
-from stateset_agents.tools.shop import Shop
-from stateset_agents.tools.tool import Arguments, Session, Tool, ToolError
+from stateset_agents.tools.database import Database, Impossible
+from stateset_agents.tools.facts import facts_for, ids_in
+from stateset_agents.tools.rules import Facts, Rule, facts_of
+from stateset_agents.tools.tool import Arguments, Desk, Session, Tool, ToolError
+from stateset_agents.tools.toolset import shop_rules
+
+SEEN = 400
+"""Ids of a conversation that are remembered, the newest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,49 +32,99 @@ class Outcome:
     result: dict[str, Any]
     session: Session
     rule: str | None = None
-    """The rule that denied it."""
+    """The rule that denied it, or that asks for a person's approval."""
     facts: Facts = field(default_factory=dict)
     """What the rules were checked against."""
 
 
 class Executor:
-    """Runs tools on one shop under rules. Holds no state of its own: sessions are passed through."""
+    """Runs tools on one shop under rules. Holds no state of its own: sessions are passed through.
+
+    With `approvals` somebody can be asked: a rule whose effect is approval leaves a proposal that names it.
+    Without, it denies.
+    """
 
     def __init__(
-        self, shop: Shop, tools: Sequence[Tool], rules: Sequence[Rule] | None = None
+        self,
+        shop: Database,
+        tools: Sequence[Tool],
+        rules: Sequence[Rule] | None = None,
+        *,
+        approvals: bool = False,
     ) -> None:
         self.shop = shop
         self.tools = {tool.name: tool for tool in tools}
         self.rules = shop_rules() if rules is None else tuple(rules)
+        self.approvals = approvals
+        self._rules_of: dict[str, list[Rule]] = {}
 
     def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
         """Run a read at once; check a write and leave it waiting for the customer's word."""
-        tool, call, refused = self._parse(session, name, arguments)
-        if tool is None or call is None:
-            assert refused is not None
-            return refused
-        if not tool.confirm:
-            return self._act(session, tool, call, confirmed=False)
-        checked = self._check(session, tool, call, confirmed=True)
+        return self._attempt(session, name, arguments, self._propose)
+
+    def _attempt(
+        self,
+        session: Session,
+        name: str,
+        arguments: dict[str, Any],
+        work: Callable[[Session, str, dict[str, Any]], Outcome],
+    ) -> Outcome:
+        """`work` as one transaction. A bug in a tool is an answer to the model, and never ends a run."""
+        try:
+            return self.shop.attempt(lambda: work(session, name, arguments))
+        except Exception:
+            logging.getLogger(__name__).exception("tool %s failed", _text(name)[:80])
+            help = "this tool does not work now; go on without it, or escalate_to_human"
+            return self.shop.attempt(
+                lambda: self._refuse(session, name, arguments, "tool_failed", help)
+            )
+
+    def _propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
+        parsed = self._parse(session, name, arguments)
+        if isinstance(parsed, Outcome):
+            return parsed
+        tool, call = parsed
+        checked = self._check(session, tool, call, confirmed=True, approved=self.approvals)
         if isinstance(checked, Outcome):
             return checked
-        return Outcome(status="proposed", result=arguments, session=session, facts=checked)
+        asked = self._asks_approval(tool, checked) if self.approvals else None
+        if tool.confirm or asked is not None:
+            return Outcome(
+                status="proposed", result=arguments, session=session, rule=asked, facts=checked
+            )
+        return self._act(session, tool, call, checked)
 
     def commit(
-        self, session: Session, name: str, arguments: dict[str, Any], *, confirmed: bool, key: str
+        self,
+        session: Session,
+        name: str,
+        arguments: dict[str, Any],
+        *,
+        confirmed: bool,
+        key: str,
+        approved: bool = False,
     ) -> Outcome:
         """Make a proposed write. The same key never acts twice; without confirmation it is denied."""
-        tool, call, refused = self._parse(session, name, arguments)
-        if tool is None or call is None:
-            assert refused is not None
-            return refused
-        fingerprint = json.dumps([name, arguments], sort_keys=True)
-        earlier = self.shop.one("SELECT call, result FROM idempotency WHERE key = ?", key)
-        if earlier is not None:
-            if earlier["call"] == fingerprint:
-                return Outcome(status="done", result=json.loads(earlier["result"]), session=session)
-            return self._refuse(session, name, arguments, "key_reused", "use a new key")
-        return self._act(session, tool, call, confirmed=confirmed, key=key, fingerprint=fingerprint)
+
+        def work(session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
+            parsed = self._parse(session, name, arguments)
+            if isinstance(parsed, Outcome):
+                return parsed
+            tool, call = parsed
+            fingerprint = json.dumps([session["customer"], name, arguments], sort_keys=True)
+            earlier = self.shop.one("SELECT call, result FROM idempotency WHERE key = ?", key)
+            if earlier is not None:
+                if earlier["call"] != fingerprint:
+                    return self._refuse(session, name, arguments, "key_reused", "use a new key")
+                self._audit(name, arguments, "done", None)
+                result = json.loads(earlier["result"])
+                return Outcome(status="done", result=result, session=session)
+            checked = self._check(session, tool, call, confirmed=confirmed, approved=approved)
+            if isinstance(checked, Outcome):
+                return checked
+            return self._act(session, tool, call, checked, key=key, fingerprint=fingerprint)
+
+        return self._attempt(session, name, arguments, work)
 
     def settle(
         self, session: Session, name: str, arguments: dict[str, Any], *, agreed: bool, key: str
@@ -82,101 +134,90 @@ class Executor:
         if outcome.status != "proposed":
             return outcome
         if agreed:
-            return self.commit(session, name, arguments, confirmed=True, key=key)
+            return self.commit(session, name, arguments, confirmed=True, approved=True, key=key)
         return self.decline(session, name, arguments)
 
     def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
         """The customer said no to a proposal."""
-        self._audit(name, arguments, "declined", None)
+        self.shop.attempt(lambda: self._audit(name, arguments, "declined", None))
         result = {"error": "declined", "help": "the customer said no"}
         return Outcome(status="declined", result=result, session=session)
 
     def _parse(
         self, session: Session, name: str, arguments: dict[str, Any]
-    ) -> tuple[Tool | None, Arguments | None, Outcome | None]:
+    ) -> tuple[Tool, Arguments] | Outcome:
         tool = self.tools.get(name)
         if tool is None:
             help = "use one of the tools offered"
-            return None, None, self._refuse(session, name, arguments, "no_such_tool", help)
+            return self._refuse(session, name, arguments, "no_such_tool", help)
         try:
-            return tool, tool.arguments.model_validate(arguments), None
+            return tool, tool.arguments.model_validate(arguments)
         except ValidationError as error:
             first = error.errors()[0]
             help = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:120]
-            return tool, None, self._refuse(session, name, arguments, "bad_arguments", help)
+            return self._refuse(session, name, arguments, "bad_arguments", help)
 
     def _act(
         self,
         session: Session,
         tool: Tool,
         call: Arguments,
+        facts: Facts,
         *,
-        confirmed: bool,
         key: str | None = None,
         fingerprint: str = "",
     ) -> Outcome:
-        checked = self._check(session, tool, call, confirmed=confirmed)
-        if isinstance(checked, Outcome):
-            return checked
-        arguments = call.model_dump()
         after = session.copy()
+        arguments = call.model_dump()
         try:
             with self.shop.atomically():
-                result = tool.run(self.shop, after, call)
+                result = tool.run(Desk(shop=self.shop, session=after, rules=self.rules), call)
+                written = json.dumps(result)
                 if key is not None:
-                    self.shop.run(
-                        "INSERT INTO idempotency VALUES(?, ?, ?)",
-                        key,
-                        fingerprint,
-                        json.dumps(result),
-                    )
-                self._audit(tool.name, arguments, "done", None)
+                    self.shop.insert("idempotency", key=key, call=fingerprint, result=written)
         except ToolError as error:
             return self._refuse(session, tool.name, arguments, error.code, error.help)
-        except BadInput as error:
-            return self._refuse(session, tool.name, arguments, "bad_arguments", str(error))
-        except sqlite3.IntegrityError as error:
-            return self._refuse(session, tool.name, arguments, "impossible", str(error))
-        return Outcome(status="done", result=result, session=after, facts=checked)
+        except Impossible as error:
+            return self._refuse(session, tool.name, arguments, "impossible", str(error)[:200])
+        self._audit(tool.name, arguments, "done", None)
+        shown = ids_in(written).difference(session.get("seen", ()))
+        if shown:
+            after["seen"] = [*session.get("seen", ()), *sorted(shown)][-SEEN:]
+        return Outcome(status="done", result=result, session=after, facts=facts)
 
     def _check(
-        self, session: Session, tool: Tool, call: Arguments, *, confirmed: bool
+        self, session: Session, tool: Tool, call: Arguments, *, confirmed: bool, approved: bool
     ) -> Outcome | Facts:
         """What the first rule that denies this call leads to; the facts where all allow it."""
-        arguments = call.model_dump()
-        facts: dict[str, dict[str, Any]] = {
-            "session": {"customer": session["customer"]},
-            "call": {**arguments, "confirmed": confirmed},
-        }
-        for rule in self.rules:
-            if tool.name not in rule.applies_to:
-                continue
+        desk = Desk(shop=self.shop, session=session, rules=self.rules)
+        facts = facts_for(desk, tool, call, (), confirmed=confirmed, approved=approved)
+        for rule in self._rules(tool):
+            needed = {thing for thing, _ in facts_of(rule.unless)} - facts.keys() - {"limit"}
             try:
-                needed = {thing for thing, _ in facts_of(rule.unless)}
-                if "order" in needed and "order" not in facts:
-                    facts["order"] = self._order(arguments["order_id"])
-                if "quote" in needed and "quote" not in facts:
-                    quote = refundable(self.shop, arguments["order_id"], arguments["line"])
-                    facts["quote"] = {"amount": quote}
-                    facts["call"]["amount"] = cents(arguments["amount"])
+                if needed:
+                    facts |= facts_for(
+                        desk, tool, call, needed, confirmed=confirmed, approved=approved
+                    )
             except ToolError as error:
-                return self._refuse(session, tool.name, arguments, error.code, error.help)
-            except BadInput as error:
-                return self._refuse(session, tool.name, arguments, "bad_arguments", str(error))
+                return self._refuse(session, tool.name, call.model_dump(), error.code, error.help)
             if not rule.allows(facts):
-                self._audit(tool.name, arguments, "denied", rule.id)
+                self._audit(tool.name, call.model_dump(), "denied", rule.id)
                 result = {"error": rule.code, "help": rule.help}
                 return Outcome(
                     status="denied", result=result, session=session, rule=rule.id, facts=facts
                 )
         return facts
 
-    def _order(self, order_id: str) -> dict[str, Any]:
-        order = self.shop.one("SELECT customer_id, status, hold FROM orders WHERE id = ?", order_id)
-        if order is None:
-            raise ToolError("not_found", "use an order of the verified customer")
-        days = delivered_days_ago(self.shop, order_id)
-        return {**order, "hold": order["hold"] or "", "days": 10_000 if days is None else days}
+    def _rules(self, tool: Tool) -> list[Rule]:
+        if tool.name not in self._rules_of:
+            self._rules_of[tool.name] = [r for r in self.rules if tool.name in r.applies_to]
+        return self._rules_of[tool.name]
+
+    def _asks_approval(self, tool: Tool, facts: Facts) -> str | None:
+        """The first rule that holds only because a person approved."""
+        alone = {**facts, "call": {**facts["call"], "approved": False}}
+        asking = (r.id for r in self._rules(tool) if r.effect == "approval" and not r.allows(alone))
+        return next(asking, None)
 
     def _refuse(
         self, session: Session, name: str, arguments: dict[str, Any], code: str, help: str
@@ -186,18 +227,23 @@ class Executor:
 
     def _audit(self, name: str, arguments: dict[str, Any], outcome: str, rule: str | None) -> None:
         last = self.shop.one("SELECT hash FROM audit ORDER BY seq DESC LIMIT 1")
-        row = (name[:80], json.dumps(arguments, sort_keys=True)[:2000], outcome, rule)
+        row = (_text(name)[:80], json.dumps(arguments, sort_keys=True)[:2000], outcome, rule)
         self.shop.run(
             "INSERT INTO audit(tool, arguments, outcome, rule, hash) VALUES(?, ?, ?, ?, ?)",
             *row, _chained(last["hash"] if last else "", row),
         )  # fmt: skip
 
 
+def _text(name: str) -> str:
+    """What a model calls a tool may be anything; a database takes neither NUL nor half a character."""
+    return name.encode("ascii", "backslashreplace").decode().replace("\0", "\\0")
+
+
 def _chained(previous: str, row: tuple[str, str, str, str | None]) -> str:
     return hashlib.sha256((previous + json.dumps(row)).encode()).hexdigest()
 
 
-def audit_holds(shop: Shop) -> bool:
+def audit_holds(shop: Database) -> bool:
     """Whether every audit row still hashes to what was written."""
     previous = ""
     for row in shop.all("SELECT * FROM audit ORDER BY seq"):

@@ -2,87 +2,143 @@
 
 from typing import Any
 
+from stateset_agents.tools.calendar import NOT_DELIVERED
+from stateset_agents.tools.checkout import Priced, PricedLine, store
+from stateset_agents.tools.facts import order_facts
+from stateset_agents.tools.inventory import find_product, give_back
 from stateset_agents.tools.money import cents, show
-from stateset_agents.tools.shop import TODAY, Shop
-from stateset_agents.tools.tool import Arguments, Session, Tool, ToolError
-
-WINDOW_DAYS = 30
+from stateset_agents.tools.rules import facts_of
+from stateset_agents.tools.tool import Arguments, Desk, Money, Text, Tool, ToolError, Word
 
 
 class Line(Arguments):
-    order_id: str
-    line: str
+    order_id: Word
+    line: Word
 
 
-class Refund(Arguments):
-    order_id: str
-    line: str
-    amount: str
+class Refund(Line):
+    amount: Money
 
 
-class Return(Arguments):
-    order_id: str
-    line: str
-    reason: str
+class Return(Line):
+    reason: Text
 
 
-def refundable(shop: Shop, order_id: str, line: str) -> int:
+class Exchange(Line):
+    sku: Word
+
+
+class Photo(Line):
+    photo: Word
+
+
+def refundable(desk: Desk, call: Line) -> int:
     """Cents paid for a line and not yet refunded. Raises ToolError for an unknown line."""
-    found = shop.one(
-        "SELECT paid - refunded AS cents FROM lines WHERE order_id = ? AND line = ?", order_id, line
-    )
+    found = desk.shop.one(
+        "SELECT paid - refunded AS cents FROM lines WHERE order_id = ? AND line = ?",
+        call.order_id, call.line,
+    )  # fmt: skip
     if found is None:
         raise ToolError("no_such_line", "use a line of get_order")
     return int(found["cents"])
 
 
-def delivered_days_ago(shop: Shop, order_id: str) -> int | None:
-    """Days since delivery, or None while it is on its way."""
-    found = shop.one("SELECT delivered_day FROM shipments WHERE order_id = ?", order_id)
-    if found is None or found["delivered_day"] is None:
-        return None
-    return TODAY - int(found["delivered_day"])
-
-
-def check_return_eligibility(shop: Shop, session: Session, call: Line) -> dict[str, Any]:
-    amount = refundable(shop, call.order_id, call.line)
-    days = delivered_days_ago(shop, call.order_id)
-    if days is None:
+def check_return_eligibility(desk: Desk, call: Line) -> dict[str, Any]:
+    """Whether the rules in force would allow a refund of the line, as far as the order decides."""
+    amount = refundable(desk, call)
+    order = order_facts(desk.shop, call.order_id)
+    if order["days"] == NOT_DELIVERED:
         return {"eligible": False, "reason": "not delivered yet"}
-    if days > WINDOW_DAYS:
-        return {"eligible": False, "reason": f"delivered {days} days ago"}
+    for rule in desk.rules:
+        read = facts_of(rule.unless)
+        if "issue_refund" not in rule.applies_to or {t for t, _ in read} - {"order", "limit"}:
+            continue
+        if not rule.allows({"order": order}):
+            late = ("order", "days") in read
+            reason = f"delivered {order['days']} days ago" if late else rule.code.replace("_", " ")
+            return {"eligible": False, "reason": reason}
     if amount == 0:
         return {"eligible": False, "reason": "already refunded"}
     return {"eligible": True, "amount": show(amount)}
 
 
-def issue_refund(shop: Shop, session: Session, call: Refund) -> dict[str, Any]:
-    amount = cents(call.amount)
-    payment = shop.next_id("R")
-    shop.run(
-        "INSERT INTO payments VALUES(?, ?, 'refund', ?, ?)",
-        payment,
-        call.order_id,
-        call.line,
-        amount,
-    )
-    shop.run(
-        "UPDATE lines SET refunded = refunded + ? WHERE order_id = ? AND line = ?",
-        amount, call.order_id, call.line,
-    )  # fmt: skip
+def issue_refund(desk: Desk, call: Refund) -> dict[str, Any]:
+    give_back(desk, call.order_id, call.line, cents(call.amount))
     return {"refunded": call.amount}
 
 
-def create_return(shop: Shop, session: Session, call: Return) -> dict[str, Any]:
-    label = shop.next_id("RMA")
-    shop.run(
-        "INSERT INTO returns VALUES(?, ?, ?, ?)", label, call.order_id, call.line, call.reason[:200]
-    )
-    shop.run(
+def create_return(desk: Desk, call: Return) -> dict[str, Any]:
+    label = _open_return(desk, call, call.reason, "refund")
+    return {"return": label}
+
+
+def _open_return(desk: Desk, call: Line, reason: str, resolution: str) -> str:
+    refundable(desk, call)
+    label = desk.shop.next_id("RMA")
+    desk.shop.insert(
+        "returns", id=label, order_id=call.order_id, line=call.line, reason=reason, resolution=resolution
+    )  # fmt: skip
+    desk.shop.run(
         "UPDATE lines SET returned = returned + 1 WHERE order_id = ? AND line = ?",
         call.order_id, call.line,
     )  # fmt: skip
-    return {"return": label}
+    desk.shop.emit("return.label", id=label)
+    return label
+
+
+def exchange(desk: Desk, call: Exchange) -> dict[str, Any]:
+    """A line comes back and another product of its family goes out, paid with what the line is worth."""
+    shop, worth = desk.shop, refundable(desk, call)
+    line = shop.the(
+        "SELECT sku, quantity FROM lines WHERE order_id = ? AND line = ?", call.order_id, call.line
+    )
+    old, new = find_product(shop, line["sku"]), find_product(shop, call.sku)
+    if new["family"] != old["family"]:
+        raise ToolError("no_exchange", "use a sku of find_substitutes")
+    if line["quantity"] != 1:
+        raise ToolError("one_unit_only", "return the line and order again")
+    if worth == 0:
+        raise ToolError("already_refunded", "the line is worth nothing any more")
+    if new["price"] > worth:
+        raise ToolError("dearer", f"choose one up to {show(worth)}")
+    _open_return(desk, call, "exchange", "exchange")
+    shop.insert(
+        "payments", id=shop.next_id("R"), order_id=call.order_id, kind="credit", line=call.line,
+        amount=new["price"], day=shop.today,
+    )  # fmt: skip
+    shop.run(
+        "UPDATE lines SET refunded = refunded + ? WHERE order_id = ? AND line = ?",
+        new["price"], call.order_id, call.line,
+    )  # fmt: skip
+    if worth > new["price"]:
+        give_back(desk, call.order_id, call.line, worth - new["price"])
+    sent = PricedLine(sku=call.sku, quantity=1, unit_price=new["price"], discount=0)
+    order = store(desk, Priced(lines=(sent,), code="", discount=0), shipping=0)
+    return {"order": order, "refunded": show(worth - new["price"])}
+
+
+def attach_claim_photo(desk: Desk, call: Photo) -> dict[str, Any]:
+    """Attach a photo of the customer's to a line. The same picture serves one claim only."""
+    refundable(desk, call)
+    photo = desk.shop.one(
+        "SELECT digest, shows FROM media WHERE id = ? AND customer_id = ?",
+        call.photo, desk.session["customer"],
+    )  # fmt: skip
+    if photo is None:
+        raise ToolError("no_such_photo", "ask the customer to upload one")
+    used = desk.shop.one(
+        "SELECT media_id FROM claim_photos JOIN media ON media.id = media_id WHERE digest = ?",
+        photo["digest"],
+    )
+    if used is not None:
+        raise ToolError("photo_used", "escalate_to_human")
+    sku = desk.shop.the(
+        "SELECT sku FROM lines WHERE order_id = ? AND line = ?", call.order_id, call.line
+    )["sku"]
+    if photo["shows"] != sku:
+        raise ToolError("other_product", "ask for a photo of the item")
+    desk.shop.insert("claim_photos", media_id=call.photo, order_id=call.order_id, line=call.line)
+    return {"attached": call.photo}
 
 
 TOOLS = (
@@ -98,12 +154,27 @@ TOOLS = (
         arguments=Refund,
         run=issue_refund,
         confirm=True,
+        quote=refundable,
     ),
     Tool(
         name="create_return",
         description="Open a return for a line and make its label.",
         arguments=Return,
         run=create_return,
+        confirm=True,
+    ),
+    Tool(
+        name="exchange",
+        description="Take a line back and send a product of find_substitutes instead.",
+        arguments=Exchange,
+        run=exchange,
+        confirm=True,
+    ),
+    Tool(
+        name="attach_claim_photo",
+        description="Attach a photo that the customer uploaded to a claim about a line.",
+        arguments=Photo,
+        run=attach_claim_photo,
         confirm=True,
     ),
 )

@@ -15,8 +15,8 @@ import functools
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import resources
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -28,11 +28,26 @@ from stateset_agents.trace import ToolCall
 Facts = Mapping[str, Mapping[str, Any]]
 
 FACTS: Mapping[str, frozenset[str]] = {
-    "session": frozenset({"customer"}),
+    "session": frozenset({"customer", "role"}),
     "order": frozenset({"customer_id", "status", "hold", "days"}),
     "quote": frozenset({"amount"}),
+    "product": frozenset({"price", "cost", "floor", "age", "days_since_change"}),
+    "customer": frozenset({"tier", "marketing", "refunded_30"}),
 }
 """What the executor can find out for a condition, beside `call` (the arguments) and `limit`."""
+
+NEEDS: Mapping[str, str] = {"order": "order_id", "product": "sku"}
+"""The argument that a tool must have for a fact about it."""
+
+ABOUT_CALL = frozenset({"confirmed", "approved", "seen"})
+"""What is known of every call beside its arguments: the customer agreed; a person approved; a tool has
+shown every sku in it."""
+
+_ADD: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+}
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -55,6 +70,8 @@ class Rule(BaseModel):
     unless: str
     limits: Mapping[str, int] = {}
     """Numbers that `unless` reads as `limit.name` and `text` as `{name}`: changed in one place."""
+    effect: Literal["deny", "approval"] = "deny"
+    """What follows where it does not hold: no, or a person's approval where one can be asked."""
     code: str
     help: str
     text: str
@@ -131,7 +148,7 @@ def facts_of(expression: str) -> tuple[tuple[str, str], ...]:
 def compile_condition(expression: str) -> Callable[[Facts], bool]:
     """`order.status == "pending" and order.days <= 30` -> a predicate on facts.
 
-    Only comparisons, `and`, `or`, `not`, constants and `thing.property` exist in this language.
+    Only comparisons, `and`, `or`, `not`, `+`, `-`, `*`, constants and `thing.property` exist in this language.
     """
     try:
         tree = ast.parse(expression, mode="eval").body
@@ -151,6 +168,9 @@ def compile_condition(expression: str) -> Callable[[Facts], bool]:
                 parts = [build(value) for value in values]
                 fold = all if isinstance(op, ast.And) else any
                 return lambda facts: fold(part(facts) for part in parts)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _ADD:
+                one, other, add = build(left), build(right), _ADD[type(op)]
+                return lambda facts: add(one(facts), other(facts))
             case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARE:
                 first, second, compare = build(left), build(right), _COMPARE[type(op)]
                 return lambda facts: compare(first(facts), second(facts))
@@ -160,10 +180,29 @@ def compile_condition(expression: str) -> Callable[[Facts], bool]:
     return lambda facts: bool(predicate(facts))
 
 
-def problems(text: str, *, tools: Iterable[str] = ()) -> list[tuple[int, str]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """What a rule can read of a tool's calls."""
+
+    arguments: frozenset[str]
+    quoted: bool
+    """Whether there is one right amount for each call."""
+    writes: bool
+    """Whether it waits for confirmation; `applies_to: [writes]` means all that do."""
+
+    def tells(self, thing: str, name: str) -> bool:
+        """Whether `thing.name` is known of every call."""
+        if thing == "call":
+            return name in self.arguments | ABOUT_CALL
+        if thing == "quote":
+            return self.quoted
+        return thing not in NEEDS or NEEDS[thing] in self.arguments
+
+
+def problems(text: str, *, tools: Mapping[str, Signature]) -> list[tuple[int, str]]:
     """What is wrong with rules as YAML: (line, what was expected and found), in order of lines.
 
-    `tools` are the names that `applies_to` may use; without them any name will do.
+    `tools` are the tools that `applies_to` may name, with what their calls tell.
     """
     try:
         document = yaml.compose(text)
@@ -172,7 +211,7 @@ def problems(text: str, *, tools: Iterable[str] = ()) -> list[tuple[int, str]]:
         return [(mark.line + 1 if mark else 1, f"expected YAML, found: {error.problem}.")]
     if not isinstance(document, yaml.SequenceNode) or not document.value:
         return [(1, "expected a list of rules, found something else.")]
-    known, found = set(tools), []
+    found = []
     seen: dict[str, int] = {}
     for node in document.value:
         first = node.start_mark.line + 1
@@ -199,26 +238,37 @@ def problems(text: str, *, tools: Iterable[str] = ()) -> list[tuple[int, str]]:
                 (lines["id"], f"id: expected a new one, found {rule.id!r} of line {seen[rule.id]}.")
             )
         seen[rule.id] = lines["id"]
-        strangers = sorted(set(rule.applies_to) - known) if known else []
-        if strangers:
-            found.append(
-                (lines["applies_to"], f"applies_to: expected tools, found {strangers[0]!r}.")
-            )
+        for name in named(rule, tools):
+            if name not in tools:
+                found.append((lines["applies_to"], f"applies_to: expected tools, found {name!r}."))
+                continue
+            for thing, known in facts_of(rule.unless):
+                if not tools[name].tells(thing, known):
+                    reason = (
+                        f"unless: expected facts that a call of {name} has, found {thing}.{known}."
+                    )
+                    found.append((lines["unless"], reason))
     return sorted(found)
 
 
-def parse_rules(text: str, *, where: str, tools: Iterable[str] = ()) -> tuple[Rule, ...]:
+def parse_rules(text: str, *, where: str, tools: Mapping[str, Signature]) -> tuple[Rule, ...]:
     """Rules from YAML, in the order in which they are checked. Raises BadInput with the first problem."""
     wrong = problems(text, tools=tools)
     if wrong:
         line, reason = wrong[0]
         more = f" ({len(wrong) - 1} more: `stateset-agents rules check`)" if len(wrong) > 1 else ""
         raise BadInput(f"{where}, line {line}: {reason}{more}")
-    return tuple(Rule.model_validate(row) for row in yaml.safe_load(text))
+    read = [Rule.model_validate(row) for row in yaml.safe_load(text)]
+    return tuple(rule.model_copy(update={"applies_to": named(rule, tools)}) for rule in read)
 
 
-@functools.cache
-def shop_rules() -> tuple[Rule, ...]:
-    """The rules that ship with the shop."""
-    text = resources.files("stateset_agents.tools").joinpath("rules.yaml").read_text()
-    return parse_rules(text, where="rules.yaml")
+def named(rule: Rule, tools: Mapping[str, Signature]) -> tuple[str, ...]:
+    """The tools that a rule applies to, with `writes` spelled out."""
+    writes = tuple(name for name, tool in tools.items() if tool.writes)
+    return tuple(n for name in rule.applies_to for n in (writes if name == "writes" else (name,)))
+
+
+def replaced(rules: Sequence[Rule], own: Sequence[Rule]) -> tuple[Rule, ...]:
+    """`rules` with those of `own` in the place of rules of the same id, and the others after them."""
+    mine = {rule.id: rule for rule in own}
+    return (*(mine.pop(rule.id, rule) for rule in rules), *mine.values())

@@ -10,17 +10,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from stateset_agents.scenario import Act, Customer, Fact, Goal, GoalScore, Scenario
+from stateset_agents.tools.calendar import TODAY
+from stateset_agents.tools.database import Row
 from stateset_agents.tools.executor import Executor
 from stateset_agents.tools.phrases import AGENT, SLOT_NAMES
 from stateset_agents.tools.replies import approves
-from stateset_agents.tools.returns import WINDOW_DAYS
-from stateset_agents.tools.shop import TODAY, Row, Shop, generate, street
+from stateset_agents.tools.shop import Shop
 from stateset_agents.tools.tool import Session
 from stateset_agents.tools.toolset import SERVICE_TOOLS
 from stateset_agents.tools.wording import Slot, Split, wording
+from stateset_agents.tools.world import generate, street
 
 INTENTS = ("shipping_status", "cancel", "refund", "address_change", "price_question")
 SCENARIOS_PER_SHOP = 8
+RETURN_DAYS = 30
+"""Where refund scenarios look for orders on either side of the shop's own return window."""
 
 
 class Draft:
@@ -96,7 +100,7 @@ def _order(draft: Draft, *statuses: str) -> Row:
         "WHEN delivered_day >= ? THEN 'returnable' ELSE 'late' END AS window FROM orders "
         "JOIN customers ON customer_id = customers.id LEFT JOIN shipments ON order_id = orders.id "
         f"WHERE orders.status IN ({marks}) OR window IN ({marks}) ORDER BY orders.id",
-        TODAY - WINDOW_DAYS, *statuses, *statuses,
+        TODAY - RETURN_DAYS, *statuses, *statuses,
     )  # fmt: skip
     if not rows:
         raise LookupError(statuses)

@@ -1,39 +1,56 @@
 """Which tools exist, and which of them an agent is offered."""
 
-from stateset_agents.tools import catalogue, customers, orders, returns
-from stateset_agents.tools.rules import shop_rules
-from stateset_agents.tools.shop import Shop
-from stateset_agents.tools.tool import Arguments, Session, Tool
+import functools
+from collections.abc import Mapping
+from importlib import resources
 
-
-class Topic(Arguments):
-    topic: str
-
-
-def policy_lookup(shop: Shop, session: Session, call: Topic) -> dict[str, str]:
-    """The text of the rules that share a word with the topic."""
-    wanted = set(call.topic.lower().split())
-    return {
-        rule.id: rule.told
-        for rule in shop_rules()
-        if wanted & set(f"{rule.id} {rule.told}".lower().replace("-", " ").replace(".", "").split())
-    }
-
+from stateset_agents.tools import (
+    catalogue,
+    customers,
+    inventory,
+    orders,
+    pricing,
+    returns,
+    risk,
+)
+from stateset_agents.tools.rules import Rule, Signature, parse_rules
+from stateset_agents.tools.tool import Tool
 
 ALL_TOOLS: tuple[Tool, ...] = (
     *customers.TOOLS,
     *orders.TOOLS,
+    *inventory.TOOLS,
+    *pricing.TOOLS,
     *returns.TOOLS,
     *catalogue.TOOLS,
-    Tool(
-        name="policy_lookup",
-        description="The shop's rules about a topic.",
-        arguments=Topic,
-        run=policy_lookup,
-    ),
+    *risk.TOOLS,
 )
 
-_SERVICE = (
+SIGNATURES: Mapping[str, Signature] = {
+    tool.name: Signature(
+        arguments=frozenset(tool.arguments.model_fields),
+        quoted=tool.quote is not None,
+        writes=tool.confirm,
+    )
+    for tool in ALL_TOOLS
+}
+"""What a rule may read of each tool's calls."""
+
+
+@functools.cache
+def shop_rules() -> tuple[Rule, ...]:
+    """The rules that ship with the shop, in the order in which they are checked."""
+    text = resources.files("stateset_agents.tools").joinpath("rules.yaml").read_text()
+    return parse_rules(text, where="rules.yaml", tools=SIGNATURES)
+
+
+def choose(*names: str) -> tuple[Tool, ...]:
+    """Tools by name, in that order."""
+    known = {tool.name: tool for tool in ALL_TOOLS}
+    return tuple(known[name] for name in names)
+
+
+SERVICE_TOOLS: tuple[Tool, ...] = choose(
     "verify_identity",
     "get_order",
     "track_shipment",
@@ -44,9 +61,5 @@ _SERVICE = (
     "search_products",
     "quote_cart",
     "escalate_to_human",
-)
-
-SERVICE_TOOLS: tuple[Tool, ...] = tuple(
-    next(tool for tool in ALL_TOOLS if tool.name == name) for name in _SERVICE
 )
 """What the seed policy was raised with. Frozen: the shop may grow, this set does not."""

@@ -106,9 +106,9 @@ def scenarios_check(file: Path) -> None:
 def rules_check(file: Path) -> None:
     """Whether a YAML file of rules can be used; each problem with its line."""
     from stateset_agents.tools.rules import problems
-    from stateset_agents.tools.toolset import ALL_TOOLS
+    from stateset_agents.tools.toolset import SIGNATURES
 
-    found = problems(file.read_text(encoding="utf-8"), tools=[tool.name for tool in ALL_TOOLS])
+    found = problems(file.read_text(encoding="utf-8"), tools=SIGNATURES)
     for line, reason in found:
         print(f"{file}:{line}: {reason}")
     if not found:
@@ -121,10 +121,10 @@ def rules_show(
     file: Annotated[Path | None, typer.Argument(help="The shop's own rules without it.")] = None,
 ) -> None:
     """What an agent is told of the rules, and what would make each of them bite."""
-    from stateset_agents.tools.complications import NOT_DELIVERED, near_misses
-    from stateset_agents.tools.rules import shop_rules
+    from stateset_agents.tools.calendar import NOT_DELIVERED
+    from stateset_agents.tools.complications import near_misses
 
-    for rule in rules_from(file) or shop_rules():
+    for rule in rules_from(file):
         print(f"{rule.id} (version {rule.version}): {rule.told}")
         for situation in near_misses(rule):
             told = [f"{k} is {v!r}" for k, v in situation.items() if v != NOT_DELIVERED]

@@ -77,8 +77,8 @@ def mcp(
     """Offer the shop's tools to an MCP client over standard input and output."""
     from stateset_agents.errors import BadInput
     from stateset_agents.tools.executor import Executor
-    from stateset_agents.tools.shop import generate
     from stateset_agents.tools.toolset import ALL_TOOLS
+    from stateset_agents.tools.world import generate
 
     try:
         from stateset_agents.tools.mcp_server import serve_stdio

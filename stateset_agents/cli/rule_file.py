@@ -5,10 +5,11 @@ from typing import Any
 
 
 def rules_from(file: Path | None) -> Any:
-    if file is None:
-        return None
-    from stateset_agents.tools.rules import parse_rules
-    from stateset_agents.tools.toolset import ALL_TOOLS
+    """The shop's rules, with a file's in the place of those of the same id, and its others after them."""
+    from stateset_agents.tools.rules import parse_rules, replaced
+    from stateset_agents.tools.toolset import SIGNATURES, shop_rules
 
-    names = [tool.name for tool in ALL_TOOLS]
-    return parse_rules(file.read_text(encoding="utf-8"), where=str(file), tools=names)
+    if file is None:
+        return shop_rules()
+    own = parse_rules(file.read_text(encoding="utf-8"), where=str(file), tools=SIGNATURES)
+    return replaced(shop_rules(), own)
