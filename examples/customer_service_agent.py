@@ -17,7 +17,7 @@ async def main() -> None:
     assert row is not None
     question = f"Where is my order? Order {row['id']}. My zip is {row['zip']}."
     async with MultiTurnAgent(AgentConfig(model_name="seed")) as agent:
-        context = service.context(agent.policy, shop, thread="example")
+        context = service.context(agent.policy, service.over(shop), thread="example")
         state = await service.build().ainvoke(
             {"messages": [HumanMessage(question)]}, context=context
         )

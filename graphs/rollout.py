@@ -36,7 +36,7 @@ async def converse(
     context = ConversationContext(
         customer=simulate(scenario),
         agent=agent,
-        agent_context=service.context(model, shop, thread=thread),
+        agent_context=service.context(model, service.over(shop), thread=thread),
         thread=thread,
         max_turns=max_turns or scenario.max_turns,
         step_limit=service.STEP_LIMIT,

@@ -6,7 +6,6 @@ identity -> policy -> tools -> policy -> ... -> end of turn
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langgraph.graph import END, START, StateGraph
@@ -15,6 +14,8 @@ from langgraph.types import Checkpointer
 
 from stateset_agents.nodes import service as nodes
 from stateset_agents.nodes.service import ServiceContext, ServiceState
+from stateset_agents.tools.backend import Backend, ShopBackend
+from stateset_agents.tools.database import Database
 from stateset_agents.tools.executor import Executor
 from stateset_agents.tools.prompts import SERVICE_PROMPT
 from stateset_agents.tools.rules import Rule
@@ -44,22 +45,24 @@ def build(checkpointer: Checkpointer = None) -> ServiceGraph:
     return graph.compile(checkpointer=checkpointer, name="service")
 
 
+def over(shop: Database, rules: Sequence[Rule] | None = None) -> ShopBackend:
+    """The service tools over a shop of ours, under its rules unless others are given."""
+    return ShopBackend(Executor(shop, SERVICE_TOOLS, rules), threads=not isinstance(shop, Shop))
+
+
 def context(
     policy: BaseChatModel,
-    shop: Shop,
+    backend: Backend,
     *,
     thread: str,
     customer: str = "",
-    rules: Sequence[Rule] | None = None,
     guard: bool = False,
 ) -> ServiceContext:
-    """What a run of the service graph needs: the policy with the service tools, and the shop under its
-    rules (the ones it ships with, unless others are given). With `guard`, a reply that states what no tool
-    and no customer said is held back."""
-    schemas: list[dict[str, Any]] = [tool.schema() for tool in SERVICE_TOOLS]
+    """What a run of the service graph needs: the policy with the backend's tools, and the backend. With
+    `guard`, a reply that states what no tool and no customer said is held back."""
     return ServiceContext(
-        policy=policy.bind(tools=schemas),
-        executor=Executor(shop, SERVICE_TOOLS, rules),
+        policy=policy.bind(tools=[offer.schema for offer in backend.offers.values()]),
+        backend=backend,
         prompt=SERVICE_PROMPT,
         thread=thread,
         customer=customer,

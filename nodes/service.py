@@ -4,6 +4,7 @@ All are async, also those that wait for nothing: LangGraph runs a plain function
 conversations could be on one database connection at once.
 """
 
+import dataclasses
 import json
 import operator
 import uuid
@@ -26,7 +27,8 @@ from langgraph.types import interrupt
 from pydantic import BaseModel, ConfigDict
 
 from stateset_agents.statements import unsupported
-from stateset_agents.tools.executor import Executor, Outcome
+from stateset_agents.tools.backend import Backend
+from stateset_agents.tools.executor import Outcome
 from stateset_agents.tools.tool import Session
 
 HOLDS = 2
@@ -52,7 +54,7 @@ class ServiceContext:
 
     policy: Runnable[LanguageModelInput, AIMessage]
     """A chat model with the tools bound."""
-    executor: Executor
+    backend: Backend
     prompt: str
     thread: str
     guard: bool = False
@@ -103,7 +105,7 @@ async def policy(state: ServiceState, runtime: Runtime[ServiceContext]) -> Servi
 
 def _unsupported(answer: AIMessage, state: ServiceState, context: ServiceContext) -> list[str]:
     attempts = [call for call in state.get("tool_calls", []) if call["status"] == "done"]
-    written = {tool.name for tool in context.executor.tools.values() if tool.confirm}
+    written = {name for name, offer in context.backend.offers.items() if offer.writes}
     return unsupported(
         answer.text,
         customer=[m.text for m in state["messages"] if isinstance(m, HumanMessage)],
@@ -114,7 +116,7 @@ def _unsupported(answer: AIMessage, state: ServiceState, context: ServiceContext
 
 async def tools(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceState:
     """Run the calls of the last message in order, up to the first write that needs confirmation."""
-    session, executor = state["session"], runtime.context.executor
+    session, backend = state["session"], runtime.context.backend
     asked = state["messages"]
     answered = {message.tool_call_id for message in asked if isinstance(message, ToolMessage)}
     last = next(message for message in reversed(asked) if isinstance(message, AIMessage))
@@ -124,9 +126,11 @@ async def tools(state: ServiceState, runtime: Runtime[ServiceContext]) -> Servic
     for call in last.tool_calls:
         if call["id"] in answered:
             continue
-        outcome = executor.propose(session, call["name"], call["args"])
+        outcome = await backend.propose(session, call["name"], call["args"])
         if outcome.status == "proposed":
             proposal = {"id": call["id"], "tool": call["name"], "arguments": call["args"]}
+            if outcome.rule is not None:
+                proposal["approval"] = outcome.rule
             break
         session = outcome.session
         messages.append(_answer(call["id"] or "", outcome))
@@ -142,25 +146,39 @@ async def tools(state: ServiceState, runtime: Runtime[ServiceContext]) -> Servic
 
 
 async def confirm(state: ServiceState, runtime: Runtime[ServiceContext]) -> ServiceState:
-    """Wait for the customer's word on a proposed write, then make exactly that write, or not."""
+    """Wait for the customer's word on a proposed write, and for a person's where a rule asks for it; then
+    make exactly that write, or not."""
     proposal = state.get("proposal")
     assert proposal is not None
-    answer = Confirmation.model_validate(
-        interrupt({"type": "confirmation", **proposal}, response_schema=Confirmation)
+    asked = {"id": proposal["id"], "tool": proposal["tool"], "arguments": proposal["arguments"]}
+    agreed = _answer_to({"type": "confirmation", **asked})
+    rule = proposal.get("approval")
+    approved = (
+        agreed and rule is not None and _answer_to({"type": "approval", "rule": rule, **asked})
     )
-    executor, session = runtime.context.executor, state["session"]
+    backend, session = runtime.context.backend, state["session"]
     name, arguments = proposal["tool"], proposal["arguments"]
-    if answer.confirmed:
+    if agreed and (approved or rule is None):
         key = f"{runtime.context.thread}/{proposal['id']}"
-        outcome = executor.commit(session, name, arguments, confirmed=True, key=key)
+        outcome = await backend.commit(
+            session, name, arguments, confirmed=True, key=key, approved=approved
+        )
     else:
-        outcome = executor.decline(session, name, arguments)
+        outcome = await backend.decline(session, name, arguments)
+        if agreed:
+            told = {"error": "not_approved", "help": "a person said no; tell the customer"}
+            outcome = dataclasses.replace(outcome, result=told, rule=rule)
     return {
         "messages": [_answer(proposal["id"], outcome)],
         "tool_calls": [_attempt(proposal["id"], name, arguments, outcome)],
         "session": outcome.session,
         "proposal": None,
     }
+
+
+def _answer_to(question: dict[str, Any]) -> bool:
+    answer = interrupt(question, response_schema=Confirmation)
+    return Confirmation.model_validate(answer).confirmed
 
 
 async def handoff(state: ServiceState) -> ServiceState:

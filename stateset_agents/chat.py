@@ -31,7 +31,7 @@ async def chat_loop(
                 Sampling(version=name, temperature=temperature), None
             )
             graph = service.build(InMemorySaver())
-            context = service.context(policy, shop, thread="chat")
+            context = service.context(policy, service.over(shop), thread="chat")
             thread: Any = {
                 "configurable": {"thread_id": "chat"},
                 "recursion_limit": service.STEP_LIMIT,

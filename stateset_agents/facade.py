@@ -113,7 +113,9 @@ class MultiTurnAgent:
             end = await service.build(InMemorySaver()).ainvoke(
                 state,
                 where,
-                context=service.context(self.policy.sampling(sampling, None), shop, thread="reply"),
+                context=service.context(
+                    self.policy.sampling(sampling, None), service.over(shop), thread="reply"
+                ),
             )
         finally:
             shop.close()

@@ -37,12 +37,11 @@ def service_app(
             "max_tokens": 160,
         }
     )
+    backend = service.over(shop, rules)
     graphs = {
         "service": Served(
             compile=service.build,
-            context=lambda thread: service.context(
-                model, shop, thread=thread, rules=rules, guard=guard
-            ),
+            context=lambda thread: service.context(model, backend, thread=thread, guard=guard),
             step_limit=service.STEP_LIMIT,
         )
     }

@@ -6,7 +6,7 @@ from stateset_agents.tools.database import Row
 from stateset_agents.tools.executor import Executor
 from stateset_agents.tools.rules import compile_condition
 from stateset_agents.tools.shop import Shop
-from stateset_agents.tools.tool import Session
+from stateset_agents.tools.tool import Arguments, Desk, Session, Tool
 from stateset_agents.tools.toolset import ALL_TOOLS, SERVICE_TOOLS
 from stateset_agents.tools.world import generate
 
@@ -72,6 +72,50 @@ def test_a_write_waits_for_consent_and_happens_once(shop: Shop) -> None:
     assert shop.changes() == changed != ()
     other = executor.commit(session, "cancel_order", {"order_id": "W1"}, confirmed=True, key="k")
     assert other.result["error"] == "key_reused"
+
+
+def test_a_key_stands_for_a_call_whether_defaults_are_written_out_or_not(shop: Shop) -> None:
+    sku = shop.the("SELECT sku FROM stock WHERE on_hand - reserved > 2")["sku"]
+    executor, session = Executor(shop, ALL_TOOLS), Session(customer="C1", seen=[sku])
+    items = {"items": [{"sku": sku, "quantity": 1}]}
+    total = executor.propose(session, "quote_order", items).result["total"]
+    call = {**items, "total": total}
+    first = executor.commit(session, "place_order", call, confirmed=True, key="k")
+    again = executor.commit(session, "place_order", {**call, "code": ""}, confirmed=True, key="k")
+    assert (first.status, again.result) == ("done", first.result)
+
+
+def test_a_bug_in_a_tool_is_an_answer_and_no_exception(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(desk: Desk, call: Arguments) -> dict[str, object]:
+        desk.shop.run("UPDATE customers SET marketing = 1 - marketing")
+        raise ZeroDivisionError
+
+    tool = Tool(name="list_orders", description="", arguments=Arguments, run=broken)
+    outcome = Executor(shop, [tool]).propose(Session(customer="C1"), "list_orders", {})
+    assert outcome.result["error"] == "tool_failed"
+    assert shop.changes() == ()
+    assert shop.one("SELECT COUNT(*) AS n FROM audit") == {"n": 1}
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_person_is_asked_where_a_rule_says_so(shop: Shop) -> None:
+    order = an_order(shop, "pending")
+    executor = Executor(shop, ALL_TOOLS, approvals=True)
+    session, call = Session(customer="", role="staff"), {"order_id": order["id"]}
+    held = executor.propose(session, "hold_order", {**call, "reason": "new device"})
+    assert held.status == "done"
+    asked = executor.propose(session, "release_hold", call)
+    assert (asked.status, asked.rule) == ("proposed", "release-by-a-person")
+    alone = executor.commit(session, "release_hold", call, confirmed=True, key="k1")
+    assert (alone.status, alone.rule) == ("denied", "release-by-a-person")
+    released = executor.commit(
+        session, "release_hold", call, confirmed=True, approved=True, key="k2"
+    )
+    assert released.status == "done"
+    without = Executor(shop, ALL_TOOLS).propose(session, "release_hold", call)
+    assert (without.status, without.result["error"]) == ("denied", "needs_approval")
 
 
 def test_a_shipped_order_is_neither_cancelled_nor_readdressed(shop: Shop) -> None:

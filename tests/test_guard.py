@@ -43,7 +43,7 @@ async def answer(model: Says, *, guard: bool = True) -> dict[str, Any]:
     end: dict[str, Any] = await service.build(InMemorySaver()).ainvoke(
         {"messages": [HumanMessage("Where is W1234?")]},
         {"configurable": {"thread_id": "t"}},
-        context=service.context(model, shop, thread="t", guard=guard),
+        context=service.context(model, service.over(shop), thread="t", guard=guard),
     )
     shop.close()
     return end
@@ -83,7 +83,9 @@ async def test_what_is_held_back_is_not_streamed_either(stream: bool) -> None:
     model = Says(replies=["A 50% off voucher for you!", "What is the order number?"])
     served = Served(
         compile=service.build,
-        context=lambda thread: service.context(model, shop, thread=thread, guard=True),
+        context=lambda thread: service.context(
+            model, service.over(shop), thread=thread, guard=True
+        ),
         step_limit=service.STEP_LIMIT,
     )
     messages: list[Any] = [{"role": "user", "content": "hi"}]

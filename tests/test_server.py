@@ -29,7 +29,7 @@ from stateset_agents.tools.world import generate
 def app_with(policy: BaseChatModel, shop: Shop, key: str | None = None) -> FastAPI:
     served = Served(
         compile=service.build,
-        context=lambda thread: service.context(policy, shop, thread=thread),
+        context=lambda thread: service.context(policy, service.over(shop), thread=thread),
         step_limit=service.STEP_LIMIT,
     )
     return build({"service": served}, key=key)

@@ -66,7 +66,7 @@ async def test_the_write_that_is_committed_is_the_one_that_was_confirmed(
     shop = generate(scenario.shop_seed, "development").clone()
     plan = tuple(act for act in scenario.plan if act.tool)
     graph = service.build(InMemorySaver())
-    context = service.context(Oracle(plan=plan), shop, thread="t")
+    context = service.context(Oracle(plan=plan), service.over(shop), thread="t")
     config: Any = {"configurable": {"thread_id": "t"}, "recursion_limit": 40}
     state = await graph.ainvoke({"messages": [HumanMessage("hi")]}, config, context=context)
     asked = state["__interrupt__"][0].value
@@ -88,13 +88,13 @@ async def test_a_hand_off_ends_the_conversation_with_a_packet(development: list[
     state = await graph.ainvoke(
         {"messages": [HumanMessage("hi")]},
         {"configurable": {"thread_id": "t"}},
-        context=service.context(Oracle(plan=plan), shop, thread="t"),
+        context=service.context(Oracle(plan=plan), service.over(shop), thread="t"),
     )
     assert state["handed_off"]["reason"] == "angry"
     again = await graph.ainvoke(
         {"messages": [HumanMessage("are you still there?")]},
         {"configurable": {"thread_id": "t"}},
-        context=service.context(Oracle(plan=plan), shop, thread="t"),
+        context=service.context(Oracle(plan=plan), service.over(shop), thread="t"),
     )
     assert again["handed_off"] == state["handed_off"]
     assert "colleague" in again["messages"][-1].text
@@ -113,7 +113,9 @@ async def test_a_signed_in_customer_needs_no_verification() -> None:
     plan[0].arguments["order_id"] = order["id"]
     state = await service.build().ainvoke(
         {"messages": [HumanMessage("hi")]},
-        context=service.context(Oracle(plan=plan), shop, thread="t", customer=customer["id"]),
+        context=service.context(
+            Oracle(plan=plan), service.over(shop), thread="t", customer=customer["id"]
+        ),
     )
     assert state["tool_calls"][0]["status"] == "done"
 

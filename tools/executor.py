@@ -111,20 +111,39 @@ class Executor:
             if isinstance(parsed, Outcome):
                 return parsed
             tool, call = parsed
-            fingerprint = json.dumps([session["customer"], name, arguments], sort_keys=True)
-            earlier = self.shop.one("SELECT call, result FROM idempotency WHERE key = ?", key)
+            earlier = self._made(session, name, call.model_dump(), key)
             if earlier is not None:
-                if earlier["call"] != fingerprint:
-                    return self._refuse(session, name, arguments, "key_reused", "use a new key")
-                self._audit(name, arguments, "done", None)
-                result = json.loads(earlier["result"])
-                return Outcome(status="done", result=result, session=session)
+                return earlier
             checked = self._check(session, tool, call, confirmed=confirmed, approved=approved)
             if isinstance(checked, Outcome):
                 return checked
-            return self._act(session, tool, call, checked, key=key, fingerprint=fingerprint)
+            return self._act(session, tool, call, checked, key=key)
 
         return self._attempt(session, name, arguments, work)
+
+    def made(
+        self, session: Session, name: str, arguments: dict[str, Any], *, key: str
+    ) -> Outcome | None:
+        """What a commit with this key led to, or None where there has been none and may be one."""
+
+        def work() -> Outcome | None:
+            parsed = self._parse(session, name, arguments)
+            if isinstance(parsed, Outcome):
+                return parsed
+            return self._made(session, name, parsed[1].model_dump(), key)
+
+        return self.shop.attempt(work)
+
+    def _made(
+        self, session: Session, name: str, arguments: dict[str, Any], key: str
+    ) -> Outcome | None:
+        earlier = self.shop.one("SELECT call, result FROM idempotency WHERE key = ?", key)
+        if earlier is None:
+            return None
+        if earlier["call"] != _fingerprint(session, name, arguments):
+            return self._refuse(session, name, arguments, "key_reused", "use a new key")
+        self._audit(name, arguments, "done", None)
+        return Outcome(status="done", result=json.loads(earlier["result"]), session=session)
 
     def settle(
         self, session: Session, name: str, arguments: dict[str, Any], *, agreed: bool, key: str
@@ -165,7 +184,6 @@ class Executor:
         facts: Facts,
         *,
         key: str | None = None,
-        fingerprint: str = "",
     ) -> Outcome:
         after = session.copy()
         arguments = call.model_dump()
@@ -174,7 +192,9 @@ class Executor:
                 result = tool.run(Desk(shop=self.shop, session=after, rules=self.rules), call)
                 written = json.dumps(result)
                 if key is not None:
-                    self.shop.insert("idempotency", key=key, call=fingerprint, result=written)
+                    self.shop.insert(
+                        "idempotency", key=key, call=_fingerprint(session, tool.name, arguments), result=written
+                    )  # fmt: skip
         except ToolError as error:
             return self._refuse(session, tool.name, arguments, error.code, error.help)
         except Impossible as error:
@@ -232,6 +252,11 @@ class Executor:
             "INSERT INTO audit(tool, arguments, outcome, rule, hash) VALUES(?, ?, ?, ?, ?)",
             *row, _chained(last["hash"] if last else "", row),
         )  # fmt: skip
+
+
+def _fingerprint(session: Session, name: str, arguments: dict[str, Any]) -> str:
+    """What a key stands for: the same call by the same customer."""
+    return json.dumps([session["customer"], name, arguments], sort_keys=True)
 
 
 def _text(name: str) -> str:

@@ -51,9 +51,11 @@ def shop_server(executor: Executor, *, customer: str = "") -> "Server[Any, Any]"
         request = server.request_context
         new = (uuid.uuid4().hex, Session(customer=customer))
         thread, session = sessions.setdefault(request.session, new)
-        outcome = executor.propose(session, name, arguments)
+        sent = (request.meta.model_extra or {}).get("idempotency_key") if request.meta else None
+        key = f"mcp/{thread}/{sent or request.request_id}"
+        outcome = executor.made(session, name, arguments, key=key) if sent else None
+        outcome = outcome or executor.propose(session, name, arguments)
         if outcome.status == "proposed":
-            key = f"mcp/{thread}/{request.request_id}"
             outcome = await _put_to_user(request.session, executor, session, name, arguments, key)
         if (
             outcome.session != session

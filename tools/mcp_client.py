@@ -1,0 +1,134 @@
+"""Somebody's shop over MCP: its tools behind our two steps. What it cannot do for us, it says."""
+
+import asyncio
+import datetime
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from langchain_mcp_adapters.callbacks import Callbacks
+from langchain_mcp_adapters.sessions import Connection, create_session
+from mcp import ClientSession, McpError, types
+
+from stateset_agents.tools.backend import Ability, Offer
+from stateset_agents.tools.executor import Outcome
+from stateset_agents.tools.tool import Session
+
+TIMEOUT = datetime.timedelta(seconds=60)
+KEY = "idempotency_key"
+"""Where a write's key travels, in the request's metadata."""
+
+
+class McpBackend:
+    """Tools of an MCP server. A tool that is not marked as read-only waits for the customer's word.
+
+    It can neither be cloned nor rolled back, nor tell what changed: enough to serve, not to train on.
+    Who is verified is known to the server, for the length of the connection.
+    """
+
+    can: frozenset[Ability] = frozenset()
+
+    def __init__(self) -> None:
+        self.offers: Mapping[str, Offer] = {}
+        self._client: ClientSession | None = None
+        self._one_call = asyncio.Lock()
+        self._agreed = False
+
+    async def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
+        offer = self.offers.get(name)
+        if offer is None:
+            return _invalid(session, "no_such_tool", "use one of the tools offered")
+        if offer.writes:
+            return Outcome(status="proposed", result=arguments, session=session)
+        return await self._call(session, name, arguments, agreed=False)
+
+    async def commit(
+        self,
+        session: Session,
+        name: str,
+        arguments: dict[str, Any],
+        *,
+        confirmed: bool,
+        key: str,
+        approved: bool = False,
+    ) -> Outcome:
+        if not confirmed:
+            return await self.decline(session, name, arguments)
+        return await self._call(session, name, arguments, agreed=True, key=key)
+
+    async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
+        result = {"error": "declined", "help": "the customer said no"}
+        return Outcome(status="declined", result=result, session=session)
+
+    async def _call(
+        self, session: Session, name: str, arguments: dict[str, Any], *, agreed: bool, key: str = ""
+    ) -> Outcome:
+        assert self._client is not None
+        # One call at a time, so that what the server asks meanwhile is asked about this very call.
+        async with self._one_call:
+            self._agreed = agreed
+            try:
+                answer = await self._client.call_tool(
+                    name, arguments, read_timeout_seconds=TIMEOUT, meta={KEY: key} if key else None
+                )
+            except McpError as error:
+                return _invalid(session, "tool_failed", str(error)[:200])
+            finally:
+                self._agreed = False
+        text = "\n".join(
+            part.text for part in answer.content if isinstance(part, types.TextContent)
+        )
+        result = _read(text)
+        if answer.isError:
+            told = result if "error" in result else {"error": "tool_error", "help": text[:200]}
+            return Outcome(status="invalid", result=told, session=session)
+        return Outcome(status="done", result=result, session=session)
+
+    async def _asked(self, *about: Any) -> types.ElicitResult:
+        """The server asks the user to confirm: yes, if it is the call that they agreed to."""
+        if self._agreed:
+            return types.ElicitResult(action="accept", content={"confirmed": True})
+        return types.ElicitResult(action="decline")
+
+
+@asynccontextmanager
+async def mcp_backend(connection: Connection) -> AsyncIterator[McpBackend]:
+    """A backend over a connection as langchain-mcp-adapters describes it, such as
+    `{"transport": "stdio", "command": "stateset-agents", "args": ["mcp"]}`."""
+    backend = McpBackend()
+    callbacks = Callbacks(on_elicitation=backend._asked).to_mcp_format(context=None)  # type: ignore[arg-type]
+    async with create_session(connection, mcp_callbacks=callbacks) as client:
+        await client.initialize()
+        backend._client = client
+        tools, cursor = [], None
+        while True:
+            page = await client.list_tools(cursor)
+            tools += page.tools
+            cursor = page.nextCursor
+            if cursor is None:
+                break
+        backend.offers = {tool.name: _offer(tool) for tool in tools}
+        yield backend
+
+
+def _offer(tool: types.Tool) -> Offer:
+    reads = tool.annotations is not None and tool.annotations.readOnlyHint is True
+    function = {
+        "name": tool.name,
+        "description": tool.description or "",
+        "parameters": tool.inputSchema,
+    }
+    return Offer(schema={"type": "function", "function": function}, writes=not reads)
+
+
+def _read(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    return value if isinstance(value, dict) else {"text": text}
+
+
+def _invalid(session: Session, code: str, help: str) -> Outcome:
+    return Outcome(status="invalid", result={"error": code, "help": help}, session=session)
