@@ -14,13 +14,12 @@ from stateset_agents.jobs import JobConfig, served_policy
 from stateset_agents.policy import connect
 from stateset_agents.server.app import Served, build
 from stateset_agents.server.engine.process import port_is_free
+from stateset_agents.tools.database import Database
 from stateset_agents.tools.rules import Rule
-from stateset_agents.tools.shop import Shop
-from stateset_agents.tools.world import generate
 
 
 def service_app(
-    shop: Shop,
+    shop: Database,
     base_url: str,
     policy: str,
     *,
@@ -51,8 +50,8 @@ def service_app(
 async def serve_graph(
     config: JobConfig,
     adapter: Path | None,
+    shop: Database,
     *,
-    shop_seed: int,
     host: str,
     port: int,
     key: str | None,
@@ -66,15 +65,13 @@ async def serve_graph(
     if key is None and host not in ("127.0.0.1", "localhost", "::1"):
         key = secrets.token_urlsafe(24)
         print(f"STATESET_API_KEY is not set; the key of this server is {key}", flush=True)
-    shop = generate(shop_seed, "train").clone()
     with tempfile.TemporaryDirectory() as folder:
         async with served_policy(config, adapter, Path(folder)) as (url, name):
             app = service_app(shop, url, name, key=key, rules=rules, guard=guard)
-            example = shop.one(
+            example = shop.the(
                 "SELECT orders.id, customers.zip FROM orders JOIN customers ON customer_id = customers.id "
                 "ORDER BY orders.id LIMIT 1"
             )
-            assert example is not None
             print(
                 f"graph 'service' at http://{host}:{port}/v1 (try order {example['id']}, zip {example['zip']})",
                 flush=True,

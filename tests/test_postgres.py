@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from stateset_agents.errors import BadInput
 from stateset_agents.tools.executor import Executor, Outcome, audit_holds
+from stateset_agents.tools.mcp_client import mcp_backend
 from stateset_agents.tools.money import show
 from stateset_agents.tools.postgres import PostgresShop
 from stateset_agents.tools.tool import Session
@@ -135,3 +138,26 @@ def test_a_server_that_is_not_there_is_named_without_its_password() -> None:
     ) as error:
         PostgresShop("postgresql://me:secret@127.0.0.1:9/x")
     assert "secret" not in str(error.value)
+
+
+def test_the_command_line_makes_a_shop_and_serves_its_tools(postgres_url: str) -> None:
+    command = [sys.executable, "-m", "stateset_agents"]
+    where = ["--database", postgres_url, "--schema", "made"]
+    create = [*command, "shop", "create", *where, "--seed", "3"]
+    done = subprocess.run(create, capture_output=True, text=True, check=True)
+    assert "12 customers, 16 products, 30 orders" in done.stdout
+    again = subprocess.run(create, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "found a shop" in again.stderr
+    empty = [*command, "mcp", "--database", postgres_url, "--schema", "nothing"]
+    refused = subprocess.run(empty, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "shop create" in refused.stderr
+    asyncio.run(asks_over_mcp([*command[1:], "mcp", *where]))
+
+
+async def asks_over_mcp(arguments: list[str]) -> None:
+    connection: Any = {"transport": "stdio", "command": sys.executable, "args": arguments}
+    async with mcp_backend(connection) as backend:
+        found = await backend.propose(Session(customer=""), "policy_lookup", {"topic": "refund"})
+        assert "refund-limit" in found.result

@@ -66,4 +66,5 @@ for command in (
 app.add_typer(policies.policy, name="policy")
 app.add_typer(data.traces, name="traces")
 app.add_typer(data.scenarios, name="scenarios")
+app.add_typer(data.shop, name="shop")
 app.add_typer(data.rules, name="rules")

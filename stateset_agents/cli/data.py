@@ -1,14 +1,15 @@
-"""`traces`, `scenarios` and `rules`: the commands that look into files."""
+"""`traces`, `scenarios`, `shop` and `rules`: the commands about data."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from stateset_agents.cli.rule_file import rules_from
+from stateset_agents.cli.sources import Schema, postgres, rules_from
 
 traces = typer.Typer(no_args_is_help=True, help="Look into a run's traces.")
 scenarios = typer.Typer(no_args_is_help=True, help="Make and check scenarios.")
+shop = typer.Typer(no_args_is_help=True, help="A shop that stays.")
 rules = typer.Typer(no_args_is_help=True, help="The rules that the executor enforces.")
 
 RunFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/20261123-101500.")]
@@ -100,6 +101,29 @@ def scenarios_check(file: Path) -> None:
         if found:
             print(f"{len(found)} {name}: {', '.join(found[:5])}")
     raise typer.Exit(2 if unsolved or leaky else 0)
+
+
+@shop.command("create")
+def shop_create(
+    database: Annotated[str, typer.Option(help="postgresql://user@host/name")],
+    schema: Schema = "shop",
+    seed: Annotated[int, typer.Option(help="Which generated shop.")] = 1,
+) -> None:
+    """Make a generated shop in a schema of a PostgreSQL database, for `serve` and `mcp --database`."""
+    from stateset_agents.tools.world import generate
+
+    made = postgres(database, schema)
+    try:
+        made.migrate()
+        made.load(generate(seed, "train"))
+        counts = {
+            table: made.the(f"SELECT COUNT(*) AS n FROM {table}")["n"]
+            for table in ("customers", "products", "orders")
+        }
+    finally:
+        made.close()
+    told = ", ".join(f"{count} {table}" for table, count in counts.items())
+    print(f"{told} in schema {schema!r}")
 
 
 @rules.command("check")

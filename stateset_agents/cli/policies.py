@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stateset_agents.cli.rule_file import rules_from
+from stateset_agents.cli.sources import Database, Rules, Schema, Seed, rules_from, shop_from
 
 policy = typer.Typer(no_args_is_help=True, help="Build and serve policies.")
 
@@ -38,10 +38,10 @@ def serve(
     ] = None,
     model: str = "seed",
     base_url: str | None = None,
-    shop_seed: Annotated[int, typer.Option(help="Which generated shop is served.")] = 1,
-    rules: Annotated[
-        Path | None, typer.Option(help="YAML file of rules; the shop's own without it.")
-    ] = None,
+    database: Database = None,
+    schema: Schema = "shop",
+    shop_seed: Seed = 1,
+    rules: Rules = None,
     guard: Annotated[
         bool, typer.Option(help="Hold back replies that state what no tool said.")
     ] = True,
@@ -61,30 +61,30 @@ def serve(
     key = settings.api_key.get_secret_value() if settings.api_key else None
     asyncio.run(
         serve_graph(
-            config, adapter, shop_seed=shop_seed, host=host, port=port, key=key,
+            config, adapter, shop_from(database, schema, shop_seed), host=host, port=port, key=key,
             rules=rules_from(rules), guard=guard,
         )
     )  # fmt: skip
 
 
 def mcp(
-    shop_seed: Annotated[int, typer.Option(help="Which generated shop is offered.")] = 1,
-    rules: Annotated[
-        Path | None, typer.Option(help="YAML file of rules; the shop's own without it.")
-    ] = None,
+    database: Database = None,
+    schema: Schema = "shop",
+    shop_seed: Seed = 1,
+    rules: Rules = None,
     customer: Annotated[str, typer.Option(help="Id of the customer who has signed in.")] = "",
 ) -> None:
     """Offer the shop's tools to an MCP client over standard input and output."""
     from stateset_agents.errors import BadInput
     from stateset_agents.tools.executor import Executor
     from stateset_agents.tools.toolset import ALL_TOOLS
-    from stateset_agents.tools.world import generate
 
     try:
         from stateset_agents.tools.mcp_server import serve_stdio
     except ImportError:
         raise BadInput("Expected the package mcp, found none: install the extra 'mcp'.") from None
-    executor = Executor(generate(shop_seed, "train").clone(), ALL_TOOLS, rules_from(rules))
+    shop = shop_from(database, schema, shop_seed)
+    executor = Executor(shop, ALL_TOOLS, rules_from(rules))
     asyncio.run(serve_stdio(executor, customer=customer))
 
 

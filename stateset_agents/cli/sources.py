@@ -1,0 +1,60 @@
+"""What commands are given to work on: a file of rules, and the shop that the tools act in."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Rules = Annotated[
+    Path | None, typer.Option(help="YAML file of rules, in the place of or beside the shop's own.")
+]
+Seed = Annotated[int, typer.Option(help="Which generated shop, where no database is given.")]
+Database = Annotated[
+    str | None, typer.Option(help="postgresql://… of a shop that `shop create` made.")
+]
+Schema = Annotated[str, typer.Option(help="The shop's schema in that database.")]
+
+
+def rules_from(file: Path | None) -> Any:
+    """The shop's rules, with a file's in the place of those of the same id, and its others after them."""
+    from stateset_agents.tools.rules import parse_rules, replaced
+    from stateset_agents.tools.toolset import SIGNATURES, shop_rules
+
+    if file is None:
+        return shop_rules()
+    own = parse_rules(file.read_text(encoding="utf-8"), where=str(file), tools=SIGNATURES)
+    return replaced(shop_rules(), own)
+
+
+def shop_from(database: str | None, schema: str, seed: int) -> Any:
+    """The shop in a database, or else a generated one in memory that is gone with the process."""
+    from stateset_agents.errors import BadInput
+
+    if database is None:
+        from stateset_agents.tools.world import generate
+
+        return generate(seed, "train").clone()
+    shop = postgres(database, schema)
+    shop.migrate()
+    if shop.one("SELECT name FROM meta LIMIT 1") is None:
+        shop.close()
+        raise BadInput(
+            f"Expected a shop in schema {schema!r}, found an empty one. "
+            "Make one: stateset-agents shop create --database …"
+        )
+    return shop
+
+
+def postgres(database: str, schema: str) -> Any:
+    """A shop's schema in a PostgreSQL database."""
+    from stateset_agents.errors import BadInput
+
+    if not database.startswith(("postgresql://", "postgres://")):
+        raise BadInput(
+            f"--database: expected postgresql://user@host/name, found {database[:40]!r}."
+        )
+    try:
+        from stateset_agents.tools.postgres import PostgresShop
+    except ImportError:
+        raise BadInput("Expected psycopg, found none: install the extra 'postgres'.") from None
+    return PostgresShop(database, schema=schema)
