@@ -14,8 +14,8 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
+from stateset_agents.nodes.agent import Agents
 from stateset_agents.nodes.customer import CustomerSimulator
-from stateset_agents.nodes.service import ServiceContext
 
 MAX_CONFIRMATIONS = 8
 
@@ -33,7 +33,7 @@ class ConversationContext:
     customer: CustomerSimulator
     agent: CompiledStateGraph[Any, Any, Any, Any]
     """The agent's graph, compiled with a checkpointer."""
-    agent_context: ServiceContext
+    agent_context: Agents
     thread: str
     max_turns: int
     step_limit: int

@@ -1,0 +1,288 @@
+"""The nodes of an agent: identity, policy, tools, confirmation, hand-off.
+
+All are async, also those that wait for nothing: LangGraph runs a plain function in a thread, where two
+conversations could be on one database connection at once.
+"""
+
+import dataclasses
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypedDict
+
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import (
+    AIMessage,
+    AnyMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.constants import TAG_NOSTREAM
+from langgraph.graph.message import add_messages
+from langgraph.runtime import Runtime
+from langgraph.types import Command, interrupt
+from pydantic import BaseModel, ConfigDict
+
+from stateset_agents.statements import unsupported
+from stateset_agents.tools.backend import Backend
+from stateset_agents.tools.executor import Outcome
+from stateset_agents.tools.tool import Role, Session
+
+TRANSFER = "transfer"
+"""The tool with which an agent passes a conversation to a colleague; no shop has it."""
+HOLDS = 2
+"""How often a reply is held back before a person takes over."""
+
+
+def grown(before: list[Any], new: list[Any]) -> list[Any]:
+    """A node adds to a list; an agent that is a part of another graph gives the whole list back."""
+    return new if new[: len(before)] == before else before + new
+
+
+class AgentState(TypedDict, total=False):
+    """Plain data only, so that any checkpointer can hold it."""
+
+    messages: Annotated[list[AnyMessage], add_messages]
+    session: Session
+    tool_calls: Annotated[list[dict[str, Any]], grown]
+    """Every attempt so far, as the fields of a ToolCall."""
+    proposal: dict[str, Any] | None
+    """A write that waits for the customer's word."""
+    handed_off: dict[str, Any] | None
+    """What a person needs to take over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentContext:
+    """What a run is given and does not checkpoint."""
+
+    policy: Runnable[LanguageModelInput, AIMessage]
+    """A chat model with the tools bound."""
+    backend: Backend
+    prompt: str
+    thread: str
+    guard: bool = False
+    """Whether replies are held against what tools and the customer said before the customer sees them."""
+    customer: str = ""
+    """Id of the signed-in customer; '' where the agent has to verify."""
+    role: Role = "customer"
+    """For whom the agent acts."""
+    colleagues: tuple[str, ...] = ()
+    """Agents that it may pass the conversation to; the graph above knows them by these names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agents:
+    """What a run of a graph is given: each of its agents' context, by name."""
+
+    team: Mapping[str, AgentContext]
+
+
+class Confirmation(BaseModel):
+    """The answer to a proposed write."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    confirmed: bool
+
+
+class Agent:
+    """The nodes of one agent. `domain` says which of a context's agents it is, where a graph holds several."""
+
+    def __init__(self, domain: str) -> None:
+        self.domain = domain
+
+    async def identity(self, state: AgentState, runtime: Runtime[Agents]) -> AgentState:
+        """Start a session; a customer whom the host app signed in is verified already."""
+        if "session" in state:
+            return {}
+        return {"session": Session(customer=runtime.context.team[self.domain].customer)}
+
+    async def policy(self, state: AgentState, runtime: Runtime[Agents]) -> AgentState:
+        """Ask the policy what to do next. Guarded, a reply that states what nobody told the agent is held back
+        and asked for again; who cannot do without is replaced by a person."""
+        context, note, wrong = runtime.context.team[self.domain], "", list[str]()
+        # What may be held back must not be streamed to the customer while it is being written.
+        options: RunnableConfig = {"tags": [TAG_NOSTREAM]} if context.guard else {}
+        for _ in range(1 + HOLDS):
+            asked = [SystemMessage(context.prompt + note), *state["messages"]]
+            answer = await context.policy.ainvoke(asked, options)
+            wrong = _unsupported(answer, state, context) if context.guard else []
+            if not wrong:
+                return {"messages": [answer]}
+            note = (
+                f" Your last reply was held back: no tool told you {', '.join(wrong)}. "
+                "Say only what a tool told you, or use a tool."
+            )
+        reason = f"the agent would not answer without {', '.join(wrong)}"
+        call = {
+            "name": "escalate_to_human",
+            "args": {"reason": reason},
+            "id": f"guard-{uuid.uuid4().hex}",
+        }
+        return {"messages": [AIMessage("", tool_calls=[call])]}
+
+    async def tools(self, state: AgentState, runtime: Runtime[Agents]) -> AgentState | Command[str]:
+        """Run the calls of the last message in order, up to the first write that needs confirmation, or to
+        the colleague who goes on."""
+        context = runtime.context.team[self.domain]
+        session, backend = _session(state, context), context.backend
+        asked = state["messages"]
+        answered = {message.tool_call_id for message in asked if isinstance(message, ToolMessage)}
+        last = next(message for message in reversed(asked) if isinstance(message, AIMessage))
+        messages: list[AnyMessage] = []
+        attempts: list[dict[str, Any]] = []
+        proposal = None
+        for call in last.tool_calls:
+            if call["id"] in answered:
+                continue
+            to = call["args"].get("agent")
+            if call["name"] == TRANSFER and to in context.colleagues:
+                moved = ToolMessage(json.dumps({"passed_to": to}), tool_call_id=call["id"])
+                update = {
+                    "messages": [*messages, moved],
+                    "tool_calls": attempts,
+                    "session": session,
+                    "active": to,
+                }
+                return Command(graph=Command.PARENT, goto=to, update=update)
+            outcome = await backend.propose(session, call["name"], call["args"])
+            if outcome.status == "proposed":
+                proposal = {"id": call["id"], "tool": call["name"], "arguments": call["args"]}
+                if outcome.rule is not None:
+                    proposal["approval"] = outcome.rule
+                break
+            session = outcome.session
+            messages.append(_answer(call["id"] or "", outcome))
+            attempts.append(_attempt(call["id"] or "", call["name"], call["args"], outcome))
+            if _hands_off(attempts[-1]):
+                break  # whatever else was asked for is a person's business now
+        return {
+            "messages": messages,
+            "tool_calls": attempts,
+            "session": session,
+            "proposal": proposal,
+        }
+
+    async def confirm(self, state: AgentState, runtime: Runtime[Agents]) -> AgentState:
+        """Wait for the customer's word on a proposed write, and for a person's where a rule asks for it; then
+        make exactly that write, or not."""
+        proposal = state.get("proposal")
+        assert proposal is not None
+        asked = {"id": proposal["id"], "tool": proposal["tool"], "arguments": proposal["arguments"]}
+        agreed = _answer_to({"type": "confirmation", **asked})
+        rule = proposal.get("approval")
+        approved = (
+            agreed and rule is not None and _answer_to({"type": "approval", "rule": rule, **asked})
+        )
+        context = runtime.context.team[self.domain]
+        backend, session = context.backend, _session(state, context)
+        name, arguments = proposal["tool"], proposal["arguments"]
+        if agreed and (approved or rule is None):
+            key = f"{context.thread}/{proposal['id']}"
+            outcome = await backend.commit(
+                session, name, arguments, confirmed=True, key=key, approved=approved
+            )
+        else:
+            outcome = await backend.decline(session, name, arguments)
+            if agreed:
+                told = {"error": "not_approved", "help": "a person said no; tell the customer"}
+                outcome = dataclasses.replace(outcome, result=told, rule=rule)
+        return {
+            "messages": [_answer(proposal["id"], outcome)],
+            "tool_calls": [_attempt(proposal["id"], name, arguments, outcome)],
+            "session": outcome.session,
+            "proposal": None,
+        }
+
+    async def handoff(self, state: AgentState) -> AgentState:
+        """Close the agent's part with a packet for the person who takes over. Whatever the customer writes
+        afterwards is answered with that."""
+        return {
+            "handed_off": state.get("handed_off") or packet(state),
+            "messages": [AIMessage("I am passing you to a colleague who will take over.")],
+        }
+
+
+def packet(state: AgentState) -> dict[str, Any]:
+    """What a person needs to take over: who it is, what they said, what is known, done and waiting, and why."""
+    calls = state["tool_calls"]
+    done = [call for call in calls if call["status"] == "done"]
+    return {
+        "customer": state["session"]["customer"],
+        "asked": [m.text for m in state["messages"] if isinstance(m, HumanMessage)],
+        "facts": [{"tool": call["name"], "result": call["result"]} for call in done],
+        "attempts": [{"tool": call["name"], "status": call["status"]} for call in calls],
+        "pending": state.get("proposal"),
+        "reason": calls[-1]["arguments"].get("reason", ""),
+    }
+
+
+def _session(state: AgentState, context: AgentContext) -> Session:
+    """The conversation's session, in the role of the agent that acts."""
+    session = state["session"].copy()
+    session["role"] = context.role
+    return session
+
+
+def _unsupported(answer: AIMessage, state: AgentState, context: AgentContext) -> list[str]:
+    attempts = [call for call in state.get("tool_calls", []) if call["status"] == "done"]
+    written = {name for name, offer in context.backend.offers.items() if offer.writes}
+    return unsupported(
+        answer.text,
+        customer=[m.text for m in state["messages"] if isinstance(m, HumanMessage)],
+        tools=[m.text for m in state["messages"] if isinstance(m, ToolMessage)],
+        acted=any(call["name"] in written for call in attempts),
+    )
+
+
+def _answer_to(question: dict[str, Any]) -> bool:
+    answer = interrupt(question, response_schema=Confirmation)
+    return Confirmation.model_validate(answer).confirmed
+
+
+def after_identity(state: AgentState) -> str:
+    return "handoff" if state.get("handed_off") else "policy"
+
+
+def after_policy(state: AgentState) -> str:
+    last = state["messages"][-1]
+    return "tools" if isinstance(last, AIMessage) and last.tool_calls else "__end__"
+
+
+def after_tools(state: AgentState) -> str:
+    if state.get("proposal"):
+        return "confirm"
+    return "handoff" if _hands_off(state["tool_calls"][-1]) else "policy"
+
+
+def after_confirm(state: AgentState) -> str:
+    """Calls of the same message that came after the confirmed one still have to run."""
+    last = next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
+    answered = {m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)}
+    return "policy" if all(call["id"] in answered for call in last.tool_calls) else "tools"
+
+
+def _hands_off(attempt: dict[str, Any]) -> bool:
+    return bool(attempt["name"] == "escalate_to_human" and attempt["status"] == "done")
+
+
+def _answer(call_id: str, outcome: Outcome) -> ToolMessage:
+    return ToolMessage(json.dumps(outcome.result), tool_call_id=call_id)
+
+
+def _attempt(
+    call_id: str, name: str, arguments: dict[str, Any], outcome: Outcome
+) -> dict[str, Any]:
+    return {
+        "id": call_id,
+        "name": name,
+        "arguments": arguments,
+        "status": outcome.status,
+        "result": outcome.result,
+        "rule": outcome.rule,
+        "facts": {thing: dict(known) for thing, known in outcome.facts.items()},
+    }
