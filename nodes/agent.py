@@ -142,12 +142,11 @@ class Agent:
             to = call["args"].get("agent")
             if call["name"] == TRANSFER and to in context.colleagues:
                 moved = ToolMessage(json.dumps({"passed_to": to}), tool_call_id=call["id"])
+                # The graph above has seen nothing of this turn yet: it is given all of it.
                 update = {
-                    "messages": [*messages, moved],
-                    "tool_calls": attempts,
-                    "session": session,
-                    "active": to,
-                }
+                    "messages": [*asked, *messages, moved], "session": session, "active": to,
+                    "tool_calls": [*state.get("tool_calls", []), *attempts],
+                }  # fmt: skip
                 return Command(graph=Command.PARENT, goto=to, update=update)
             outcome = await backend.propose(session, call["name"], call["args"])
             if outcome.status == "proposed":

@@ -1,0 +1,38 @@
+"""The node that decides whose business a conversation is."""
+
+import json
+
+from langchain_core.messages import AIMessage, AnyMessage, SystemMessage, ToolMessage
+from langgraph.graph import END
+from langgraph.runtime import Runtime
+from langgraph.types import Command
+
+from stateset_agents.nodes.agent import TRANSFER, Agents, AgentState
+
+NAME = "orchestrator"
+
+
+class TeamState(AgentState, total=False):
+    """What all agents of a conversation share, and who has it now."""
+
+    active: str
+
+
+async def route(state: TeamState, runtime: Runtime[Agents]) -> Command[str]:
+    """Ask the policy whose business it is; a reply without a transfer goes to the customer as it is."""
+    context = runtime.context.team[NAME]
+    answer = await context.policy.ainvoke([SystemMessage(context.prompt), *state["messages"]])
+    chosen = [c["args"].get("agent") for c in answer.tool_calls if c["name"] == TRANSFER]
+    to = next((name for name in chosen if name in context.colleagues), None)
+    if to is None:
+        return Command(goto=END, update={"messages": [AIMessage(answer.text, id=answer.id)]})
+    passed = json.dumps({"passed_to": to})
+    told: list[AnyMessage] = [
+        ToolMessage(passed, tool_call_id=call["id"]) for call in answer.tool_calls
+    ]
+    return Command(goto=to, update={"messages": [answer, *told], "active": to})
+
+
+def first(state: TeamState) -> str:
+    """A conversation stays with the agent that has it."""
+    return state.get("active") or "route"
