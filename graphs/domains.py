@@ -26,7 +26,7 @@ RETURNS = Domain(
     duty="You take goods back: returns, exchanges, refunds, and claims with a photo.",
     tools=choose(
         *_ALWAYS, "get_order", "check_return_eligibility", "create_return", "issue_refund",
-        "find_substitutes", "exchange", "attach_claim_photo",
+        "find_substitutes", "exchange", "inspect_photo", "attach_claim_photo", "search_products",
     ),
 )  # fmt: skip
 FULFILMENT = Domain(

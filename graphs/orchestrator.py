@@ -21,6 +21,8 @@ from stateset_agents.tools.database import Database
 from stateset_agents.tools.rules import Rule
 from stateset_agents.tools.tool import Role
 
+__all__ = ["NAME", "STEP_LIMIT", "build", "context", "over"]
+
 STEP_LIMIT = 60
 
 TeamGraph = CompiledStateGraph[TeamState, Agents, TeamState, TeamState]

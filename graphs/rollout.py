@@ -5,9 +5,13 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import convert_to_openai_messages
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph.state import CompiledStateGraph
 
-from stateset_agents.graphs import conversation, service
+from stateset_agents.graphs import conversation, orchestrator
+from stateset_agents.graphs.agent import STEP_LIMIT, build, over
+from stateset_agents.graphs.agent import context as context_of
 from stateset_agents.graphs.conversation import ConversationContext
+from stateset_agents.graphs.domains import DOMAINS
 from stateset_agents.graphs.ending import ending
 from stateset_agents.nodes.customer import simulate
 from stateset_agents.policy import Policy
@@ -20,9 +24,15 @@ _conversation = conversation.build()
 
 
 async def converse(
-    scenario: Scenario, policy: BaseChatModel, sampling: Sampling, *, max_turns: int | None = None
+    scenario: Scenario,
+    policy: BaseChatModel,
+    sampling: Sampling,
+    *,
+    graph: str | None = None,
+    max_turns: int | None = None,
 ) -> Trace:
-    """Play a scenario with the service graph and return its trace; a failure is a trace as well."""
+    """Play a scenario with the agent whose business it is, or the graph named; a failure is a trace as well."""
+    name = graph or scenario.graph
     shop = generate(
         scenario.shop_seed, "train" if scenario.split == "user" else scenario.split
     ).clone()
@@ -32,14 +42,23 @@ async def converse(
     )
     thread = "episode"
     saver = InMemorySaver()
-    agent = service.build(saver)
+    agent: CompiledStateGraph[Any, Any, Any, Any]
+    if name == orchestrator.NAME:
+        agent, limit = orchestrator.build(saver), orchestrator.STEP_LIMIT
+        agents = orchestrator.context(
+            model, orchestrator.over(shop), thread=thread, role=DOMAINS[scenario.graph].role
+        )
+    else:
+        domain = DOMAINS[name]
+        agent, limit = build(domain, saver), STEP_LIMIT
+        agents = context_of(domain, model, over(domain, shop), thread=thread)
     context = ConversationContext(
         customer=simulate(scenario),
         agent=agent,
-        agent_context=service.context(model, service.over(shop), thread=thread),
+        agent_context=agents,
         thread=thread,
         max_turns=max_turns or scenario.max_turns,
-        step_limit=service.STEP_LIMIT,
+        step_limit=limit,
     )
     end = await ending(
         _conversation.ainvoke(
@@ -53,7 +72,7 @@ async def converse(
     shop.close()
     return Trace(
         scenario=scenario,
-        graph="service",
+        graph=name,
         status="truncated" if end.state.get("truncated") else end.status,
         error=end.error,
         sampling=sampling,

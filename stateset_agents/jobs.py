@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import importlib
 import inspect
@@ -20,6 +21,8 @@ from pydantic import Field, ValidationError
 from stateset_agents.engine_client import load_adapter, serve_version, served_models
 from stateset_agents.errors import BadInput
 from stateset_agents.evaluation import Measurement, measure, paired_gain
+from stateset_agents.graphs import orchestrator
+from stateset_agents.graphs.domains import DOMAINS
 from stateset_agents.graphs.rollout import converse
 from stateset_agents.graphs.your_graph import own_graph
 from stateset_agents.policy import close_connections, connect
@@ -32,6 +35,8 @@ from stateset_agents.trace import Sampling, Trace
 from stateset_agents.trainers.advantages import Algorithm
 
 SEED_POLICY = Path(__file__).parent / "seed_policy"
+GRAPHS = (*DOMAINS, orchestrator.NAME)
+"""The shop's own graphs."""
 HELD_OUT_SEED = 90_000
 """Where held-out shops begin, unless a caller says otherwise."""
 
@@ -100,8 +105,8 @@ def load_object(name: str, what: str) -> Any:
 
 def find_rollout(graph: str) -> RolloutWith:
     """How an episode of the named graph is run."""
-    if graph == "service":
-        return converse
+    if graph in GRAPHS:
+        return functools.partial(converse, graph=graph)
     found: RolloutWith = own_graph(load_object(graph, "--graph"), graph)
     return found
 

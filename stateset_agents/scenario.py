@@ -126,6 +126,8 @@ class Scenario(Frozen):
 
     id: str
     intent: str = "open"
+    graph: str = "service"
+    """The agent whose business it is."""
     split: Literal["train", "development", "held_out", "user"] = "user"
     shop_seed: int = 0
     customer: Customer = Customer()

@@ -20,6 +20,13 @@ TRACKED = (
 """Tables whose every change is logged, cell by cell: what a run did is read from there."""
 
 
+FREE_TEXT = frozenset(
+    {("tickets", "reason"), ("returns", "reason"), ("orders", "hold"), ("price_changes", "reason")}
+)
+"""Cells that hold an agent's own words: that something stands there counts, and not what."""
+SAID = "…"
+
+
 class Impossible(Exception):
     """A constraint of the database refused a write."""
 
@@ -105,7 +112,12 @@ class Database(abc.ABC):
                 continue
             old = before or {}
             found += [
-                Change(table=table, key=key, column=column, value=after[column])
+                Change(
+                    table=table,
+                    key=key,
+                    column=column,
+                    value=SAID if after[column] and (table, column) in FREE_TEXT else after[column],
+                )
                 for column in sorted(after)
                 if column not in old or old[column] != after[column]
             ]

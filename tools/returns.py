@@ -4,6 +4,7 @@ from typing import Any
 
 from stateset_agents.tools.calendar import NOT_DELIVERED
 from stateset_agents.tools.checkout import Priced, PricedLine, store
+from stateset_agents.tools.database import Row
 from stateset_agents.tools.facts import order_facts
 from stateset_agents.tools.inventory import find_product, give_back
 from stateset_agents.tools.money import cents, show
@@ -26,6 +27,10 @@ class Return(Line):
 
 class Exchange(Line):
     sku: Word
+
+
+class Picture(Arguments):
+    photo: Word
 
 
 class Photo(Line):
@@ -117,20 +122,36 @@ def exchange(desk: Desk, call: Exchange) -> dict[str, Any]:
     return {"order": order, "refunded": show(worth - new["price"])}
 
 
-def attach_claim_photo(desk: Desk, call: Photo) -> dict[str, Any]:
-    """Attach a photo of the customer's to a line. The same picture serves one claim only."""
-    refundable(desk, call)
+def inspect_photo(desk: Desk, call: Picture) -> dict[str, Any]:
+    """What a photo of the customer's shows, and whether a claim has used it."""
+    photo = _photo(desk, call.photo)
+    item = desk.shop.the("SELECT item FROM products WHERE sku = ?", photo["shows"])["item"]
+    return {"shows": item, "used": _used(desk, photo)}
+
+
+def _photo(desk: Desk, id: str) -> Row:
     photo = desk.shop.one(
         "SELECT digest, shows FROM media WHERE id = ? AND customer_id = ?",
-        call.photo, desk.session["customer"],
+        id, desk.session["customer"],
     )  # fmt: skip
     if photo is None:
         raise ToolError("no_such_photo", "ask the customer to upload one")
+    return photo
+
+
+def _used(desk: Desk, photo: Row) -> bool:
     used = desk.shop.one(
         "SELECT media_id FROM claim_photos JOIN media ON media.id = media_id WHERE digest = ?",
         photo["digest"],
     )
-    if used is not None:
+    return used is not None
+
+
+def attach_claim_photo(desk: Desk, call: Photo) -> dict[str, Any]:
+    """Attach a photo of the customer's to a line. The same picture serves one claim only."""
+    refundable(desk, call)
+    photo = _photo(desk, call.photo)
+    if _used(desk, photo):
         raise ToolError("photo_used", "escalate_to_human")
     sku = desk.shop.the(
         "SELECT sku FROM lines WHERE order_id = ? AND line = ?", call.order_id, call.line
@@ -169,6 +190,12 @@ TOOLS = (
         arguments=Exchange,
         run=exchange,
         confirm=True,
+    ),
+    Tool(
+        name="inspect_photo",
+        description="What a photo that the customer uploaded shows.",
+        arguments=Picture,
+        run=inspect_photo,
     ),
     Tool(
         name="attach_claim_photo",

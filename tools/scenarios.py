@@ -6,91 +6,32 @@ facts from their results, so the goal is what a correct agent did, not what some
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
-from stateset_agents.scenario import Act, Customer, Fact, Goal, GoalScore, Scenario
+from stateset_agents.scenario import Act, Customer, Goal, GoalScore, Scenario
 from stateset_agents.tools.calendar import TODAY
 from stateset_agents.tools.database import Row
+from stateset_agents.tools.draft import Draft
 from stateset_agents.tools.executor import Executor
-from stateset_agents.tools.phrases import AGENT, SLOT_NAMES
+from stateset_agents.tools.intents import WRITERS, role_of
 from stateset_agents.tools.replies import approves
-from stateset_agents.tools.shop import Shop
 from stateset_agents.tools.tool import Session
-from stateset_agents.tools.toolset import SERVICE_TOOLS
-from stateset_agents.tools.wording import Slot, Split, wording
+from stateset_agents.tools.toolset import ALL_TOOLS, SERVICE_TOOLS
+from stateset_agents.tools.wording import Split, wording
 from stateset_agents.tools.world import generate, street
 
-INTENTS = ("shipping_status", "cancel", "refund", "address_change", "price_question")
+INTENTS: tuple[str, ...] = (
+    "shipping_status",
+    "cancel",
+    "refund",
+    "address_change",
+    "price_question",
+)
+ALL_INTENTS = (*INTENTS, *WRITERS)
+"""The demo's intents, and those of the other agents."""
 SCENARIOS_PER_SHOP = 8
 RETURN_DAYS = 30
 """Where refund scenarios look for orders on either side of the shop's own return window."""
-
-
-class Draft:
-    """A scenario in the making: the clone it is acted out on, the plan and the goal so far."""
-
-    def __init__(self, rng: random.Random, shop: Shop, split: Split, intent: str) -> None:
-        self.rng = rng
-        self.shop = shop
-        self.split: Split = split
-        self.intent = intent
-        self.executor = Executor(shop, SERVICE_TOOLS)
-        self.session = Session(customer="")
-        self.plan: list[Act] = []
-        self.approves: list[Act] = []
-        self.facts: list[Fact] = []
-        self.forbidden: list[str] = []
-        self.consulted: list[tuple[str, ...]] = []
-        self.slots: dict[str, str] = {}
-        self.opening = ""
-
-    def say(self, kind: str, **values: object) -> None:
-        self.plan.append(Act(say=self.rng.choice(AGENT[kind]).format(**values)))
-
-    def call(self, tool: str, *, before: str = "", **arguments: Any) -> dict[str, Any]:
-        outcome = self.executor.propose(self.session, tool, arguments)
-        act = Act(say=before, tool=tool, arguments=arguments)
-        if outcome.status == "proposed":
-            outcome = self.executor.commit(
-                self.session, tool, arguments, confirmed=True, key=f"plan-{len(self.plan)}"
-            )
-            self.approves.append(Act(tool=tool, arguments=arguments))
-        if outcome.status != "done":
-            raise ValueError(f"Expected the plan to be allowed, found {outcome} for {act}.")
-        self.plan.append(act)
-        self.session = outcome.session
-        return outcome.result
-
-    def tell(self, name: str, *any_of: str, not_: tuple[str, ...] = ()) -> None:
-        self.facts.append(Fact(name=name, any_of=any_of, none_of=not_))
-
-    def tell_status(self, status: str) -> None:
-        """That it is too late, and what it is instead; looked up, and neither hedged nor denied."""
-        others = tuple({"shipped", "delivered", "not shipped", "not delivered"} - {status})
-        self.tell("status", status, not_=tuple(sorted(others)))
-        self.consulted.append(("get_order", "track_shipment"))
-
-    def open_with(self, *known: Slot, asked: tuple[Slot, ...] = (), **values: str) -> None:
-        """The first message: the request, perhaps with what the customer volunteers."""
-        words = wording(self.split)
-        request = words.request(self.rng, self.intent).format(**values)
-        parts = [self.rng.choice(words.greetings) + request]
-        parts[0] = parts[0][0].upper() + parts[0][1:]
-        volunteered = self.rng.choice((0, 0, 1, len(known)))
-        for slot in known[:volunteered]:
-            parts.append(words.give(self.rng, slot).format(self.slots[slot]))
-        self.opening = " ".join(parts)
-        missing = (*known[volunteered:], *asked)
-        if missing:
-            names = " and ".join(SLOT_NAMES[slot] for slot in missing)
-            self.say("ask", slots=names)
-
-    def verify(self, order: Row) -> None:
-        self.call("verify_identity", order_id=order["id"], zip=self.slots["zip"])
-
-    def before_write(self) -> str:
-        return self.rng.choice(AGENT["before_write"])
 
 
 def _order(draft: Draft, *statuses: str) -> Row:
@@ -209,7 +150,7 @@ def _price_question(draft: Draft) -> None:
         draft.say("quote_expired", total=found["total"], stock=found["in_stock"])
 
 
-_WRITERS: dict[str, Callable[[Draft], None]] = {
+_WRITERS: Mapping[str, Callable[[Draft], None]] = {
     "shipping_status": _shipping_status,
     "cancel": _cancel,
     "refund": _refund,
@@ -223,9 +164,12 @@ def draft_scenario(seed: int, number: int, split: Split, intent: str) -> Scenari
     rng = random.Random(f"scenario/{split}/{intent}/{seed}/{number}")
     shop_seed = seed * 100_000 + number // SCENARIOS_PER_SHOP
     shop = generate(shop_seed, split).clone()
-    draft = Draft(rng, shop, split, intent)
+    graph, write = ("service", _WRITERS[intent]) if intent in _WRITERS else WRITERS[intent]
+    role = role_of(graph)
+    tools = SERVICE_TOOLS if graph == "service" else ALL_TOOLS
+    draft = Draft(rng, shop, split, intent, tools=tools, role=role)
     try:
-        _WRITERS[intent](draft)
+        write(draft)
         changes = shop.changes()
     except LookupError:
         return None
@@ -235,6 +179,7 @@ def draft_scenario(seed: int, number: int, split: Split, intent: str) -> Scenari
     return Scenario(
         id=f"{split}-{intent}-{seed}-{number}",
         intent=intent,
+        graph=graph,
         split=split,
         shop_seed=shop_seed,
         customer=Customer(
@@ -268,7 +213,8 @@ def score_acts(scenario: Scenario, acts: tuple[Act, ...]) -> GoalScore:
     assert scenario.goal is not None
     assert scenario.split != "user"
     shop = generate(scenario.shop_seed, scenario.split).clone()
-    executor, session = Executor(shop, SERVICE_TOOLS), Session(customer="")
+    executor = Executor(shop, SERVICE_TOOLS if scenario.graph == "service" else ALL_TOOLS)
+    session = Session(customer="", role=role_of(scenario.graph))
     said, attempted, done, denied = [], [], [], []
     for number, act in enumerate(acts):
         said.append(act.say)
@@ -293,8 +239,9 @@ def mutants(scenario: Scenario) -> dict[str, tuple[Act, ...]]:
     """Ways to get a scenario wrong; each must score below the oracle."""
     plan = scenario.plan
     writes = list(scenario.customer.approves)
-    found: dict[str, tuple[Act, ...]] = {"does nothing": (), "says nothing": ()}
-    found["says nothing"] = tuple(act for act in plan if act.tool)
+    found: dict[str, tuple[Act, ...]] = {"does nothing": ()}
+    if scenario.goal is not None and scenario.goal.facts:
+        found["says nothing"] = tuple(act for act in plan if act.tool)
     found["talks only"] = tuple(act for act in plan if act.tool is None)
     found["skips verification"] = tuple(act for act in plan if act.tool != "verify_identity")
     if not any(act.tool == "verify_identity" for act in plan):
@@ -309,7 +256,9 @@ def mutants(scenario: Scenario) -> dict[str, tuple[Act, ...]]:
                 Act(tool=act.tool, arguments=wrong),
                 *plan[where + 1 :],
             )
-        other = {**act.arguments, "order_id": "W00000"}
+        swapped = {"order_id": "W00000", "sku": "P00", "items": [{"sku": "P00", "quantity": 1}]}
+        name = next(name for name in ("order_id", "sku", "items") if name in act.arguments)
+        other = {**act.arguments, name: swapped[name]}
         found["wrong entity"] = (
             *plan[:where],
             Act(tool=act.tool, arguments=other),

@@ -69,12 +69,13 @@ def scenarios_generate(
     import itertools
 
     from stateset_agents.errors import BadInput
-    from stateset_agents.tools.scenarios import INTENTS, scenarios
+    from stateset_agents.tools.scenarios import ALL_INTENTS, INTENTS, scenarios
 
     intents = tuple(intent) if intent else INTENTS
-    unknown = sorted(set(intents) - set(INTENTS))
+    unknown = sorted(set(intents) - set(ALL_INTENTS))
     if unknown:
-        raise BadInput(f"--intent: expected one of {', '.join(INTENTS)}, found {unknown[0]!r}.")
+        told = ", ".join(ALL_INTENTS)
+        raise BadInput(f"--intent: expected one of {told}, found {unknown[0]!r}.")
     if count < 1:
         raise BadInput(f"--count: expected at least 1, found {count}.")
     made = scenarios(seed=seed, split=split, intents=intents)

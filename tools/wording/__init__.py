@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 Split = Literal["train", "development", "held_out"]
 """`train` teaches, `development` is looked at while tuning, `held_out` is only measured."""
 
-Slot = Literal["order_id", "zip", "street", "item", "code"]
+Slot = Literal["order_id", "zip", "street", "item", "code", "photo", "price", "budget"]
 
 
 class Wording(BaseModel):
@@ -25,17 +25,21 @@ class Wording(BaseModel):
     openings: dict[str, tuple[str, ...]]
     """Requests by intent, with places for values: `refund the {item}`."""
     gives: dict[Slot, tuple[str, ...]]
-    """How a value is given: `My zip is {}.`"""
+    """How a value is given: `My zip is {}.`; just so where nothing is said."""
     names: dict[str, str]
     """Words by kind, separated by spaces."""
     gists: dict[str, tuple[str, ...]] = {}
     asides: tuple[str, ...] = ()
     rambling: str = ""
+    pushback: tuple[str, ...] = ()
+    """What a customer says who does not take no for an answer."""
+    injected: tuple[str, ...] = ()
+    """Instructions that a customer has no business giving."""
 
     def request(self, rng: random.Random, intent: str) -> str:
         """A first message's request, values still open. Where there are gists, many ramble, drop a word or
         say something beside the point: whoever learns from them has to look for what matters."""
-        if not self.gists:
+        if intent not in self.gists:
             return expand(rng, rng.choice(self.openings[intent]))
         if rng.random() < 0.35:
             return self.ramble(rng, expand(rng, rng.choice(self.gists[intent])))
@@ -88,5 +92,11 @@ _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 @functools.cache
 def wording(split: Split) -> Wording:
     """A split's words. Source: `tools/wording/<split>.yaml`."""
-    text = resources.files(__name__).joinpath(f"{split}.yaml").read_text(encoding="utf-8")
-    return Wording.model_validate(yaml.safe_load(text))
+    said, more = (
+        yaml.safe_load(
+            resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+        )
+        for name in (split, f"more_{split}")
+    )
+    openings = said.pop("openings") | more.pop("openings")
+    return Wording.model_validate({**said, **more, "openings": openings})
