@@ -23,6 +23,7 @@ prove: $(STAMP)dev
 	$(BIN)/python benchmarks/prove.py
 
 bench: $(STAMP)dev
+	$(BIN)/python benchmarks/world.py
 	$(BIN)/python benchmarks/rollout.py
 
 $(STAMP)run: pyproject.toml constraints.txt

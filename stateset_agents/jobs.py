@@ -30,6 +30,7 @@ from stateset_agents.reward import Reward, Score
 from stateset_agents.rewards.composite import shop_reward
 from stateset_agents.scenario import Frozen, Scenario, load_scenarios
 from stateset_agents.store import TraceStore
+from stateset_agents.tools.scenarios import intents_of
 from stateset_agents.tools.scenarios import scenarios as generate_scenarios
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.trainers.advantages import Algorithm
@@ -147,18 +148,15 @@ def find_scenarios(
     """Training and held-out scenarios: generated, or a file's. In a file those of the splits development
     and held_out are measured on; where there are none, every fourth, or all with `only_measured`."""
     if config.scenarios is None:
-        if config.graph != "service":
+        if config.graph not in GRAPHS:
             raise BadInput(
-                f"--graph {config.graph} needs --scenarios FILE: only the service graph has its own."
+                f"--graph {config.graph} needs --scenarios FILE: only the shop's own graphs have theirs."
             )
-        need = config.steps * config.groups
-        training = list(itertools.islice(generate_scenarios(seed=config.seed, split="train"), need))
-        held_out = list(
-            itertools.islice(
-                generate_scenarios(seed=config.held_out_seed, split="held_out"), config.held_out
-            )
-        )
-        return training, held_out
+        intents = intents_of(config.graph)
+        endless = generate_scenarios(seed=config.seed, split="train", intents=intents)
+        training = list(itertools.islice(endless, config.steps * config.groups))
+        unseen = generate_scenarios(seed=config.held_out_seed, split="held_out", intents=intents)
+        return training, list(itertools.islice(unseen, config.held_out))
     every = load_scenarios(Path(config.scenarios))
     measured = [scenario.split in ("development", "held_out") for scenario in every]
     if only_measured:

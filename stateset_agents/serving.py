@@ -3,15 +3,17 @@
 import secrets
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
 from stateset_agents.errors import BadInput
-from stateset_agents.graphs import service
-from stateset_agents.jobs import JobConfig, served_policy
-from stateset_agents.policy import connect
+from stateset_agents.graphs import agent, orchestrator
+from stateset_agents.graphs.domains import DOMAINS
+from stateset_agents.jobs import GRAPHS, JobConfig, served_policy
+from stateset_agents.policy import Policy, connect
 from stateset_agents.server.app import Served, build
 from stateset_agents.server.engine.process import port_is_free
 from stateset_agents.tools.database import Database
@@ -24,10 +26,11 @@ def service_app(
     policy: str,
     *,
     key: str | None,
+    graph: str = "service",
     rules: Sequence[Rule] | None = None,
     guard: bool = True,
 ) -> FastAPI:
-    """The endpoint for the service graph over a shop, with a served policy and rules of one's own."""
+    """The endpoint for one of the shop's graphs, with a served policy and rules of one's own."""
     model = connect(base_url, policy).model_copy(
         update={
             "temperature": 0.0,
@@ -36,15 +39,26 @@ def service_app(
             "max_tokens": 160,
         }
     )
-    backend = service.over(shop, rules)
-    graphs = {
-        "service": Served(
-            compile=service.build,
-            context=lambda thread: service.context(model, backend, thread=thread, guard=guard),
-            step_limit=service.STEP_LIMIT,
+    return build({graph: _served(graph, model, shop, rules, guard)}, key=key)
+
+
+def _served(
+    name: str, model: Policy, shop: Database, rules: Sequence[Rule] | None, guard: bool
+) -> Served:
+    if name == orchestrator.NAME:
+        backends = orchestrator.over(shop, rules)
+        return Served(
+            compile=orchestrator.build,
+            context=lambda t: orchestrator.context(model, backends, thread=t, guard=guard),
+            step_limit=orchestrator.STEP_LIMIT,
         )
-    }
-    return build(graphs, key=key)
+    domain = DOMAINS[name]
+    backend = agent.over(domain, shop, rules)
+    return Served(
+        compile=partial(agent.build, domain),
+        context=lambda t: agent.context(domain, model, backend, thread=t, guard=guard),
+        step_limit=agent.STEP_LIMIT,
+    )
 
 
 async def serve_graph(
@@ -59,21 +73,24 @@ async def serve_graph(
     guard: bool = True,
 ) -> None:
     """Serve until stopped. Beyond loopback a key is needed; without one it is made and shown once."""
-    if config.graph != "service":
-        raise BadInput(f"--graph: expected 'service', found {config.graph!r}.")
+    if config.graph not in GRAPHS:
+        known = ", ".join(GRAPHS)
+        raise BadInput(f"--graph: expected one of {known}, found {config.graph!r}.")
     port_is_free(host, port)
     if key is None and host not in ("127.0.0.1", "localhost", "::1"):
         key = secrets.token_urlsafe(24)
         print(f"STATESET_API_KEY is not set; the key of this server is {key}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         async with served_policy(config, adapter, Path(folder)) as (url, name):
-            app = service_app(shop, url, name, key=key, rules=rules, guard=guard)
+            app = service_app(
+                shop, url, name, key=key, graph=config.graph, rules=rules, guard=guard
+            )
             example = shop.the(
                 "SELECT orders.id, customers.zip FROM orders JOIN customers ON customer_id = customers.id "
                 "ORDER BY orders.id LIMIT 1"
             )
             print(
-                f"graph 'service' at http://{host}:{port}/v1 (try order {example['id']}, zip {example['zip']})",
+                f"graph '{config.graph}' at http://{host}:{port}/v1 (try order {example['id']}, zip {example['zip']})",
                 flush=True,
             )
             server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))

@@ -7,6 +7,7 @@ facts from their results, so the goal is what a correct agent did, not what some
 import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from stateset_agents.scenario import Act, Customer, Goal, GoalScore, Scenario
 from stateset_agents.tools.calendar import TODAY
@@ -15,10 +16,11 @@ from stateset_agents.tools.draft import Draft
 from stateset_agents.tools.executor import Executor
 from stateset_agents.tools.intents import WRITERS, role_of
 from stateset_agents.tools.replies import approves
+from stateset_agents.tools.shop import Shop
 from stateset_agents.tools.tool import Session
 from stateset_agents.tools.toolset import ALL_TOOLS, SERVICE_TOOLS
 from stateset_agents.tools.wording import Split, wording
-from stateset_agents.tools.world import generate, street
+from stateset_agents.tools.world import street, tried
 
 INTENTS: tuple[str, ...] = (
     "shipping_status",
@@ -30,6 +32,16 @@ INTENTS: tuple[str, ...] = (
 ALL_INTENTS = (*INTENTS, *WRITERS)
 """The demo's intents, and those of the other agents."""
 SCENARIOS_PER_SHOP = 8
+
+
+def intents_of(graph: str) -> tuple[str, ...]:
+    """The intents of an agent's business, all of them for the orchestrator; the demo's for `service`."""
+    if graph == "service":
+        return INTENTS
+    mine = tuple(intent for intent, (agent, _) in WRITERS.items() if agent == graph)
+    return mine or ALL_INTENTS
+
+
 RETURN_DAYS = 30
 """Where refund scenarios look for orders on either side of the shop's own return window."""
 
@@ -163,18 +175,16 @@ def draft_scenario(seed: int, number: int, split: Split, intent: str) -> Scenari
     """The candidate of a seed and number, or None where the shop has no fitting order."""
     rng = random.Random(f"scenario/{split}/{intent}/{seed}/{number}")
     shop_seed = seed * 100_000 + number // SCENARIOS_PER_SHOP
-    shop = generate(shop_seed, split).clone()
     graph, write = ("service", _WRITERS[intent]) if intent in _WRITERS else WRITERS[intent]
     role = role_of(graph)
     tools = SERVICE_TOOLS if graph == "service" else ALL_TOOLS
-    draft = Draft(rng, shop, split, intent, tools=tools, role=role)
-    try:
-        write(draft)
+    with tried(shop_seed, split) as shop:
+        draft = Draft(rng, shop, split, intent, tools=tools, role=role)
+        try:
+            write(draft)
+        except LookupError:
+            return None
         changes = shop.changes()
-    except LookupError:
-        return None
-    finally:
-        shop.close()
     words = wording(split)
     return Scenario(
         id=f"{split}-{intent}-{seed}-{number}",
@@ -208,11 +218,51 @@ def scenarios(*, seed: int, split: Split, intents: tuple[str, ...] = INTENTS) ->
             yield candidate
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What became of the candidates of one intent before any was rejected."""
+
+    intent: str
+    candidates: int
+    """Those for which the shop held something fitting."""
+    unsolved: int
+    """Not solved by their own plan."""
+    by_doing_nothing: int
+    """Solved by saying and doing nothing."""
+    by_a_mutant: int
+    """Solved by some way to get it wrong, doing nothing among them: these are rejected."""
+
+
+def survey(
+    *, seed: int, split: Split, count: int, intents: tuple[str, ...] = ALL_INTENTS
+) -> Iterator[Survey]:
+    """Candidates of each intent, drawn until there are `count`, before rejection."""
+    for intent in intents:
+        drawn = (draft_scenario(seed, number, split, intent) for number in itertools.count())
+        found = list(itertools.islice((c for c in drawn if c is not None), count))
+        solved = [
+            {name for name, acts in mutants(c).items() if score_acts(c, acts).success}
+            for c in found
+        ]
+        yield Survey(
+            intent=intent,
+            candidates=len(found),
+            unsolved=sum(not score_acts(c, c.plan).success for c in found),
+            by_doing_nothing=sum("does nothing" in names for names in solved),
+            by_a_mutant=sum(bool(names) for names in solved),
+        )
+
+
 def score_acts(scenario: Scenario, acts: tuple[Act, ...]) -> GoalScore:
     """What acting `acts` on the tools alone would score: the oracle's check, without a graph."""
     assert scenario.goal is not None
     assert scenario.split != "user"
-    shop = generate(scenario.shop_seed, scenario.split).clone()
+    with tried(scenario.shop_seed, scenario.split) as shop:
+        return _scored(scenario, acts, shop)
+
+
+def _scored(scenario: Scenario, acts: tuple[Act, ...], shop: Shop) -> GoalScore:
+    assert scenario.goal is not None
     executor = Executor(shop, SERVICE_TOOLS if scenario.graph == "service" else ALL_TOOLS)
     session = Session(customer="", role=role_of(scenario.graph))
     said, attempted, done, denied = [], [], [], []
@@ -228,11 +278,7 @@ def score_acts(scenario: Scenario, acts: tuple[Act, ...]) -> GoalScore:
             done.append(act.tool)
         if outcome.rule is not None:
             denied.append(outcome.rule)
-    score = scenario.goal.score(
-        shop.changes(), "\n".join(said), attempted, done=done, denied=denied
-    )
-    shop.close()
-    return score
+    return scenario.goal.score(shop.changes(), "\n".join(said), attempted, done=done, denied=denied)
 
 
 def mutants(scenario: Scenario) -> dict[str, tuple[Act, ...]]:

@@ -3,6 +3,8 @@
 import functools
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from stateset_agents.tools.calendar import TODAY
 from stateset_agents.tools.shop import Shop
@@ -50,6 +52,30 @@ def generate(seed: int, split: Split) -> Shop:
     shop.run("COMMIT")
     shop.log_changes()
     return shop
+
+
+_working: dict[tuple[int, Split], Shop] = {}
+
+
+@contextmanager
+def tried(seed: int, split: Split) -> Iterator[Shop]:
+    """A shop to try something on: whatever is done to it is undone at the end.
+
+    The working copy of the last shop is kept: a fresh one would compile every statement anew, which takes
+    longer than running it. For one thread, and one user at a time.
+    """
+    shop = _working.pop((seed, split), None)
+    if shop is None:
+        for other in _working.values():
+            other.close()
+        _working.clear()
+        shop = generate(seed, split).clone()
+    shop.run("BEGIN")
+    try:
+        yield shop
+    finally:
+        shop.run("ROLLBACK")
+        _working[(seed, split)] = shop
 
 
 def _catalogue(shop: Shop, rng: random.Random, split: Split) -> dict[str, int]:

@@ -104,6 +104,38 @@ def scenarios_check(file: Path) -> None:
     raise typer.Exit(2 if unsolved or leaky else 0)
 
 
+@scenarios.command("survey")
+def scenarios_survey(
+    seed: int = 1,
+    count: Annotated[int, typer.Option(help="Candidates an intent.")] = 200,
+    split: Annotated[Literal["train", "development", "held_out"], typer.Option()] = "train",
+) -> None:
+    """What share of the candidates of each intent is solved by doing nothing, or by some other mistake."""
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from stateset_agents.tools.scenarios import ALL_INTENTS, survey
+
+    table = Table(box=None)
+    for column in (
+        "intent",
+        "candidates",
+        "unsolved",
+        "by doing nothing",
+        "by a mutant (rejected)",
+    ):
+        table.add_column(column, justify="left" if column == "intent" else "right")
+    console = Console(highlight=False)
+    found = survey(seed=seed, split=split, count=count)
+    for row in track(found, "drawing", total=len(ALL_INTENTS), console=Console(stderr=True)):
+        table.add_row(
+            row.intent, str(row.candidates), str(row.unsolved),
+            f"{row.by_doing_nothing / row.candidates:.1%}", f"{row.by_a_mutant / row.candidates:.1%}",
+        )  # fmt: skip
+    console.print(table)
+
+
 @shop.command("create")
 def shop_create(
     database: Annotated[str, typer.Option(help="postgresql://user@host/name")],

@@ -32,7 +32,7 @@ def chat(
 
 
 def serve(
-    graph: Annotated[str, typer.Option(help="Which graph answers; 'service' so far.")] = "service",
+    graph: Annotated[str, typer.Option(help="Which of the shop's graphs answers.")] = "service",
     policy: Annotated[
         Path | None, typer.Option(help="A run's folder; the seed without it.")
     ] = None,

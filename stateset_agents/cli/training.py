@@ -32,7 +32,9 @@ def demo(
 
 def train(
     ctx: typer.Context,
-    graph: Annotated[str, typer.Option(help="'service', or package.module:graph.")] = "service",
+    graph: Annotated[
+        str, typer.Option(help="One of the shop's, such as 'service', or package.module:graph.")
+    ] = "service",
     reward: Annotated[
         str | None, typer.Option(help="package.module:reward; the shop's own by default.")
     ] = None,
@@ -146,7 +148,11 @@ def _missing(config: Any) -> list[str]:
     checks: list[Any] = [
         lambda: jobs.find_rollout(config.graph),
         lambda: jobs.find_reward(config.reward),
-        lambda: jobs.find_scenarios(config) if config.scenarios or config.graph != "service" else 0,
+        lambda: (
+            jobs.find_scenarios(config)
+            if config.scenarios or config.graph not in jobs.GRAPHS
+            else 0
+        ),
         lambda: _check_model(jobs.model_path(config.model)),
     ]
     for check in checks:

@@ -1,0 +1,45 @@
+"""A thousand seeds that nobody looked at: every oracle scores 1 through the public graph, every mutant less."""
+
+import itertools
+
+from stateset_agents.graphs.rollout import converse
+from stateset_agents.nodes.oracle import Oracle
+from stateset_agents.scenario import Scenario
+from stateset_agents.tools.scenarios import ALL_INTENTS, mutants, scenarios, score_acts
+from stateset_agents.tools.world import generate
+from stateset_agents.trace import Sampling
+
+FIRST = 300_000
+
+
+def unseen(number: int) -> Scenario:
+    """The first scenario of a seed of its own; intents and splits in turn."""
+    intent = ALL_INTENTS[number % len(ALL_INTENTS)]
+    split = ("train", "development", "held_out")[number % 3]
+    return next(scenarios(seed=FIRST + number, split=split, intents=(intent,)))  # type: ignore[arg-type]
+
+
+async def test_a_thousand_seeds() -> None:
+    for number in range(1000):
+        scenario = unseen(number)
+        trace = await converse(scenario, Oracle(plan=scenario.plan), Sampling())
+        assert trace.goal_score is not None
+        assert trace.goal_score.success, (scenario.id, trace.goal_score)
+        assert score_acts(scenario, scenario.plan).success
+        for name, acts in mutants(scenario).items():
+            assert not score_acts(scenario, acts).success, (scenario.id, name)
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    def written() -> list[str]:
+        every = (unseen(number) for number in range(40))
+        return [scenario.model_dump_json() for scenario in every]
+
+    first = written()
+    generate.cache_clear()
+    assert written() == first
+
+
+def test_intents_take_turns() -> None:
+    some = itertools.islice(scenarios(seed=3, split="train", intents=ALL_INTENTS), 60)
+    assert {scenario.intent for scenario in some} == set(ALL_INTENTS)
