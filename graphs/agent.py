@@ -55,9 +55,12 @@ class Domain:
         )
 
 
-def build(domain: Domain, checkpointer: Checkpointer = None) -> AgentGraph:
-    """Compile an agent's graph. Interrupts need a checkpointer; without one, LangGraph's server adds its own."""
-    agent = nodes.Agent(domain.name)
+def build(
+    domain: Domain, checkpointer: Checkpointer = None, *, bound: nodes.Bound | None = None
+) -> AgentGraph:
+    """Compile an agent's graph. Interrupts need a checkpointer; without one, LangGraph's server adds its own.
+    `bound` makes the context of runs that bring none."""
+    agent = nodes.Agent(domain.name, bound)
     # What a database loses to the network may be asked again: every write has its key. A policy may not:
     # two samples of one call would be in the trace.
     again = RetryPolicy(max_attempts=3, initial_interval=0.2, retry_on=OSError)

@@ -7,7 +7,7 @@ conversations could be on one database connection at once.
 import dataclasses
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
@@ -20,12 +20,14 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.config import get_config
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.graph.message import add_messages
 from langgraph.runtime import Runtime
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel, ConfigDict
 
+from stateset_agents.errors import BadInput
 from stateset_agents.statements import unsupported
 from stateset_agents.tools.backend import Backend
 from stateset_agents.tools.executor import Outcome
@@ -81,6 +83,10 @@ class Agents:
     team: Mapping[str, AgentContext]
 
 
+Bound = Callable[[RunnableConfig], Agents]
+"""Makes the context of a run that was given none, from its config."""
+
+
 class Confirmation(BaseModel):
     """The answer to a proposed write."""
 
@@ -92,19 +98,29 @@ class Confirmation(BaseModel):
 class Agent:
     """The nodes of one agent. `domain` says which of a context's agents it is, where a graph holds several."""
 
-    def __init__(self, domain: str) -> None:
+    def __init__(self, domain: str, bound: Bound | None = None) -> None:
         self.domain = domain
+        self.bound = bound
+
+    def context(self, runtime: Runtime[Agents]) -> AgentContext:
+        """The agent's context in this run. Raises BadInput where nobody gave one."""
+        agents = runtime.context or (self.bound(get_config()) if self.bound else None)
+        if agents is None:
+            raise BadInput(
+                "Expected a context, found none: pass `context=` to the run, or make the graph with build_graph."
+            )
+        return agents.team[self.domain]
 
     async def identity(self, state: AgentState, runtime: Runtime[Agents]) -> AgentState:
         """Start a session; a customer whom the host app signed in is verified already."""
         if "session" in state:
             return {}
-        return {"session": Session(customer=runtime.context.team[self.domain].customer)}
+        return {"session": Session(customer=self.context(runtime).customer)}
 
     async def policy(self, state: AgentState, runtime: Runtime[Agents]) -> AgentState:
         """Ask the policy what to do next. Guarded, a reply that states what nobody told the agent is held back
         and asked for again; who cannot do without is replaced by a person."""
-        context, note, wrong = runtime.context.team[self.domain], "", list[str]()
+        context, note, wrong = self.context(runtime), "", list[str]()
         # What may be held back must not be streamed to the customer while it is being written.
         options: RunnableConfig = {"tags": [TAG_NOSTREAM]} if context.guard else {}
         for _ in range(1 + HOLDS):
@@ -128,7 +144,7 @@ class Agent:
     async def tools(self, state: AgentState, runtime: Runtime[Agents]) -> AgentState | Command[str]:
         """Run the calls of the last message in order, up to the first write that needs confirmation, or to
         the colleague who goes on."""
-        context = runtime.context.team[self.domain]
+        context = self.context(runtime)
         session, backend = _session(state, context), context.backend
         asked = state["messages"]
         answered = {message.tool_call_id for message in asked if isinstance(message, ToolMessage)}
@@ -177,7 +193,7 @@ class Agent:
         approved = (
             agreed and rule is not None and _answer_to({"type": "approval", "rule": rule, **asked})
         )
-        context = runtime.context.team[self.domain]
+        context = self.context(runtime)
         backend, session = context.backend, _session(state, context)
         name, arguments = proposal["tool"], proposal["arguments"]
         if agreed and (approved or rule is None):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
         MultiTurnAgent,
         train,
     )
+    from stateset_agents.graphs.embed import build_graph
+    from stateset_agents.policy import connect
     from stateset_agents.reward import Reward, Score
     from stateset_agents.rewards.composite import CompositeReward
     from stateset_agents.rewards.helpfulness import HelpfulnessReward
@@ -40,6 +42,8 @@ _HOMES = {
     "ToolCall": "trace",
     "Trace": "trace",
     "Trajectory": "trajectory",
+    "build_graph": "graphs.embed",
+    "connect": "policy",
     "train": "facade",
 }
 
@@ -59,6 +63,8 @@ __all__ = [
     "ToolCall",
     "Trace",
     "Trajectory",
+    "build_graph",
+    "connect",
     "train",
 ]
 
