@@ -16,7 +16,7 @@ SALES = Domain(
     name="sales",
     duty="You find what fits the customer and their budget, quote it, and take the order.",
     tools=choose(
-        *_ALWAYS, "search_products", "get_product", "compare", "recommend", "check_compatibility",
+        *_ALWAYS, "search_products", "find_products", "get_product", "compare", "recommend", "check_compatibility",
         "check_stock", "quote_delivery", "validate_promotion", "quote_order", "reserve", "place_order",
         "get_order", "apply_promotion", "price_match",
     ),
@@ -42,7 +42,7 @@ PRICING = Domain(
     name="pricing",
     duty="You propose prices and promotions to the merchant, within margin, fairness and age of stock.",
     tools=choose(
-        "search_products", "get_product", "get_price", "check_stock", "compare", "policy_lookup",
+        "search_products", "find_products", "get_product", "get_price", "check_stock", "compare", "policy_lookup",
         "propose_price_change", "create_promotion", "escalate_to_human",
     ),
     role="merchant",

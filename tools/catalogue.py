@@ -41,6 +41,13 @@ def search_products(desk: Desk, call: Query) -> dict[str, Any]:
     return {"found": [f"{sku} {item}" for _, sku, item in hits]}
 
 
+def find_products(desk: Desk, call: Query) -> dict[str, Any]:
+    """By words of the name, the category and the attributes, stemmed, best first."""
+    hits = desk.shop.search(call.query, limit=5)
+    found = [find_product(desk.shop, sku) for sku in hits]
+    return {"found": [f"{row['sku']} {row['item']} {show(row['price'])}" for row in found]}
+
+
 def get_product(desk: Desk, call: Sku) -> dict[str, Any]:
     product = find_product(desk.shop, call.sku)
     about = desk.shop.the("SELECT attributes FROM products WHERE sku = ?", call.sku)
@@ -99,6 +106,12 @@ TOOLS = (
         description="Products by words.",
         arguments=Query,
         run=search_products,
+    ),
+    Tool(
+        name="find_products",
+        description="Products by words of name, category, material and size, best first.",
+        arguments=Query,
+        run=find_products,
     ),
     Tool(
         name="get_product",

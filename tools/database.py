@@ -3,6 +3,7 @@
 import abc
 import functools
 import json
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ FREE_TEXT = frozenset(
 )
 """Cells that hold an agent's own words: that something stands there counts, and not what."""
 SAID = "…"
+WORD = re.compile(r"\w+")
 
 
 class Impossible(Exception):
@@ -81,6 +83,11 @@ class Database(abc.ABC):
     def emit(self, topic: str, **payload: object) -> None:
         """Leave a message for the world outside in the outbox, in the same transaction as its cause."""
         self.insert("outbox", topic=topic, payload=json.dumps(payload, sort_keys=True))
+
+    @abc.abstractmethod
+    def search(self, words: str, *, limit: int) -> list[str]:
+        """Skus of products by words in their name, category and attributes, best first. Words are stemmed;
+        a word that nothing has does not hide what has the others."""
 
     @property
     def today(self) -> int:

@@ -1,5 +1,7 @@
 -- What a constraint cannot say, for PostgreSQL. `for_update` on the order makes two payouts of one order
 -- wait for each other, so that their sum is seen.
+CREATE TABLE catalogue(sku TEXT PRIMARY KEY, words TEXT NOT NULL);
+CREATE INDEX catalogue_words ON catalogue USING gin(to_tsvector('english', words));
 CREATE FUNCTION paid_out_within_capture() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE captured BIGINT; paid_out BIGINT;
 BEGIN

@@ -17,7 +17,7 @@ from psycopg.sql import SQL, Identifier
 from psycopg_pool import ConnectionPool
 
 from stateset_agents.errors import BadInput
-from stateset_agents.tools.database import TRACKED, Database, Impossible, Result, Row
+from stateset_agents.tools.database import TRACKED, WORD, Database, Impossible, Result, Row
 from stateset_agents.tools.shop import Shop, sql
 
 Connection = psycopg.Connection[dict[str, Any]]
@@ -74,7 +74,7 @@ class PostgresShop(Database):
         """Fill an empty schema with all that a SQLite shop holds. Changes are logged from here on."""
         if self.one("SELECT name FROM meta LIMIT 1") is not None:
             raise BadInput(f"Expected an empty schema, found a shop in {self.schema!r}.")
-        tables = re.findall(r"CREATE TABLE (\w+)", sql("schema"))
+        tables = [*re.findall(r"CREATE TABLE (\w+)", sql("schema")), "catalogue"]
         with self._pool.connection() as connection, connection.transaction():
             for table in tables:
                 rows = shop.all(f"SELECT * FROM {table}")
@@ -106,6 +106,18 @@ class PostgresShop(Database):
     def run(self, sql: str, *values: object) -> None:
         with self._connection() as connection, _refusals():
             connection.execute(_placed(sql), values)
+
+    def search(self, words: str, *, limit: int) -> list[str]:
+        wanted = " | ".join(WORD.findall(words))
+        if not wanted:
+            return []
+        rows = self.all(
+            "SELECT sku FROM catalogue, to_tsquery('english', ?) AS query "
+            "WHERE to_tsvector('english', words) @@ query "
+            "ORDER BY ts_rank(to_tsvector('english', words), query) DESC, sku LIMIT ?",
+            wanted, limit,
+        )  # fmt: skip
+        return [row["sku"] for row in rows]
 
     def attempt(self, work: Callable[[], Result]) -> Result:
         with self._pool.connection() as connection, connection.transaction():

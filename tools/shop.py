@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 
-from stateset_agents.tools.database import TRACKED, Database, Impossible, Result, Row
+from stateset_agents.tools.database import TRACKED, WORD, Database, Impossible, Result, Row
 
 
 class Shop(Database):
@@ -48,6 +48,16 @@ class Shop(Database):
             return self.connection.execute(sql, values)
         except (sqlite3.IntegrityError, OverflowError) as error:
             raise Impossible(str(error)) from None
+
+    def search(self, words: str, *, limit: int) -> list[str]:
+        wanted = " OR ".join(f'"{word}"' for word in WORD.findall(words))
+        if not wanted:
+            return []
+        rows = self.all(
+            "SELECT sku FROM catalogue WHERE catalogue MATCH ? ORDER BY bm25(catalogue), sku LIMIT ?",
+            wanted, limit,
+        )  # fmt: skip
+        return [row["sku"] for row in rows]
 
     def attempt(self, work: Callable[[], Result]) -> Result:
         with self.atomically():

@@ -168,6 +168,11 @@ def _furnish(shop: Shop, rng: random.Random, split: Split, free: dict[str, int])
             "reviews", id=f"V-{sku}", sku=sku, stars=rng.randint(2, 5), words=rng.choice(PRAISE)
         )
     for row in shop.all(
+        "SELECT sku, item, category, attributes FROM products JOIN families ON families.id = family ORDER BY sku"
+    ):
+        about = " ".join(str(value) for value in json.loads(row["attributes"]).values())
+        shop.insert("catalogue", sku=row["sku"], words=f"{row['item']} {row['category']} {about}")
+    for row in shop.all(
         "SELECT line, order_id, sku FROM lines JOIN orders ON order_id = id WHERE status = 'pending' "
         "ORDER BY order_id, line"
     ):
