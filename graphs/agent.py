@@ -19,6 +19,7 @@ from stateset_agents.nodes.agent import AgentContext, Agents, AgentState
 from stateset_agents.tools.backend import Backend, ShopBackend
 from stateset_agents.tools.database import Database
 from stateset_agents.tools.executor import Executor
+from stateset_agents.tools.memory import Memory
 from stateset_agents.tools.rules import Rule, rules_text
 from stateset_agents.tools.shop import Shop
 from stateset_agents.tools.tool import Role, Tool
@@ -101,6 +102,7 @@ def context(
     customer: str = "",
     guard: bool = False,
     colleagues: tuple[str, ...] = (),
+    memory: Memory | None = None,
 ) -> Agents:
     """What a run of an agent needs: the policy with the backend's tools, and the backend. With `guard`, a
     reply that states what no tool and no customer said is held back."""
@@ -116,6 +118,7 @@ def context(
         guard=guard,
         role=domain.role,
         colleagues=colleagues,
+        memory=memory,
     )
     return Agents(team={domain.name: alone})
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
+from langgraph.store.base import BaseStore
 from langgraph.types import Checkpointer
 
 from stateset_agents.errors import BadInput
@@ -15,6 +16,7 @@ from stateset_agents.nodes.agent import Agents
 from stateset_agents.tools.backend import Backend
 from stateset_agents.tools.database import Database
 from stateset_agents.tools.host import HostTools, Several
+from stateset_agents.tools.memory import Memory
 
 Identity = Callable[[RunnableConfig], str]
 """Who has signed in, from a run's config: the id that tools know the customer by, or '' for nobody."""
@@ -29,6 +31,7 @@ def build_graph(
     checkpointer: Checkpointer = None,
     tools: Sequence[BaseTool] = (),
     writes: Collection[str] = (),
+    store: BaseStore | None = None,
     prompt: str | None = None,
     guard: bool = True,
 ) -> AgentGraph:
@@ -37,6 +40,7 @@ def build_graph(
     `name` is one of ours ('service', 'sales', …) or, with `prompt` and `tools`, any other. `backend` is a shop of
     ours (its database is enough), one reached over MCP, or None where your tools do it all. `tools` are your
     LangChain tools; those named in `writes` wait for the customer's word, an interrupt of type `confirmation`.
+    With `store` the agent may keep notes of a customer who agrees to their words, for later conversations.
 
         graph = build_graph("service", policy=model, backend=PostgresShop(url), checkpointer=saver,
                             identity=lambda config: config["configurable"]["user"])
@@ -57,13 +61,16 @@ def build_graph(
         backends.append(backend)
     if tools:
         backends.append(HostTools(tools, writes=writes))
+    memory = Memory(store) if store is not None else None
     if not backends:
         raise BadInput("Expected a backend or tools of your own, found neither.")
+    if memory is not None:
+        backends.append(memory)
     acts = backends[0] if len(backends) == 1 else Several(*backends)
 
     def bound(config: RunnableConfig) -> Agents:
         return agent.context(
-            domain, policy, acts, guard=guard,
+            domain, policy, acts, guard=guard, memory=memory,
             thread=str(config.get("configurable", {}).get("thread_id", "")),
             customer=identity(config) if identity is not None else "",
         )  # fmt: skip

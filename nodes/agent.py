@@ -31,6 +31,7 @@ from stateset_agents.errors import BadInput
 from stateset_agents.statements import unsupported
 from stateset_agents.tools.backend import Backend
 from stateset_agents.tools.executor import Outcome
+from stateset_agents.tools.memory import Memory
 from stateset_agents.tools.tool import Role, Session
 
 TRANSFER = "transfer"
@@ -72,6 +73,8 @@ class AgentContext:
     """Id of the signed-in customer; '' where the agent has to verify."""
     role: Role = "customer"
     """For whom the agent acts."""
+    memory: Memory | None = None
+    """What was kept of the customer from earlier conversations."""
     colleagues: tuple[str, ...] = ()
     """Agents that it may pass the conversation to; the graph above knows them by these names."""
 
@@ -123,8 +126,11 @@ class Agent:
         context, note, wrong = self.context(runtime), "", list[str]()
         # What may be held back must not be streamed to the customer while it is being written.
         options: RunnableConfig = {"tags": [TAG_NOSTREAM]} if context.guard else {}
+        prompt = context.prompt
+        if context.memory is not None:
+            prompt += await context.memory.prompt(state["session"]["customer"])
         for _ in range(1 + HOLDS):
-            asked = [SystemMessage(context.prompt + note), *state["messages"]]
+            asked = [SystemMessage(prompt + note), *state["messages"]]
             answer = await context.policy.ainvoke(asked, options)
             wrong = _unsupported(answer, state, context) if context.guard else []
             if not wrong:
