@@ -43,7 +43,7 @@ async def customer(
     state: ConversationState, runtime: Runtime[ConversationContext]
 ) -> ConversationState:
     """The customer speaks, or leaves."""
-    said = runtime.context.customer.speak(state.get("agent_said"))
+    said = await runtime.context.customer.speak(state.get("agent_said"))
     if said is None:
         return {"over": True, "customer_said": None}
     if state.get("turns", 0) >= runtime.context.max_turns:
@@ -70,7 +70,7 @@ async def agent(
         if not waiting:
             break
         asked = waiting[0].value
-        agreed = around.customer.confirm(asked["tool"], asked["arguments"])
+        agreed = await around.customer.confirm(asked["tool"], asked["arguments"])
         send = Command(resume={"confirmed": agreed})
     else:
         return {"over": True, "truncated": True}

@@ -29,9 +29,11 @@ async def converse(
     sampling: Sampling,
     *,
     graph: str | None = None,
+    customer: BaseChatModel | None = None,
     max_turns: int | None = None,
 ) -> Trace:
-    """Play a scenario with the agent whose business it is, or the graph named; a failure is a trace as well."""
+    """Play a scenario with the agent whose business it is, or the graph named; a failure is a trace as well.
+    `customer` is a chat model to play the customer, in the place of rules."""
     name = graph or scenario.graph
     shop = generate(
         scenario.shop_seed, "train" if scenario.split == "user" else scenario.split
@@ -53,7 +55,7 @@ async def converse(
         agent, limit = build(domain, saver), STEP_LIMIT
         agents = context_of(domain, model, over(domain, shop), thread=thread)
     context = ConversationContext(
-        customer=simulate(scenario),
+        customer=simulate(scenario, customer),
         agent=agent,
         agent_context=agents,
         thread=thread,

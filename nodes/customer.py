@@ -1,19 +1,25 @@
-"""Simulated customers: a rule-based one that knows what it wants, and one that follows a script."""
+"""Simulated customers: a rule-based one that knows what it wants, one that follows a script, one that is a model."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
+
+from stateset_agents.errors import CustomerInvented
 from stateset_agents.scenario import Customer, Scenario
+from stateset_agents.statements import specifics
 from stateset_agents.tools.replies import approves, reply
 
 
 class CustomerSimulator(Protocol):
     """Who talks to the agent in an episode."""
 
-    def speak(self, agent_said: str | None) -> str | None:
+    async def speak(self, agent_said: str | None) -> str | None:
         """The next message, `None` first for the opening; None when the customer leaves."""
         ...
 
-    def confirm(self, tool: str, arguments: dict[str, Any]) -> bool:
+    async def confirm(self, tool: str, arguments: dict[str, Any]) -> bool:
         """Whether the customer agrees to a proposed change."""
         ...
 
@@ -24,12 +30,12 @@ class RuleCustomer:
     def __init__(self, customer: Customer) -> None:
         self.customer = customer
 
-    def speak(self, agent_said: str | None) -> str | None:
+    async def speak(self, agent_said: str | None) -> str | None:
         if agent_said is None:
             return self.customer.opening
         return reply(self.customer, agent_said)
 
-    def confirm(self, tool: str, arguments: dict[str, Any]) -> bool:
+    async def confirm(self, tool: str, arguments: dict[str, Any]) -> bool:
         return approves(self.customer, tool, arguments)
 
 
@@ -39,15 +45,71 @@ class ScriptedCustomer:
     def __init__(self, lines: tuple[str, ...]) -> None:
         self._lines = iter(lines)
 
-    def speak(self, agent_said: str | None) -> str | None:
+    async def speak(self, agent_said: str | None) -> str | None:
         return next(self._lines, None)
 
-    def confirm(self, tool: str, arguments: dict[str, Any]) -> bool:
+    async def confirm(self, tool: str, arguments: dict[str, Any]) -> bool:
         return True
 
 
-def simulate(scenario: Scenario) -> CustomerSimulator:
-    """The customer of a scenario."""
+LEAVES = "[done]"
+"""What a model says that has nothing more to say as a customer."""
+
+
+class ModelCustomer:
+    """A chat model in the customer's place: it words the answers; what it agrees to stays typed.
+
+    A monitor compares every message with what this customer can know. Raises CustomerInvented for an amount,
+    an id, a date or a number that is neither among the slots nor was said before: such an episode says nothing
+    about the agent.
+    """
+
+    def __init__(self, customer: Customer, model: BaseChatModel) -> None:
+        self.customer = customer
+        self.model = model
+        self._said: list[AnyMessage] = []
+
+    async def speak(self, agent_said: str | None) -> str | None:
+        if agent_said is None:
+            self._said = [AIMessage(self.customer.opening)]
+            return self.customer.opening
+        self._said.append(HumanMessage(agent_said or "(no answer)"))
+        # No callbacks: the recorder keeps the policy's calls, and this is none of them.
+        asked = [SystemMessage(self._instructions()), *self._said]
+        answer = await self.model.ainvoke(asked, {"callbacks": []})
+        text = answer.text.strip()
+        if not text or LEAVES in text:
+            return None
+        invented = specifics(text) - self._known()
+        if invented:
+            raise CustomerInvented(
+                f"Expected a customer who says what they know, found {', '.join(sorted(invented))} made up."
+            )
+        self._said.append(AIMessage(text))
+        return text
+
+    async def confirm(self, tool: str, arguments: dict[str, Any]) -> bool:
+        return approves(self.customer, tool, arguments)
+
+    def _instructions(self) -> str:
+        known = "; ".join(
+            f"{slot.replace('_', ' ')}: {v}" for slot, v in self.customer.slots.items()
+        )
+        return (
+            "You are a customer who writes to a shop's agent. You never act as the agent. You began with: "
+            f"{self.customer.opening!r} What you know: {known or 'nothing more'}. Answer what you are asked, "
+            f"briefly, and make nothing up. When your request is settled or refused, answer {LEAVES}"
+        )
+
+    def _known(self) -> set[str]:
+        texts: Sequence[str] = [*self.customer.slots.values(), *(m.text for m in self._said)]
+        return set().union(*(specifics(text) for text in texts))
+
+
+def simulate(scenario: Scenario, model: BaseChatModel | None = None) -> CustomerSimulator:
+    """The customer of a scenario: its script if it has one, else a model if one is given, else rules."""
     if scenario.customer.user_responses:
         return ScriptedCustomer(scenario.customer.user_responses)
+    if model is not None:
+        return ModelCustomer(scenario.customer, model)
     return RuleCustomer(scenario.customer)

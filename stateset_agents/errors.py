@@ -17,6 +17,10 @@ class ContextFull(StatesetError):
     """The conversation no longer fits into the model's context. The policy's doing, unlike a failure."""
 
 
+class CustomerInvented(StatesetError):
+    """A simulated customer said what it cannot know: the episode says nothing about the agent."""
+
+
 class NotExact(StatesetError):
     """A trace whose token ids or log-probabilities are missing was offered for exact training."""
 

@@ -55,6 +55,8 @@ class JobConfig(Frozen):
     """A file; without it scenarios are generated."""
     model: str = "seed"
     base_url: str | None = None
+    customer: str | None = None
+    """NAME@URL of a model that plays the customer, in the place of rules."""
     seed: int = 1
     held_out: int = Field(default=120, ge=1)
     held_out_seed: int = HELD_OUT_SEED
@@ -104,12 +106,28 @@ def load_object(name: str, what: str) -> Any:
         ) from None
 
 
-def find_rollout(graph: str) -> RolloutWith:
-    """How an episode of the named graph is run."""
+def find_rollout(graph: str, customer: str | None = None) -> RolloutWith:
+    """How an episode of the named graph is run; `customer` is NAME@URL of a model that plays the customer."""
     if graph in GRAPHS:
-        return functools.partial(converse, graph=graph)
+        return functools.partial(converse, graph=graph, customer=_customer_model(customer))
+    if customer is not None:
+        raise BadInput(f"--customer: only the shop's own graphs talk to one, found {graph!r}.")
     found: RolloutWith = own_graph(load_object(graph, "--graph"), graph)
     return found
+
+
+def _customer_model(customer: str | None) -> BaseChatModel | None:
+    if customer is None:
+        return None
+    name, at, url = customer.partition("@")
+    if not (name and at and url.startswith(("http://", "https://"))):
+        raise BadInput(
+            f"--customer: expected NAME@URL, such as gpt-x@https://host/v1, found {customer!r}."
+        )
+    key = os.environ.get("OPENAI_API_KEY", "EMPTY")
+    return connect(url, name, api_key=key).model_copy(
+        update={"max_tokens": 120, "temperature": 0.7}
+    )
 
 
 class FunctionReward:
@@ -257,7 +275,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     from stateset_agents.trainers import loop
 
     clock = _clock(run)
-    rollout, reward = find_rollout(config.graph), find_reward(config.reward)
+    rollout, reward = find_rollout(config.graph, config.customer), find_reward(config.reward)
     training, held_out = find_scenarios(config)
     torch.set_num_threads(config.threads)
     (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
@@ -426,7 +444,7 @@ async def evaluate_job(
     config: JobConfig, run: Path, adapter: Path | None, temperature: float, report: Report
 ) -> Measurement:
     """Measure a policy on held-out scenarios; traces and the result are kept in `run`."""
-    rollout, reward = find_rollout(config.graph), find_reward(config.reward)
+    rollout, reward = find_rollout(config.graph, config.customer), find_reward(config.reward)
     _, held_out = find_scenarios(config, only_measured=True)
     (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
     with TraceStore(run / "traces.db") as store:

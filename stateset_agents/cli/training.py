@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+CUSTOMER = "NAME@URL of a model that plays the customer; rules without it."
 ALGORITHMS = "dr_grpo, grpo (with the deviation), or rejection as a baseline."
 
 
@@ -43,6 +44,7 @@ def train(
     base_url: Annotated[
         str | None, typer.Option(help="A running vLLM, as http://host:port/v1.")
     ] = None,
+    customer: Annotated[str | None, typer.Option(help=CUSTOMER)] = None,
     steps: int = 32,
     groups: Annotated[int, typer.Option(help="Scenarios a step.")] = 8,
     group_size: Annotated[int, typer.Option(help="Episodes a scenario.")] = 8,
@@ -67,7 +69,7 @@ def train(
         _nothing_else(ctx, "resume", "dry_run")
     _train(
         {"graph": graph, "reward": reward, "scenarios": scenarios, "model": model,
-         "base_url": base_url, "steps": steps, "groups": groups, "group_size": group_size,
+         "base_url": base_url, "customer": customer, "steps": steps, "groups": groups, "group_size": group_size,
          "learning_rate": learning_rate, "rank": rank, "beta": beta, "algorithm": algorithm, "temperature": temperature,
          "max_tokens": max_tokens, "concurrency": concurrency, "held_out": held_out,
          "held_out_seed": held_out_seed, "seed": seed},
@@ -146,7 +148,7 @@ def _missing(config: Any) -> list[str]:
 
     missing = []
     checks: list[Any] = [
-        lambda: jobs.find_rollout(config.graph),
+        lambda: jobs.find_rollout(config.graph, config.customer),
         lambda: jobs.find_reward(config.reward),
         lambda: (
             jobs.find_scenarios(config)
@@ -184,6 +186,7 @@ def evaluate(
     scenarios: str | None = None,
     model: str = "seed",
     base_url: str | None = None,
+    customer: Annotated[str | None, typer.Option(help=CUSTOMER)] = None,
     held_out: int = 120,
     held_out_seed: int = 90_000,
     temperature: float = 1.0,
@@ -199,7 +202,7 @@ def evaluate(
     settings = load_settings()
     config = jobs.check_config(
         {"graph": graph, "reward": reward, "scenarios": scenarios, "model": model,
-         "base_url": base_url or settings.base_url, "held_out": held_out,
+         "base_url": base_url or settings.base_url, "customer": customer, "held_out": held_out,
          "held_out_seed": held_out_seed, "seed": seed, "steps": 1}
     )  # fmt: skip
     missing = _missing(config)
