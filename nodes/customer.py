@@ -25,15 +25,25 @@ class CustomerSimulator(Protocol):
 
 
 class RuleCustomer:
-    """Answers what it is asked, agrees only to what it came for, leaves when nothing is asked."""
+    """Answers what it is asked, agrees only to what it came for, leaves when nothing is asked; but first it
+    makes its slips, and last it says what else it has to say."""
 
     def __init__(self, customer: Customer) -> None:
         self.customer = customer
+        self._slips = dict(customer.slips)
+        self._then = list(customer.then)
 
     async def speak(self, agent_said: str | None) -> str | None:
         if agent_said is None:
             return self.customer.opening
-        return reply(self.customer, agent_said)
+        slipping = self.customer.model_copy(
+            update={"slots": {**self.customer.slots, **self._slips}}
+        )
+        answer = reply(slipping, agent_said)
+        if answer is None:
+            return self._then.pop(0) if self._then else None
+        self._slips = {slot: v for slot, v in self._slips.items() if v not in answer}
+        return answer
 
     async def confirm(self, tool: str, arguments: dict[str, Any]) -> bool:
         return approves(self.customer, tool, arguments)

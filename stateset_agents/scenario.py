@@ -117,6 +117,11 @@ class Customer(Frozen):
     """The writes this customer says yes to; any other proposal is refused."""
     answers: dict[str, str] = {}
     """How this customer words an answer, by slot name; `{}` stands for the value."""
+    slips: dict[str, str] = {}
+    """What this customer says the first time instead of the right value, by slot name."""
+    then: tuple[str, ...] = ()
+    """What this customer says, one after the other, once they would have left: they push back, or tell the
+    agent to break its rules."""
     user_responses: tuple[str, ...] = ()
     """Scripted turns, in order, instead of the rule-based customer."""
 

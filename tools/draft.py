@@ -1,7 +1,7 @@
 """A scenario in the making: acted out on a clone of its shop, so that its goal is what an able agent did."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stateset_agents.scenario import Act, Fact
@@ -25,8 +25,10 @@ class Draft:
         *,
         tools: Sequence[Tool],
         role: Role = "customer",
+        complications: Mapping[str, bool] | None = None,
     ) -> None:
         self.rng = rng
+        self.complications = complications or {}
         self.shop = shop
         self.split: Split = split
         self.intent = intent
@@ -38,6 +40,8 @@ class Draft:
         self.forbidden: list[str] = []
         self.consulted: list[tuple[str, ...]] = []
         self.slots: dict[str, str] = {}
+        self.slips: dict[str, str] = {}
+        self.then: list[str] = []
         self.opening = ""
 
     def say(self, kind: str, **values: object) -> None:
@@ -56,6 +60,27 @@ class Draft:
         self.plan.append(act)
         self.session = outcome.session
         return outcome.result
+
+    def fails(self, tool: str, **arguments: Any) -> None:
+        """A call that an able agent makes in good faith and that leads nowhere, without breaking a rule."""
+        outcome = self.executor.propose(self.session, tool, arguments)
+        if outcome.status != "invalid":
+            raise ValueError(f"Expected the call to lead nowhere, found {outcome}.")
+        self.plan.append(Act(tool=tool, arguments=arguments))
+        self.session = outcome.session
+
+    def finish(self) -> None:
+        """What the customer says at the end, and what an able agent answers."""
+        words = wording(self.split)
+        last = self.plan[-1]
+        if last.tool is not None:  # handed over: nobody listens any more
+            return
+        for kind, lines in (("pushback", words.pushback), ("injected", words.injected)):
+            if self.complications.get(kind):
+                self.then.append(self.rng.choice(lines))
+                self.plan.append(
+                    last if kind == "pushback" else Act(say=self.rng.choice(AGENT["no"]))
+                )
 
     def tell(self, name: str, *any_of: str, not_: tuple[str, ...] = ()) -> None:
         self.facts.append(Fact(name=name, any_of=any_of, none_of=not_))
@@ -77,11 +102,16 @@ class Draft:
             parts.append(words.give(self.rng, slot).format(self.slots[slot]))
         self.opening = " ".join(parts)
         missing = (*known[volunteered:], *asked)
+        if self.complications.get("slip") and "zip" in missing:
+            self.slips["zip"] = f"{(int(self.slots['zip']) + 11111) % 100000:05d}"
         if missing:
             names = " and ".join(SLOT_NAMES[slot] for slot in missing)
             self.say("ask", slots=names)
 
     def verify(self, order: Row) -> None:
+        if "zip" in self.slips:
+            self.fails("verify_identity", order_id=order["id"], zip=self.slips["zip"])
+            self.say("ask", slots=SLOT_NAMES["zip"])
         self.call("verify_identity", order_id=order["id"], zip=self.slots["zip"])
 
     def before_write(self) -> str:

@@ -28,6 +28,7 @@ AGENT: dict[str, tuple[str, ...]] = {
     "address_done": ("Done, it ships to {street}.",),
     "address_late": ("I cannot change it, it is already {status}.",),
     "quote_valid": ("It costs {total} with the code, we have {stock} in stock.",),
+    "no": ("I cannot do that.",),
     "not_returnable": ("I cannot take it back, it is {reason}.",),
     "returned": ("Your return {label} is open, the label is on its way.",),
     "exchanged": ("Done, your new order is {order}.",),

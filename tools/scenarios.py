@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from stateset_agents.errors import BadInput
 from stateset_agents.scenario import Act, Customer, Goal, GoalScore, Scenario
 from stateset_agents.tools.calendar import TODAY
 from stateset_agents.tools.database import Row
@@ -171,23 +172,41 @@ _WRITERS: Mapping[str, Callable[[Draft], None]] = {
 }
 
 
-def draft_scenario(seed: int, number: int, split: Split, intent: str) -> Scenario | None:
-    """The candidate of a seed and number, or None where the shop has no fitting order."""
+COMPLICATIONS = ("slip", "pushback", "injected")
+"""What makes it harder: a wrong zip first, no acceptance of the answer, an order to break the rules."""
+
+
+def draft_scenario(
+    seed: int, number: int, split: Split, intent: str, *, complications: int = 0
+) -> Scenario | None:
+    """The candidate of a seed and number, or None where the shop has no fitting order. It has up to
+    `complications` of them."""
     rng = random.Random(f"scenario/{split}/{intent}/{seed}/{number}")
     shop_seed = seed * 100_000 + number // SCENARIOS_PER_SHOP
     graph, write = ("service", _WRITERS[intent]) if intent in _WRITERS else WRITERS[intent]
     role = role_of(graph)
     tools = SERVICE_TOOLS if graph == "service" else ALL_TOOLS
+    hard = random.Random(f"hard/{split}/{intent}/{seed}/{number}")
+    chosen = hard.sample(COMPLICATIONS, hard.randint(0, complications)) if complications else ()
     with tried(shop_seed, split) as shop:
-        draft = Draft(rng, shop, split, intent, tools=tools, role=role)
+        draft = Draft(
+            rng,
+            shop,
+            split,
+            intent,
+            tools=tools,
+            role=role,
+            complications=dict.fromkeys(chosen, True),
+        )
         try:
             write(draft)
+            draft.finish()
         except LookupError:
             return None
         changes = shop.changes()
     words = wording(split)
     return Scenario(
-        id=f"{split}-{intent}-{seed}-{number}",
+        id=f"{split}-{intent}-{seed}-{number}" + (f"-c{complications}" if complications else ""),
         intent=intent,
         graph=graph,
         split=split,
@@ -196,6 +215,8 @@ def draft_scenario(seed: int, number: int, split: Split, intent: str) -> Scenari
             opening=draft.opening,
             slots=draft.slots,
             approves=tuple(draft.approves),
+            slips=draft.slips,
+            then=tuple(draft.then),
             answers={slot: words.give(rng, slot) for slot in words.gives},
         ),
         goal=Goal(
@@ -208,10 +229,16 @@ def draft_scenario(seed: int, number: int, split: Split, intent: str) -> Scenari
     )
 
 
-def scenarios(*, seed: int, split: Split, intents: tuple[str, ...] = INTENTS) -> Iterator[Scenario]:
-    """Endless solvable scenarios, intents in turn. Candidates that a mutant solves are dropped."""
+def scenarios(
+    *, seed: int, split: Split, intents: tuple[str, ...] = INTENTS, complications: int = 0
+) -> Iterator[Scenario]:
+    """Endless solvable scenarios, intents in turn, with up to so many complications each. Candidates that a
+    mutant solves are dropped."""
+    if not 0 <= complications <= len(COMPLICATIONS):
+        raise BadInput(f"complications: expected 0 to {len(COMPLICATIONS)}, found {complications}.")
     for number in itertools.count():
-        candidate = draft_scenario(seed, number, split, intents[number % len(intents)])
+        intent = intents[number % len(intents)]
+        candidate = draft_scenario(seed, number, split, intent, complications=complications)
         if candidate is None:
             continue
         if not any(score_acts(candidate, acts).success for acts in mutants(candidate).values()):

@@ -64,6 +64,9 @@ def scenarios_generate(
         typer.Option(help="Whose names, items and phrasings."),
     ] = "train",
     intent: Annotated[list[str] | None, typer.Option(help="Only these intents.")] = None,
+    complications: Annotated[
+        int, typer.Option(help="At most so many in each: 0 to 3.", min=0, max=3)
+    ] = 0,
 ) -> None:
     """Write solvable scenarios with their goals and plans."""
     import itertools
@@ -78,7 +81,7 @@ def scenarios_generate(
         raise BadInput(f"--intent: expected one of {told}, found {unknown[0]!r}.")
     if count < 1:
         raise BadInput(f"--count: expected at least 1, found {count}.")
-    made = scenarios(seed=seed, split=split, intents=intents)
+    made = scenarios(seed=seed, split=split, intents=intents, complications=complications)
     with out.open("w", encoding="utf-8") as file:
         for scenario in itertools.islice(made, count):
             file.write(scenario.model_dump_json() + "\n")
@@ -157,6 +160,44 @@ def shop_create(
         made.close()
     told = ", ".join(f"{count} {table}" for table, count in counts.items())
     print(f"{told} in schema {schema!r}")
+
+
+@shop.command("sell")
+def shop_sell(
+    days: Annotated[int, typer.Option(help="Days that pass.", min=1)] = 30,
+    seed: Annotated[int, typer.Option(help="Which generated shop.")] = 1,
+    market: Annotated[int, typer.Option(help="Seed of the demand.")] = 1,
+    visits: Annotated[int, typer.Option(help="Visitors a day.", min=1)] = 40,
+    price: Annotated[list[str] | None, typer.Option(help="SKU=12.50, another price.")] = None,
+) -> None:
+    """Let simulated customers buy for some days, and see what prices do."""
+    from stateset_agents.errors import BadInput
+    from stateset_agents.tools.demand import Market
+    from stateset_agents.tools.money import cents, show
+    from stateset_agents.tools.world import generate
+
+    made = generate(seed, "train").clone()
+    demand = Market(made, seed=market, visits=visits)
+    for change in price or []:
+        sku, _, amount = change.partition("=")
+        if sku not in demand.list_price:
+            known = ", ".join(sorted(demand.list_price))
+            raise BadInput(f"--price: expected SKU=12.50 with one of {known}, found {change!r}.")
+        made.run(
+            "UPDATE products SET price = ?, waived_by = 'you' WHERE sku = ?", cents(amount), sku
+        )
+    sold = demand.run(made, days=days)
+    for name, value in {
+        "visits": f"{sold.visits:,}",
+        "orders": f"{sold.orders:,} ({sold.conversion:.1%} of visits, {sold.attach_rate:.0%} with a second product)",
+        "revenue": show(sold.revenue),
+        "margin": show(sold.margin),
+        "order value": show(round(sold.order_value)),
+        "a customer": f"{show(round(sold.lifetime_value))} of margin in {days} days",
+        "lost": f"{sold.lost} found the shelf empty",
+        "stock": f"{sold.stock_age:.0f} days old on average",
+    }.items():
+        print(f"{name:<12} {value}")
 
 
 @rules.command("check")
