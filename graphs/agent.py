@@ -27,7 +27,7 @@ from stateset_agents.tools.toolset import shop_rules
 
 STEP_LIMIT = 40
 """Supersteps that one turn may take; set on every run, since LangGraph's default is 10,000."""
-PATIENCE = {"policy": 300.0, "tools": 60.0, "confirm": 60.0}
+PATIENCE = {"policy": 300.0, "tools": 60.0, "confirm": 60.0, "handoff": 10.0}
 """Seconds that a node may take; a model on two cores may need long."""
 
 AgentGraph = CompiledStateGraph[AgentState, Agents, AgentState, AgentState]
@@ -64,13 +64,20 @@ def build(
     agent = nodes.Agent(domain.name, bound)
     # What a database loses to the network may be asked again: every write has its key. A policy may not:
     # two samples of one call would be in the trace.
-    again = RetryPolicy(max_attempts=3, initial_interval=0.2, retry_on=OSError)
+    again = RetryPolicy(max_attempts=3, initial_interval=0.2, retry_on=nodes.transient)
     graph = StateGraph(AgentState, context_schema=Agents)
-    graph.add_node("identity", agent.identity)
+    graph.add_node("identity", agent.identity, timeout=PATIENCE["handoff"])
     graph.add_node("policy", agent.policy, timeout=PATIENCE["policy"])
-    graph.add_node("tools", agent.tools, timeout=PATIENCE["tools"], retry_policy=again)
+    graph.add_node(
+        "tools",
+        agent.tools,
+        timeout=PATIENCE["tools"],
+        retry_policy=again,
+        error_handler=agent.broken,
+    )
+    # No handler here: a confirmation that failed stays pending, and can be given again.
     graph.add_node("confirm", agent.confirm, timeout=PATIENCE["confirm"], retry_policy=again)
-    graph.add_node("handoff", agent.handoff)
+    graph.add_node("handoff", agent.handoff, timeout=PATIENCE["handoff"])
     graph.add_edge(START, "identity")
     graph.add_conditional_edges("identity", nodes.after_identity, ["handoff", "policy"])
     graph.add_conditional_edges("policy", nodes.after_policy, ["tools", END])

@@ -22,6 +22,7 @@ from langchain_core.messages import (
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.config import get_config
 from langgraph.constants import TAG_NOSTREAM
+from langgraph.errors import NodeError
 from langgraph.graph.message import add_messages
 from langgraph.runtime import Runtime
 from langgraph.types import Command, interrupt
@@ -219,6 +220,25 @@ class Agent:
             "proposal": None,
         }
 
+    async def broken(self, state: AgentState, error: NodeError) -> Command[str]:
+        """Where the shop does not answer, a person takes over; what was asked of it is answered with that.
+        Whatever else went wrong is the caller's to know."""
+        if not transient(error.error):
+            raise error.error
+        last = next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
+        answered = {m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)}
+        told = json.dumps({"error": "unavailable", "help": "a colleague takes over"})
+        waiting = [call["id"] for call in last.tool_calls if call["id"] not in answered]
+        reason = f"the shop does not answer: {type(error.error).__name__}: {error.error}"
+        return Command(
+            goto="handoff",
+            update={
+                "messages": [ToolMessage(told, tool_call_id=call or "") for call in waiting],
+                "handed_off": {**packet(state), "reason": reason[:300]},
+                "proposal": None,
+            },
+        )
+
     async def handoff(self, state: AgentState) -> AgentState:
         """Close the agent's part with a packet for the person who takes over. Whatever the customer writes
         afterwards is answered with that."""
@@ -228,9 +248,15 @@ class Agent:
         }
 
 
+def transient(error: BaseException) -> bool:
+    """What a network, or a database that is restarting, may answer, and not the next time."""
+    names = ("OperationalError", "PoolTimeout", "NodeTimeoutError")
+    return isinstance(error, OSError) or type(error).__name__ in names
+
+
 def packet(state: AgentState) -> dict[str, Any]:
     """What a person needs to take over: who it is, what they said, what is known, done and waiting, and why."""
-    calls = state["tool_calls"]
+    calls = state.get("tool_calls", [])
     done = [call for call in calls if call["status"] == "done"]
     return {
         "customer": state["session"]["customer"],
@@ -238,7 +264,7 @@ def packet(state: AgentState) -> dict[str, Any]:
         "facts": [{"tool": call["name"], "result": call["result"]} for call in done],
         "attempts": [{"tool": call["name"], "status": call["status"]} for call in calls],
         "pending": state.get("proposal"),
-        "reason": calls[-1]["arguments"].get("reason", ""),
+        "reason": calls[-1]["arguments"].get("reason", "") if calls else "",
     }
 
 
