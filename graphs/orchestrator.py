@@ -14,8 +14,8 @@ from langgraph.types import Checkpointer
 from stateset_agents.graphs import agent
 from stateset_agents.graphs.agent import Domain
 from stateset_agents.graphs.domains import DOMAINS
-from stateset_agents.nodes.agent import AgentContext, Agents
-from stateset_agents.nodes.orchestrator import NAME, TeamState, first, route
+from stateset_agents.nodes.agent import AgentContext, Agents, Bound
+from stateset_agents.nodes.orchestrator import NAME, Router, TeamState, first
 from stateset_agents.tools.backend import ShopBackend
 from stateset_agents.tools.database import Database
 from stateset_agents.tools.rules import Rule
@@ -32,12 +32,15 @@ FRONT = Domain(
 )
 
 
-def build(checkpointer: Checkpointer = None) -> TeamGraph:
-    """Compile the orchestrator with every agent's graph in it."""
+def build(checkpointer: Checkpointer = None, *, bound: Bound | None = None) -> TeamGraph:
+    """Compile the orchestrator with every agent's graph in it. `bound` makes the context of runs that bring
+    none."""
     graph = StateGraph(TeamState, context_schema=Agents)
-    graph.add_node("route", route, timeout=agent.PATIENCE["policy"], destinations=(*DOMAINS, END))
+    graph.add_node(
+        "route", Router(bound).route, timeout=agent.PATIENCE["policy"], destinations=(*DOMAINS, END)
+    )
     for name, domain in DOMAINS.items():
-        graph.add_node(name, agent.build(domain), destinations=(*DOMAINS, END))
+        graph.add_node(name, agent.build(domain, bound=bound), destinations=(*DOMAINS, END))
         graph.add_edge(name, END)
     graph.add_conditional_edges(START, first, ["route", *DOMAINS])
     return graph.compile(checkpointer=checkpointer, name=NAME)

@@ -108,12 +108,7 @@ class Agent:
 
     def context(self, runtime: Runtime[Agents]) -> AgentContext:
         """The agent's context in this run. Raises BadInput where nobody gave one."""
-        agents = runtime.context or (self.bound(get_config()) if self.bound else None)
-        if agents is None:
-            raise BadInput(
-                "Expected a context, found none: pass `context=` to the run, or make the graph with build_graph."
-            )
-        return agents.team[self.domain]
+        return agents_of(runtime, self.bound).team[self.domain]
 
     async def identity(self, state: AgentState, runtime: Runtime[Agents]) -> AgentState:
         """Start a session; a customer whom the host app signed in is verified already."""
@@ -246,6 +241,16 @@ class Agent:
             "handed_off": state.get("handed_off") or packet(state),
             "messages": [AIMessage("I am passing you to a colleague who will take over.")],
         }
+
+
+def agents_of(runtime: Runtime[Agents], bound: Bound | None) -> Agents:
+    """What a run was given, or what was bound to its graph. Raises BadInput where there is neither."""
+    agents = runtime.context or (bound(get_config()) if bound else None)
+    if agents is None:
+        raise BadInput(
+            "Expected a context, found none: pass `context=` to the run, or make the graph with build_graph."
+        )
+    return agents
 
 
 def transient(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ from langgraph.graph import END
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
-from stateset_agents.nodes.agent import TRANSFER, Agents, AgentState
+from stateset_agents.nodes.agent import TRANSFER, Agents, AgentState, Bound, agents_of
 
 NAME = "orchestrator"
 
@@ -18,19 +18,25 @@ class TeamState(AgentState, total=False):
     active: str
 
 
-async def route(state: TeamState, runtime: Runtime[Agents]) -> Command[str]:
-    """Ask the policy whose business it is; a reply without a transfer goes to the customer as it is."""
-    context = runtime.context.team[NAME]
-    answer = await context.policy.ainvoke([SystemMessage(context.prompt), *state["messages"]])
-    chosen = [c["args"].get("agent") for c in answer.tool_calls if c["name"] == TRANSFER]
-    to = next((name for name in chosen if name in context.colleagues), None)
-    if to is None:
-        return Command(goto=END, update={"messages": [AIMessage(answer.text, id=answer.id)]})
-    passed = json.dumps({"passed_to": to})
-    told: list[AnyMessage] = [
-        ToolMessage(passed, tool_call_id=call["id"]) for call in answer.tool_calls
-    ]
-    return Command(goto=to, update={"messages": [answer, *told], "active": to})
+class Router:
+    """The node that passes a conversation on."""
+
+    def __init__(self, bound: Bound | None = None) -> None:
+        self.bound = bound
+
+    async def route(self, state: TeamState, runtime: Runtime[Agents]) -> Command[str]:
+        """Ask the policy whose business it is; a reply without a transfer goes to the customer as it is."""
+        context = agents_of(runtime, self.bound).team[NAME]
+        answer = await context.policy.ainvoke([SystemMessage(context.prompt), *state["messages"]])
+        chosen = [c["args"].get("agent") for c in answer.tool_calls if c["name"] == TRANSFER]
+        to = next((name for name in chosen if name in context.colleagues), None)
+        if to is None:
+            return Command(goto=END, update={"messages": [AIMessage(answer.text, id=answer.id)]})
+        passed = json.dumps({"passed_to": to})
+        told: list[AnyMessage] = [
+            ToolMessage(passed, tool_call_id=call["id"]) for call in answer.tool_calls
+        ]
+        return Command(goto=to, update={"messages": [answer, *told], "active": to})
 
 
 def first(state: TeamState) -> str:

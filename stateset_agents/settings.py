@@ -24,6 +24,8 @@ class Settings(BaseSettings):
     """Where runs are written."""
     threads: int = Field(default=2, ge=1)
     """torch threads while training."""
+    model: str = "policy"
+    """The policy's name on that server, for `langgraph dev`."""
     base_url: str | None = None
     """An OpenAI-compatible policy server; without it the embedded engine is started."""
 

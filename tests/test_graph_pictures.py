@@ -39,6 +39,6 @@ def test_langgraph_json_names_graphs_that_compile() -> None:
     assert set(named) == {*DOMAINS, "orchestrator"}
     for name, place in named.items():
         module, attribute = place.split(":")
-        graph = getattr(importlib.import_module(module), attribute)()
+        graph = getattr(importlib.import_module(module), attribute)
         assert graph.name == name
         assert graph.checkpointer is None
