@@ -8,7 +8,7 @@ import dataclasses
 import json
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypedDict
 
 from langchain_core.language_models import LanguageModelInput
@@ -84,7 +84,7 @@ class AgentContext:
 class Agents:
     """What a run of a graph is given: each of its agents' context, by name."""
 
-    team: Mapping[str, AgentContext]
+    team: Mapping[str, AgentContext] = field(default_factory=dict)
 
 
 Bound = Callable[[RunnableConfig], Agents]
@@ -245,8 +245,10 @@ class Agent:
 
 def agents_of(runtime: Runtime[Agents], bound: Bound | None) -> Agents:
     """What a run was given, or what was bound to its graph. Raises BadInput where there is neither."""
-    agents = runtime.context or (bound(get_config()) if bound else None)
-    if agents is None:
+    agents = runtime.context
+    if (agents is None or not agents.team) and bound is not None:
+        agents = bound(get_config())
+    if agents is None or not agents.team:
         raise BadInput(
             "Expected a context, found none: pass `context=` to the run, or make the graph with build_graph."
         )
