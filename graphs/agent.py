@@ -93,11 +93,14 @@ def over(
     rules: Sequence[Rule] | None = None,
     *,
     approvals: bool = False,
+    threads: bool | None = None,
 ) -> ShopBackend:
     """A domain's tools over a shop of ours, under its rules unless others are given. With `approvals` a
-    person answers interrupts of type `approval`; without, what needs a person is denied."""
+    person answers interrupts of type `approval`; without, what needs a person is denied. `threads` says
+    whether the shop is waited for in a thread; unsaid, a SQLite shop is not."""
     executor = Executor(shop, domain.tools, rules, approvals=approvals)
-    return ShopBackend(executor, threads=not isinstance(shop, Shop))
+    waits = not isinstance(shop, Shop) if threads is None else threads
+    return ShopBackend(executor, threads=waits)
 
 
 def context(

@@ -11,33 +11,27 @@ from langchain_core.runnables import RunnableConfig
 from stateset_agents.graphs import agent, orchestrator
 from stateset_agents.graphs.domains import DOMAINS
 from stateset_agents.nodes.agent import Agents
-from stateset_agents.policy import Policy, connect
+from stateset_agents.policy import connect
 from stateset_agents.settings import load_settings
-from stateset_agents.tools.shop import Shop
 from stateset_agents.tools.world import generate
 
-
-@functools.cache
-def _shop() -> Shop:
-    return generate(1, "train").clone()
-
-
-@functools.cache
-def _policy() -> Policy:
-    settings = load_settings()
-    url = settings.base_url or "http://127.0.0.1:8001/v1"
-    return connect(url, settings.model).model_copy(update={"temperature": 0.0, "max_tokens": 160})
+# Made when the module is loaded: the server lets no run of a graph wait for a file or a database.
+_settings = load_settings()
+_policy = connect(_settings.base_url or "http://127.0.0.1:8001/v1", _settings.model).model_copy(
+    update={"temperature": 0.0, "max_tokens": 160}
+)
+_shop = generate(1, "train").clone()
 
 
 def _alone(name: str, config: RunnableConfig) -> Agents:
     domain = DOMAINS[name]
     thread = str(config.get("configurable", {}).get("thread_id", ""))
-    return agent.context(domain, _policy(), agent.over(domain, _shop()), thread=thread)
+    return agent.context(domain, _policy, agent.over(domain, _shop, threads=True), thread=thread)
 
 
 def _team(config: RunnableConfig) -> Agents:
     thread = str(config.get("configurable", {}).get("thread_id", ""))
-    return orchestrator.context(_policy(), orchestrator.over(_shop()), thread=thread)
+    return orchestrator.context(_policy, orchestrator.over(_shop, threads=True), thread=thread)
 
 
 service = agent.build(DOMAINS["service"], bound=functools.partial(_alone, "service"))

@@ -47,11 +47,18 @@ def build(checkpointer: Checkpointer = None, *, bound: Bound | None = None) -> T
 
 
 def over(
-    shop: Database, rules: Sequence[Rule] | None = None, *, approvals: bool = False
+    shop: Database,
+    rules: Sequence[Rule] | None = None,
+    *,
+    approvals: bool = False,
+    threads: bool | None = None,
 ) -> Mapping[str, ShopBackend]:
     """Every agent's tools over a shop of ours."""
     every = {NAME: FRONT, **DOMAINS}
-    return {n: agent.over(d, shop, rules, approvals=approvals) for n, d in every.items()}
+    return {
+        n: agent.over(d, shop, rules, approvals=approvals, threads=threads)
+        for n, d in every.items()
+    }
 
 
 def context(

@@ -5,6 +5,7 @@ comparison of two dumps.
 """
 
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -21,6 +22,7 @@ class Shop(Database):
         connection.execute("PRAGMA foreign_keys = ON")
         self.connection = connection
         self._points = 0
+        self._one_at_a_time = threading.RLock()
 
     @classmethod
     def empty(cls) -> "Shop":
@@ -60,7 +62,7 @@ class Shop(Database):
         return [row["sku"] for row in rows]
 
     def attempt(self, work: Callable[[], Result]) -> Result:
-        with self.atomically():
+        with self._one_at_a_time, self.atomically():
             return work()
 
     @contextmanager
