@@ -37,6 +37,17 @@ class Outcome:
     """What the rules were checked against."""
 
 
+def refused(session: Session, code: str, help: str) -> Outcome:
+    """An attempt that is impossible as asked: what is wrong, and what would help."""
+    return Outcome(status="invalid", result={"error": code, "help": help}, session=session)
+
+
+def declined(session: Session) -> Outcome:
+    """The customer said no to a proposal."""
+    result = {"error": "declined", "help": "the customer said no"}
+    return Outcome(status="declined", result=result, session=session)
+
+
 class Executor:
     """Runs tools on one shop under rules. Holds no state of its own: sessions are passed through.
 
@@ -159,8 +170,7 @@ class Executor:
     def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
         """The customer said no to a proposal."""
         self.shop.attempt(lambda: self._audit(name, arguments, "declined", None))
-        result = {"error": "declined", "help": "the customer said no"}
-        return Outcome(status="declined", result=result, session=session)
+        return declined(session)
 
     def _parse(
         self, session: Session, name: str, arguments: dict[str, Any]
@@ -243,7 +253,7 @@ class Executor:
         self, session: Session, name: str, arguments: dict[str, Any], code: str, help: str
     ) -> Outcome:
         self._audit(name, arguments, "invalid", None)
-        return Outcome(status="invalid", result={"error": code, "help": help}, session=session)
+        return refused(session, code, help)
 
     def _audit(self, name: str, arguments: dict[str, Any], outcome: str, rule: str | None) -> None:
         last = self.shop.one("SELECT hash FROM audit ORDER BY seq DESC LIMIT 1")

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from stateset_agents.errors import BadInput
 from stateset_agents.tools.backend import Ability, Backend, Offer
-from stateset_agents.tools.executor import Outcome
+from stateset_agents.tools.executor import Outcome, declined, refused
 from stateset_agents.tools.tool import Session
 
 
@@ -36,7 +36,7 @@ class HostTools:
 
     async def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
         if name not in self.offers:
-            return _invalid(session, "no_such_tool", "use one of the tools offered")
+            return refused(session, "no_such_tool", "use one of the tools offered")
         if self.offers[name].writes:
             return Outcome(status="proposed", result=arguments, session=session)
         return await self._run(session, name, arguments, {})
@@ -56,8 +56,7 @@ class HostTools:
         return await self._run(session, name, arguments, {"idempotency_key": key})
 
     async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
-        result = {"error": "declined", "help": "the customer said no"}
-        return Outcome(status="declined", result=result, session=session)
+        return declined(session)
 
     async def _run(
         self, session: Session, name: str, arguments: dict[str, Any], about: dict[str, str]
@@ -67,9 +66,9 @@ class HostTools:
             answer = await self.tools[name].ainvoke(arguments, config)
         except ValidationError as error:
             first = error.errors()[0]
-            return _invalid(session, "bad_arguments", f"{first['loc']}: {first['msg']}"[:120])
+            return refused(session, "bad_arguments", f"{first['loc']}: {first['msg']}"[:120])
         except Exception as error:  # noqa: BLE001 (an app's bug is an answer to the model, not the run's end)
-            return _invalid(session, "tool_failed", f"{type(error).__name__}: {error}"[:200])
+            return refused(session, "tool_failed", f"{type(error).__name__}: {error}"[:200])
         result = answer if isinstance(answer, dict) else {"result": answer}
         return Outcome(status="done", result=result, session=session)
 
@@ -91,7 +90,7 @@ class Several:
 
     async def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
         if name not in self.where:
-            return _invalid(session, "no_such_tool", "use one of the tools offered")
+            return refused(session, "no_such_tool", "use one of the tools offered")
         return await self.where[name].propose(session, name, arguments)
 
     async def commit(
@@ -110,7 +109,3 @@ class Several:
 
     async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
         return await self.where[name].decline(session, name, arguments)
-
-
-def _invalid(session: Session, code: str, help: str) -> Outcome:
-    return Outcome(status="invalid", result={"error": code, "help": help}, session=session)

@@ -12,7 +12,7 @@ from langchain_mcp_adapters.sessions import Connection, create_session
 from mcp import ClientSession, McpError, types
 
 from stateset_agents.tools.backend import Ability, Offer
-from stateset_agents.tools.executor import Outcome
+from stateset_agents.tools.executor import Outcome, declined, refused
 from stateset_agents.tools.tool import Session
 
 TIMEOUT = datetime.timedelta(seconds=60)
@@ -38,7 +38,7 @@ class McpBackend:
     async def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
         offer = self.offers.get(name)
         if offer is None:
-            return _invalid(session, "no_such_tool", "use one of the tools offered")
+            return refused(session, "no_such_tool", "use one of the tools offered")
         if offer.writes:
             return Outcome(status="proposed", result=arguments, session=session)
         return await self._call(session, name, arguments, agreed=False)
@@ -58,8 +58,7 @@ class McpBackend:
         return await self._call(session, name, arguments, agreed=True, key=key)
 
     async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
-        result = {"error": "declined", "help": "the customer said no"}
-        return Outcome(status="declined", result=result, session=session)
+        return declined(session)
 
     async def _call(
         self, session: Session, name: str, arguments: dict[str, Any], *, agreed: bool, key: str = ""
@@ -73,7 +72,7 @@ class McpBackend:
                     name, arguments, read_timeout_seconds=TIMEOUT, meta={KEY: key} if key else None
                 )
             except McpError as error:
-                return _invalid(session, "tool_failed", str(error)[:200])
+                return refused(session, "tool_failed", str(error)[:200])
             finally:
                 self._agreed = False
         text = "\n".join(
@@ -128,7 +127,3 @@ def _read(text: str) -> dict[str, Any]:
     except ValueError:
         value = None
     return value if isinstance(value, dict) else {"text": text}
-
-
-def _invalid(session: Session, code: str, help: str) -> Outcome:
-    return Outcome(status="invalid", result={"error": code, "help": help}, session=session)

@@ -13,7 +13,7 @@ from langgraph.store.base import BaseStore, Item
 
 from stateset_agents.tools.backend import Ability, Offer
 from stateset_agents.tools.catalogue import fenced
-from stateset_agents.tools.executor import Outcome
+from stateset_agents.tools.executor import Outcome, declined, refused
 from stateset_agents.tools.tool import Session
 
 DAY = 24 * 60 * 60
@@ -97,8 +97,7 @@ class Memory:
         return Outcome(status="done", result={"kept_days": self.days}, session=session)
 
     async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
-        result = {"error": "declined", "help": "the customer said no"}
-        return Outcome(status="declined", result=result, session=session)
+        return declined(session)
 
     async def _items(self, customer: str) -> list[Item]:
         found: list[Any] = list(await self.store.asearch(_place(customer), limit=10 * MOST))
@@ -111,21 +110,17 @@ class Memory:
 
     def _wrong(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome | None:
         if name not in self.offers:
-            return _invalid(session, "no_such_tool", "use one of the tools offered")
+            return refused(session, "no_such_tool", "use one of the tools offered")
         if not session["customer"]:
-            return _invalid(session, "not_verified", "call verify_identity first")
+            return refused(session, "not_verified", "call verify_identity first")
         note = arguments.get("note")
         wanted = {"note"} if name == "remember" else set[str]()
         if set(arguments) != wanted or (
             wanted and not (isinstance(note, str) and 0 < len(note) <= 300)
         ):
-            return _invalid(session, "bad_arguments", "note: from 1 to 300 characters")
+            return refused(session, "bad_arguments", "note: from 1 to 300 characters")
         return None
 
 
 def _place(customer: str) -> tuple[str, str]:
     return ("customers", customer)
-
-
-def _invalid(session: Session, code: str, help: str) -> Outcome:
-    return Outcome(status="invalid", result={"error": code, "help": help}, session=session)
