@@ -112,6 +112,10 @@ class Agent:
 
     async def identity(self, state: AgentState, runtime: Runtime[Agents]) -> AgentState:
         """Start a session; a customer whom the host app signed in is verified already."""
+        if not state.get("messages"):
+            raise BadInput(
+                "Expected a conversation, found none on this thread: nothing here waits to be resumed."
+            )
         if "session" in state:
             return {}
         return {"session": Session(customer=self.context(runtime).customer)}

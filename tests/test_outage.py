@@ -7,6 +7,7 @@ from langchain_core.messages import HumanMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
+from stateset_agents.errors import BadInput
 from stateset_agents.graphs import service
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Act
@@ -93,3 +94,10 @@ async def test_a_confirmation_that_met_an_outage_can_be_given_again() -> None:
     assert talk.status == "pending"
     end = await talk.agrees()
     assert (talk.status, end["messages"][-1].text) == ("cancelled", "Cancelled.")
+
+
+async def test_a_resume_for_a_thread_that_is_not_there_is_refused() -> None:
+    talk = Talk("propose", failures=0)
+    with pytest.raises(BadInput, match="nothing here waits"):
+        await talk.agrees()
+    assert talk.shop.changes() == ()
