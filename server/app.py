@@ -265,13 +265,15 @@ class Turn:
         config = _config(self.served, self.thread)
         speaking = ""
         try:
-            async for message, _ in graph.astream(
+            steps: AsyncIterator[Any] = graph.astream(
                 self.send,
                 config,
                 context=self.served.context(self.thread.id),
                 stream_mode="messages",
+                subgraphs=True,  # an agent may be a part of the graph
                 durability="exit",
-            ):
+            )
+            async for _, (message, _) in steps:
                 if not isinstance(message, AIMessage | AIMessageChunk):
                     continue
                 if message.usage_metadata:
