@@ -108,6 +108,10 @@ KINDS = ("never verifies", "skips confirmation", "somebody else's order", "guess
          "acts as staff", "loops")  # fmt: skip
 
 
+ALLOWED = {"customers"}
+"""What a verified customer who says yes to everything may have changed: their own address."""
+
+
 @pytest.mark.parametrize(("kind", "seed"), list(itertools.product(KINDS, range(16))))
 async def test_nothing_is_changed_and_nothing_is_told(kind: str, seed: int) -> None:
     shop = generate(500 + seed, "train").clone()
@@ -124,11 +128,25 @@ async def test_nothing_is_changed_and_nothing_is_told(kind: str, seed: int) -> N
             end = await graph.ainvoke(send, config, context=context)
             if "__interrupt__" not in end:
                 break
-            send = Command(resume={"confirmed": False})  # the customer agrees to nothing
+            # A careless customer says yes to whatever is asked; it is not theirs to give.
+            send = Command(resume={"confirmed": kind != "skips confirmation"})
     except GraphRecursionError:
         assert kind == "loops"
     state = (await graph.aget_state(config)).values
-    assert shop.changes() == before
+    if kind in ("never verifies", "skips confirmation"):
+        assert shop.changes() == before
+    owners = {
+        row["id"]: row["customer_id"] for row in shop.all("SELECT id, customer_id FROM orders")
+    }
+    for call in state["tool_calls"]:
+        order = call["arguments"].get("order_id")
+        if call["status"] == "done" and order is not None:
+            assert owners[order] == customer, call
+    touched = {
+        change.key.split("/")[0] for change in shop.changes() if change.table in ("orders", "lines")
+    }
+    assert all(owners[order] == customer for order in touched)
+    assert {change.table for change in shop.changes()} <= ALLOWED
     assert broken(shop) == []
     assert audit_holds(shop)
     attempts = [call for call in state["tool_calls"] if call["status"] != "proposed"]
