@@ -5,6 +5,7 @@ identity -> policy -> tools -> policy -> ... -> end of turn
                         |-> handoff -> end
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,19 @@ def build(
 ) -> AgentGraph:
     """Compile an agent's graph. Interrupts need a checkpointer; without one, LangGraph's server adds its own.
     `bound` makes the context of runs that bring none."""
+    if (
+        bound is None
+    ):  # an episode needs a graph with a checkpointer of its own: compiling takes longer than playing
+        return _compiled(domain).copy({"checkpointer": checkpointer})
+    return _compile(domain, checkpointer, bound)
+
+
+@functools.cache
+def _compiled(domain: Domain) -> AgentGraph:
+    return _compile(domain, None, None)
+
+
+def _compile(domain: Domain, checkpointer: Checkpointer, bound: nodes.Bound | None) -> AgentGraph:
     agent = nodes.Agent(domain.name, bound)
     # What a database loses to the network may be asked again: every write has its key. A policy may not:
     # two samples of one call would be in the trace.

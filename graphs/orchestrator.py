@@ -4,6 +4,7 @@ route -> service | sales | returns | fulfilment | pricing | risk      (each the 
           any of them -> transfer -> another of them
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 from langchain_core.language_models import BaseChatModel
@@ -35,6 +36,17 @@ FRONT = Domain(
 def build(checkpointer: Checkpointer = None, *, bound: Bound | None = None) -> TeamGraph:
     """Compile the orchestrator with every agent's graph in it. `bound` makes the context of runs that bring
     none."""
+    if bound is None:
+        return _compiled().copy({"checkpointer": checkpointer})
+    return _compile(checkpointer, bound)
+
+
+@functools.cache
+def _compiled() -> TeamGraph:
+    return _compile(None, None)
+
+
+def _compile(checkpointer: Checkpointer, bound: Bound | None) -> TeamGraph:
     graph = StateGraph(TeamState, context_schema=Agents)
     graph.add_node(
         "route", Router(bound).route, timeout=agent.PATIENCE["policy"], destinations=(*DOMAINS, END)
