@@ -1,25 +1,26 @@
 """A thousand seeds that nobody looked at, with up to three complications: every oracle scores 1 through the public graph, every mutant less."""
 
 import itertools
+from typing import get_args
 
 from stateset_agents.graphs.rollout import converse
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Scenario
 from stateset_agents.tools.scenarios import ALL_INTENTS, mutants, scenarios, score_acts
+from stateset_agents.tools.wording import Split
 from stateset_agents.tools.world import generate
 from stateset_agents.trace import Sampling
 
 FIRST = 300_000
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 def unseen(number: int) -> Scenario:
     """The first scenario of a seed of its own; intents and splits in turn."""
     intent = ALL_INTENTS[number % len(ALL_INTENTS)]
-    split = ("train", "development", "held_out")[number % 3]
-    every = scenarios(
-        seed=FIRST + number, split=split, intents=(intent,), complications=number % 4  # type: ignore[arg-type]
-    )  # fmt: skip
-    return next(every)
+    split = SPLITS[number % len(SPLITS)]
+    seed, hard = FIRST + number, number % 4
+    return next(scenarios(seed=seed, split=split, intents=(intent,), complications=hard))
 
 
 async def test_a_thousand_seeds() -> None:

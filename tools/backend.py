@@ -1,12 +1,13 @@
 """A backend is where a graph's tools act: a shop of ours in this process or in PostgreSQL, or somebody's over MCP."""
 
+import abc
 import asyncio
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from stateset_agents.tools.executor import Executor, Outcome
+from stateset_agents.tools.executor import Executor, Outcome, declined, refused
 from stateset_agents.tools.tool import Session, Tool
 
 Ability = Literal["clone", "rollback", "changes", "audit"]
@@ -55,6 +56,56 @@ class Backend(Protocol):
 
     async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
         """The customer said no to a proposal."""
+
+
+class Foreign(abc.ABC):
+    """Tools that act outside a shop of ours: they run or are refused, and nothing about them can be undone.
+
+    A kind of them says how a call is checked and how it is made; the two steps are the same for all.
+    """
+
+    can: frozenset[Ability] = frozenset()
+    offers: Mapping[str, Offer]
+
+    def check(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome | None:
+        """Why a call is refused before it is made, or None."""
+        if name not in self.offers:
+            return refused(session, "no_such_tool", "use one of the tools offered")
+        return None
+
+    @abc.abstractmethod
+    async def act(
+        self, session: Session, name: str, arguments: dict[str, Any], key: str | None
+    ) -> Outcome:
+        """Make a call: a write under its key, a read without one."""
+
+    async def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
+        wrong = self.check(session, name, arguments)
+        if wrong is not None:
+            return wrong
+        if self.offers[name].writes:
+            return Outcome(status="proposed", result=arguments, session=session)
+        return await self.act(session, name, arguments, None)
+
+    async def commit(
+        self,
+        session: Session,
+        name: str,
+        arguments: dict[str, Any],
+        *,
+        confirmed: bool,
+        key: str,
+        approved: bool = False,
+    ) -> Outcome:
+        wrong = self.check(session, name, arguments)
+        if wrong is not None:
+            return wrong
+        if not confirmed:
+            return declined(session)
+        return await self.act(session, name, arguments, key)
+
+    async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
+        return declined(session)
 
 
 @functools.cache

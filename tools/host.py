@@ -9,20 +9,18 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ValidationError
 
 from stateset_agents.errors import BadInput
-from stateset_agents.tools.backend import Ability, Backend, Offer
-from stateset_agents.tools.executor import Outcome, declined, refused
+from stateset_agents.tools.backend import Ability, Backend, Foreign, Offer
+from stateset_agents.tools.executor import Outcome, refused
 from stateset_agents.tools.tool import Session
 
 
-class HostTools:
+class HostTools(Foreign):
     """LangChain tools of an app that has its own database and its own rules.
 
     Those named in `writes` wait for the customer's word. A tool reads from its `RunnableConfig` for whom it
     acts and under which key: `configurable["customer"]` and, for a write, `configurable["idempotency_key"]`.
     Making a write once for its key is the app's part.
     """
-
-    can: frozenset[Ability] = frozenset()
 
     def __init__(self, tools: Sequence[BaseTool], *, writes: Collection[str] = ()) -> None:
         self.tools = {tool.name: tool for tool in tools}
@@ -34,33 +32,10 @@ class HostTools:
             for name, tool in self.tools.items()
         }
 
-    async def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
-        if name not in self.offers:
-            return refused(session, "no_such_tool", "use one of the tools offered")
-        if self.offers[name].writes:
-            return Outcome(status="proposed", result=arguments, session=session)
-        return await self._run(session, name, arguments, {})
-
-    async def commit(
-        self,
-        session: Session,
-        name: str,
-        arguments: dict[str, Any],
-        *,
-        confirmed: bool,
-        key: str,
-        approved: bool = False,
+    async def act(
+        self, session: Session, name: str, arguments: dict[str, Any], key: str | None
     ) -> Outcome:
-        if not confirmed:
-            return await self.decline(session, name, arguments)
-        return await self._run(session, name, arguments, {"idempotency_key": key})
-
-    async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
-        return declined(session)
-
-    async def _run(
-        self, session: Session, name: str, arguments: dict[str, Any], about: dict[str, str]
-    ) -> Outcome:
+        about = {} if key is None else {"idempotency_key": key}
         config: RunnableConfig = {"configurable": {"customer": session["customer"], **about}}
         try:
             answer = await self.tools[name].ainvoke(arguments, config)

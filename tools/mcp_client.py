@@ -3,16 +3,16 @@
 import asyncio
 import datetime
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from langchain_mcp_adapters.callbacks import Callbacks
+from langchain_mcp_adapters.callbacks import CallbackContext, Callbacks
 from langchain_mcp_adapters.sessions import Connection, create_session
 from mcp import ClientSession, McpError, types
 
-from stateset_agents.tools.backend import Ability, Offer
-from stateset_agents.tools.executor import Outcome, declined, refused
+from stateset_agents.tools.backend import Foreign, Offer
+from stateset_agents.tools.executor import Outcome, refused
 from stateset_agents.tools.tool import Session
 
 TIMEOUT = datetime.timedelta(seconds=60)
@@ -20,53 +20,26 @@ KEY = "idempotency_key"
 """Where a write's key travels, in the request's metadata."""
 
 
-class McpBackend:
+class McpBackend(Foreign):
     """Tools of an MCP server. A tool that is not marked as read-only waits for the customer's word.
 
     It can neither be cloned nor rolled back, nor tell what changed: enough to serve, not to train on.
     Who is verified is known to the server, for the length of the connection.
     """
 
-    can: frozenset[Ability] = frozenset()
-
     def __init__(self) -> None:
-        self.offers: Mapping[str, Offer] = {}
+        self.offers = {}
         self._client: ClientSession | None = None
         self._one_call = asyncio.Lock()
         self._agreed = False
 
-    async def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
-        offer = self.offers.get(name)
-        if offer is None:
-            return refused(session, "no_such_tool", "use one of the tools offered")
-        if offer.writes:
-            return Outcome(status="proposed", result=arguments, session=session)
-        return await self._call(session, name, arguments, agreed=False)
-
-    async def commit(
-        self,
-        session: Session,
-        name: str,
-        arguments: dict[str, Any],
-        *,
-        confirmed: bool,
-        key: str,
-        approved: bool = False,
-    ) -> Outcome:
-        if not confirmed:
-            return await self.decline(session, name, arguments)
-        return await self._call(session, name, arguments, agreed=True, key=key)
-
-    async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
-        return declined(session)
-
-    async def _call(
-        self, session: Session, name: str, arguments: dict[str, Any], *, agreed: bool, key: str = ""
+    async def act(
+        self, session: Session, name: str, arguments: dict[str, Any], key: str | None
     ) -> Outcome:
         assert self._client is not None
         # One call at a time, so that what the server asks meanwhile is asked about this very call.
         async with self._one_call:
-            self._agreed = agreed
+            self._agreed = key is not None
             try:
                 answer = await self._client.call_tool(
                     name, arguments, read_timeout_seconds=TIMEOUT, meta={KEY: key} if key else None
@@ -84,7 +57,9 @@ class McpBackend:
             return Outcome(status="invalid", result=told, session=session)
         return Outcome(status="done", result=result, session=session)
 
-    async def _asked(self, *about: Any) -> types.ElicitResult:
+    async def _asked(
+        self, mcp_context: Any, params: types.ElicitRequestParams, context: Any
+    ) -> types.ElicitResult:
         """The server asks the user to confirm: yes, if it is the call that they agreed to."""
         if self._agreed:
             return types.ElicitResult(action="accept", content={"confirmed": True})
@@ -96,7 +71,9 @@ async def mcp_backend(connection: Connection) -> AsyncIterator[McpBackend]:
     """A backend over a connection as langchain-mcp-adapters describes it, such as
     `{"transport": "stdio", "command": "stateset-agents", "args": ["mcp"]}`."""
     backend = McpBackend()
-    callbacks = Callbacks(on_elicitation=backend._asked).to_mcp_format(context=None)  # type: ignore[arg-type]
+    callbacks = Callbacks(on_elicitation=backend._asked).to_mcp_format(
+        context=CallbackContext(server_name="shop")
+    )
     async with create_session(connection, mcp_callbacks=callbacks) as client:
         await client.initialize()
         backend._client = client

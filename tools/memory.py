@@ -11,9 +11,9 @@ from typing import Any
 
 from langgraph.store.base import BaseStore, Item
 
-from stateset_agents.tools.backend import Ability, Offer
+from stateset_agents.tools.backend import Foreign, Offer
 from stateset_agents.tools.catalogue import fenced
-from stateset_agents.tools.executor import Outcome, declined, refused
+from stateset_agents.tools.executor import Outcome, refused
 from stateset_agents.tools.tool import Session
 
 DAY = 24 * 60 * 60
@@ -27,10 +27,9 @@ def _offer(name: str, description: str, **properties: Any) -> Offer:
     return Offer(schema={"type": "function", "function": function}, writes=True)
 
 
-class Memory:
+class Memory(Foreign):
     """The tools `remember` and `forget_me`, and what they kept. Both wait for the customer's word."""
 
-    can: frozenset[Ability] = frozenset()
     offers: Mapping[str, Offer] = {
         "remember": _offer(
             "remember",
@@ -58,27 +57,10 @@ class Memory:
         notes = await self.recall(customer)
         return "".join(f"\nKept from earlier, in the customer's words: {fenced(n)}" for n in notes)
 
-    async def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
-        wrong = self._wrong(session, name, arguments)
-        if wrong is not None:
-            return wrong
-        return Outcome(status="proposed", result=arguments, session=session)
-
-    async def commit(
-        self,
-        session: Session,
-        name: str,
-        arguments: dict[str, Any],
-        *,
-        confirmed: bool,
-        key: str,
-        approved: bool = False,
+    async def act(
+        self, session: Session, name: str, arguments: dict[str, Any], key: str | None
     ) -> Outcome:
-        wrong = self._wrong(session, name, arguments)
-        if wrong is not None:
-            return wrong
-        if not confirmed:
-            return await self.decline(session, name, arguments)
+        assert key is not None
         place = _place(session["customer"])
         items = await self._items(session["customer"])
         if name == "forget_me":
@@ -96,9 +78,6 @@ class Memory:
         await self.store.aput(place, uuid.uuid5(uuid.NAMESPACE_OID, key).hex, note)
         return Outcome(status="done", result={"kept_days": self.days}, session=session)
 
-    async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
-        return declined(session)
-
     async def _items(self, customer: str) -> list[Item]:
         found: list[Any] = list(await self.store.asearch(_place(customer), limit=10 * MOST))
         now = self.clock()
@@ -108,9 +87,10 @@ class Memory:
         kept = [item for item in found if item.value["until"] > now]
         return sorted(kept, key=lambda item: (item.value["at"], item.key))
 
-    def _wrong(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome | None:
-        if name not in self.offers:
-            return refused(session, "no_such_tool", "use one of the tools offered")
+    def check(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome | None:
+        unknown = super().check(session, name, arguments)
+        if unknown is not None:
+            return unknown
         if not session["customer"]:
             return refused(session, "not_verified", "call verify_identity first")
         note = arguments.get("note")
