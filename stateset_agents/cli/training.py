@@ -108,12 +108,7 @@ def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry
         values = json.loads(stored.read_text())
     config = jobs.check_config(values)
     missing = _missing(config)
-    if dry_run:
-        print(config.model_dump_json(indent=2))
-        print("nothing is missing" if not missing else "missing: " + "; ".join(missing))
-        raise typer.Exit(2 if missing else 0)
-    if missing:
-        raise BadInput("; ".join(missing))
+    _ready(config, missing, dry_run=dry_run)
     from stateset_agents.terminal import TrainingView
 
     _quiet_libraries()
@@ -140,6 +135,18 @@ def _quiet_libraries() -> None:
 
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def _ready(config: Any, missing: list[str], *, dry_run: bool) -> None:
+    """Go on where nothing is missing; a dry run ends here, having said what would be done."""
+    from stateset_agents.errors import BadInput
+
+    if dry_run:
+        print(config.model_dump_json(indent=2))
+        print("nothing is missing" if not missing else "missing: " + "; ".join(missing))
+        raise typer.Exit(2 if missing else 0)
+    if missing:
+        raise BadInput("; ".join(missing))
 
 
 def _missing(config: Any) -> list[str]:
@@ -211,12 +218,7 @@ def evaluate(
         adapter = jobs.find_adapter(policy) if policy else None
     except BadInput as error:
         missing.append(str(error))
-    if dry_run:
-        print(config.model_dump_json(indent=2))
-        print("nothing is missing" if not missing else "missing: " + "; ".join(missing))
-        raise typer.Exit(2 if missing else 0)
-    if missing:
-        raise BadInput("; ".join(missing))
+    _ready(config, missing, dry_run=dry_run)
     run = jobs.new_run(out or settings.runs)
     from stateset_agents.terminal import TrainingView
 
