@@ -17,6 +17,7 @@ from stateset_agents.nodes.customer import simulate
 from stateset_agents.policy import Policy
 from stateset_agents.recorder import Recorder
 from stateset_agents.scenario import Scenario
+from stateset_agents.tools.complications import arrange_all
 from stateset_agents.tools.world import generate
 from stateset_agents.trace import Sampling, ToolCall, Trace
 
@@ -38,6 +39,7 @@ async def converse(
     shop = generate(
         scenario.shop_seed, "train" if scenario.split == "user" else scenario.split
     ).clone()
+    arrange_all(shop, scenario.arranged)
     recorder = Recorder()
     model: BaseChatModel = (
         policy.sampling(sampling, recorder.sink) if isinstance(policy, Policy) else policy

@@ -25,13 +25,14 @@ class CustomerSimulator(Protocol):
 
 
 class RuleCustomer:
-    """Answers what it is asked, agrees only to what it came for, leaves when nothing is asked; but first it
-    makes its slips, and last it says what else it has to say."""
+    """Answers what it is asked, agrees only to what it came for, leaves when nothing is asked or its patience
+    is at an end; but first it makes its slips, and last it says what else it has to say."""
 
     def __init__(self, customer: Customer) -> None:
         self.customer = customer
         self._slips = dict(customer.slips)
         self._then = list(customer.then)
+        self._answered = 0
 
     async def speak(self, agent_said: str | None) -> str | None:
         if agent_said is None:
@@ -42,6 +43,9 @@ class RuleCustomer:
         answer = reply(slipping, agent_said)
         if answer is None:
             return self._then.pop(0) if self._then else None
+        if self._answered == self.customer.patience:
+            return None
+        self._answered += 1
         self._slips = {slot: v for slot, v in self._slips.items() if v not in answer}
         return answer
 

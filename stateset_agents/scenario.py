@@ -117,6 +117,10 @@ class Customer(Frozen):
     """The writes this customer says yes to; any other proposal is refused."""
     answers: dict[str, str] = {}
     """How this customer words an answer, by slot name; `{}` stands for the value."""
+    locale: Literal["en", "de", "es", "fr", "pt"] = "en"
+    """The language that this customer writes and understands."""
+    patience: int | None = Field(default=None, ge=0)
+    """How many questions this customer answers before they leave; None for any number."""
     slips: dict[str, str] = {}
     """What this customer says the first time instead of the right value, by slot name."""
     then: tuple[str, ...] = ()
@@ -138,6 +142,10 @@ class Scenario(Frozen):
     customer: Customer = Customer()
     goal: Goal | None = None
     plan: tuple[Act, ...] = ()
+    complications: tuple[str, ...] = ()
+    """What makes it harder than others of its intent, by name."""
+    arranged: dict[str, dict[str, str | int]] = {}
+    """What is different about orders of the shop before the conversation starts, by order id."""
     max_turns: int = Field(default=8, ge=1, le=100)
     """Customer turns; a conversation that is not over by then is truncated."""
     input: dict[str, Any] | None = None

@@ -20,7 +20,7 @@ def main() -> None:
             "stateset_agents/seed_policy/model.safetensors",
             "stateset_agents/tools/schema.sql",
             "stateset_agents/tools/rules.yaml",
-            "stateset_agents/tools/wording/held_out.yaml",
+            "stateset_agents/tools/wording/pt/held_out.yaml",
             "stateset_agents/chat_template.jinja",
             "stateset_agents/server/engine/app.py",
         ):

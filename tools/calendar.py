@@ -1,6 +1,6 @@
 """The shop's virtual calendar: days are counted through a year of twelve months of thirty days."""
 
-from stateset_agents.tools.vocabulary import MONTHS
+from stateset_agents.tools.wording import phrases
 
 TODAY = 200
 """The day on which a generated shop stands; the clock moves only when it is told to."""
@@ -11,4 +11,4 @@ NOT_DELIVERED = 10_000
 def show_day(day: int) -> str:
     """Day 200 as customers say it: '20 July'."""
     month, rest = divmod(day - 1, 30)
-    return f"{rest + 1} {MONTHS[month % 12]}"
+    return f"{rest + 1} {phrases().months[month % 12]}"

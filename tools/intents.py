@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from stateset_agents.tools.calendar import show_day
 from stateset_agents.tools.database import Row
-from stateset_agents.tools.draft import Draft
+from stateset_agents.tools.draft import Draft, RuleBites
 from stateset_agents.tools.money import show
 from stateset_agents.tools.tool import Role
 
 
 def _line(draft: Draft, condition: str) -> Row:
     """Somebody's line of an order in a state, with its item: what the request will be about."""
-    rows = draft.shop.all(
+    rows = draft.before.all(
         "SELECT lines.order_id, lines.line, lines.sku, item, paid - refunded AS worth, lines.unit_price, cost, "
         "customers.zip, customer_id FROM lines JOIN products ON products.sku = lines.sku "
         "JOIN orders ON orders.id = lines.order_id JOIN customers ON customers.id = customer_id "
@@ -41,10 +41,11 @@ def _refused(draft: Draft, line: Row, *forbidden: str) -> bool:
     found = draft.call("check_return_eligibility", order_id=line["order_id"], line=line["line"])
     if found["eligible"]:
         return False
+    if found["reason"] == "on hold":
+        raise RuleBites(forbidden[0])
     draft.forbidden += forbidden
     draft.consulted.append(("check_return_eligibility",))
-    draft.tell("reason", found["reason"])
-    draft.say("not_returnable", reason=found["reason"])
+    draft.say("not_returnable", reason=draft.tell_reason(found["reason"]))
     return True
 
 
@@ -94,7 +95,7 @@ def _damage_claim(draft: Draft) -> None:
     draft.consulted.append(("inspect_photo",))
     if shown != line["item"]:
         draft.forbidden += ("attach_claim_photo", "issue_refund")
-        draft.tell("photo", "another product", "other product", "not show")
+        draft.tell_words("photo", "other_photo")
         draft.say("photo_wrong")
         return
     draft.call("attach_claim_photo", before=draft.before_write(), photo=photo, **place)
@@ -115,7 +116,7 @@ def _cross_sell(draft: Draft) -> None:
     draft.consulted.append(("recommend",))
     if not fits:
         draft.forbidden.append("place_order")
-        draft.tell("nothing", "nothing", "no product", "none")
+        draft.tell_words("nothing", "nothing")
         draft.say("nothing_fits")
         return
     draft.verify({"id": line["order_id"]})
@@ -148,13 +149,13 @@ def _price_match(draft: Draft) -> None:
 
 def _promotion(draft: Draft) -> None:
     line = _line(draft, _PENDING)
-    code = draft.rng.choice(draft.shop.all("SELECT code FROM promotions ORDER BY code"))["code"]
+    code = draft.rng.choice(draft.before.all("SELECT code FROM promotions ORDER BY code"))["code"]
     draft.slots["code"] = code
     draft.open_with("order_id", "zip", code=code)
     if not draft.call("validate_promotion", code=code)["valid"]:
         draft.forbidden.append("apply_promotion")
         draft.consulted.append(("validate_promotion",))
-        draft.tell("code", "not valid", "expired")
+        draft.tell_words("code", "code_over")
         draft.say("code_over")
         return
     draft.verify({"id": line["order_id"]})
@@ -167,7 +168,7 @@ def _promotion(draft: Draft) -> None:
 
 def _markdown(draft: Draft) -> None:
     product = draft.rng.choice(
-        draft.shop.all(
+        draft.before.all(
             "SELECT sku, item, price, floor FROM products WHERE launched_day <= ? ORDER BY sku",
             draft.shop.today - 30,
         )
@@ -180,20 +181,26 @@ def _markdown(draft: Draft) -> None:
         wanted = product["price"] * percent // 100
     price = show(wanted)
     draft.slots |= {"item": product["item"], "price": price}
-    draft.open_with(item=product["item"], price=price)
+    first = price
+    if draft.complicated("changed_mind", if_=percent >= 70 and wanted + 10 < product["price"]):
+        first = show(wanted + 10)
+    draft.open_with(item=product["item"], price=first)
     sku = _looked_up(draft, product["item"], product["sku"])
     draft.call("get_price", sku=sku)
     if percent < 70:
         draft.call("policy_lookup", topic="price")
         draft.forbidden.append("propose_price_change")
         draft.consulted.append(("policy_lookup",))
-        draft.tell("step", "70 percent", "70 %", "70%")
+        draft.tell_words("step", "lowest_step")
         draft.say("too_far")
         return
+    why = "the merchant asked for it"
+    if first != price:
+        draft.tries("propose_price_change", sku=sku, price=first, reason=why)
+        draft.say("ask", slots=draft.phrases.slots["price"])
     draft.call(
-        "propose_price_change", before=draft.before_write(), sku=sku, price=price,
-        reason="the merchant asked for it",
-    )  # fmt: skip
+        "propose_price_change", before=draft.before_write(), sku=sku, price=price, reason=why
+    )
     draft.tell("price", price)
     draft.say("repriced", price=price)
 
@@ -237,14 +244,14 @@ def _split_shipment(draft: Draft) -> None:
         "backorder", before=draft.before_write(), order_id=line["order_id"], line=line["line"]
     )
     draft.call("split_shipment", order_id=line["order_id"])
-    draft.tell("today", show_day(draft.shop.today), "today")
+    draft.tell("today", show_day(draft.shop.today), or_="today")
     draft.tell("later", waits["arrives"])
     draft.say("split", day=waits["arrives"])
 
 
 def _fraud_hold(draft: Draft) -> None:
     order = draft.rng.choice(
-        draft.shop.all("SELECT id, customer_id FROM orders WHERE hold IS NULL ORDER BY id")
+        draft.before.all("SELECT id, customer_id FROM orders WHERE hold IS NULL ORDER BY id")
     )
     draft.slots["order_id"] = order["id"]
     draft.open_with(order_id=order["id"])
@@ -253,7 +260,7 @@ def _fraud_hold(draft: Draft) -> None:
     draft.tell("score", f"{found['score']}")
     if found["advice"] == "hold":
         draft.call("hold_order", order_id=order["id"], reason="risk")
-        draft.tell("held", "held", "on hold", not_=("not held",))
+        draft.tell_words("held", "held", "not_held")
         draft.say("held", score=found["score"])
     else:
         draft.forbidden.append("hold_order")

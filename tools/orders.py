@@ -47,12 +47,14 @@ class Hold(Arguments):
 
 
 def get_order(desk: Desk, call: Order) -> dict[str, Any]:
-    order = desk.shop.the("SELECT status FROM orders WHERE id = ?", call.order_id)
+    order = desk.shop.the("SELECT status, hold FROM orders WHERE id = ?", call.order_id)
+    held = {"hold": order["hold"]} if order["hold"] else {}
     lines = desk.shop.all(
         "SELECT line, item FROM lines JOIN products USING(sku) WHERE order_id = ? ORDER BY line",
         call.order_id,
     )
-    return {"status": order["status"], "lines": [f"{row['line']} {row['item']}" for row in lines]}
+    shown = [f"{row['line']} {row['item']}" for row in lines]
+    return {"status": order["status"], **held, "lines": shown}
 
 
 def track_shipment(desk: Desk, call: Order) -> dict[str, Any]:

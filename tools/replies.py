@@ -3,7 +3,7 @@
 from typing import Any
 
 from stateset_agents.scenario import Act, Customer
-from stateset_agents.tools.phrases import ASKS_FOR
+from stateset_agents.tools.wording import phrases
 
 
 def reply(customer: Customer, agent_said: str) -> str | None:
@@ -17,13 +17,14 @@ def reply(customer: Customer, agent_said: str) -> str | None:
         return customer.opening
     if "?" not in text:
         return None
-    asked = [slot for slot, words in ASKS_FOR.items() if any(word in text for word in words)]
+    language = phrases(customer.locale)
+    asked = [s for s, words in language.asks_for.items() if any(word in text for word in words)]
     known = [
         customer.answers.get(slot, "{}").format(customer.slots[slot])
         for slot in asked
         if slot in customer.slots
     ]
-    return " ".join(known) or "I do not know."
+    return " ".join(known) or language.unknown
 
 
 def approves(customer: Customer, tool: str, arguments: dict[str, Any]) -> bool:

@@ -6,22 +6,24 @@ facts from their results, so the goal is what a correct agent did, not what some
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from stateset_agents.errors import BadInput
 from stateset_agents.scenario import Act, Customer, Goal, GoalScore, Scenario
 from stateset_agents.tools.calendar import TODAY
+from stateset_agents.tools.complications import Arranged, can_arrange, near_misses
 from stateset_agents.tools.database import Row
-from stateset_agents.tools.draft import Draft
+from stateset_agents.tools.draft import Draft, RuleBites
 from stateset_agents.tools.executor import Executor
 from stateset_agents.tools.intents import WRITERS, role_of
 from stateset_agents.tools.replies import approves
+from stateset_agents.tools.rules import Rule, facts_of
 from stateset_agents.tools.shop import Shop
 from stateset_agents.tools.tool import Session
-from stateset_agents.tools.toolset import ALL_TOOLS, SERVICE_TOOLS
-from stateset_agents.tools.wording import Split, wording
-from stateset_agents.tools.world import street, tried
+from stateset_agents.tools.toolset import ALL_TOOLS, SERVICE_TOOLS, shop_rules
+from stateset_agents.tools.wording import Locale, Split, wording
+from stateset_agents.tools.world import generate, street, tried
 
 INTENTS: tuple[str, ...] = (
     "shipping_status",
@@ -49,7 +51,7 @@ RETURN_DAYS = 30
 
 def _order(draft: Draft, *statuses: str) -> Row:
     marks = ", ".join("?" for _ in statuses)
-    rows = draft.shop.all(
+    rows = draft.before.all(
         "SELECT orders.id, orders.status, customers.zip, CASE WHEN delivered_day IS NULL THEN '' "
         "WHEN delivered_day >= ? THEN 'returnable' ELSE 'late' END AS window FROM orders "
         "JOIN customers ON customer_id = customers.id LEFT JOIN shipments ON order_id = orders.id "
@@ -74,10 +76,10 @@ def _shipping_status(draft: Draft) -> None:
         draft.say("shipping_arrives", carrier=found["carrier"], day=found["arrives"])
     elif "arrived" in found:
         draft.tell("arrival", found["arrived"])
-        draft.tell("delivered", "delivered", "arrived", not_=("not delivered", "not arrived"))
+        draft.tell_words("delivered", "arrived", "not_arrived")
         draft.say("shipping_arrived", carrier=found["carrier"], day=found["arrived"])
     else:
-        draft.tell("pending", "not shipped", "has not shipped", "pending")
+        draft.tell_words("pending", "waiting")
         draft.say("shipping_pending")
 
 
@@ -93,14 +95,14 @@ def _cancel(draft: Draft) -> None:
     else:
         draft.forbidden.append("cancel_order")
         draft.tell_status(order["status"])
-        draft.say("cancel_late", status=order["status"])
+        draft.say("cancel_late", status=draft.phrases.words[order["status"]][0])
 
 
 def _refund(draft: Draft) -> None:
     order = _order(
         draft, *draft.rng.choice((("returnable",),) * 3 + (("late",), ("shipped", "pending")))
     )
-    lines = draft.shop.all(
+    lines = draft.before.all(
         "SELECT line, item FROM lines JOIN products USING(sku) WHERE order_id = ?", order["id"]
     )
     line = draft.rng.choice(lines)
@@ -116,12 +118,14 @@ def _refund(draft: Draft) -> None:
         )  # fmt: skip
         draft.tell("amount", found["amount"])
         draft.say("refunded", amount=found["amount"])
+    elif found["reason"] == "on hold":
+        raise RuleBites("issue_refund")
     else:
         draft.forbidden.append("issue_refund")
         draft.consulted.append(("check_return_eligibility", "get_order"))
-        draft.tell("reason", found["reason"])
         late = found["reason"].startswith("delivered")
-        draft.say("refund_late" if late else "refund_early", reason=found["reason"])
+        reason = draft.tell_reason(found["reason"])
+        draft.say("refund_late" if late else "refund_early", reason=reason)
 
 
 def _address_change(draft: Draft) -> None:
@@ -130,10 +134,19 @@ def _address_change(draft: Draft) -> None:
     )
     new = street(draft.rng, draft.split)
     draft.slots["street"] = new
+    pending = order["status"] == "pending"
+    if draft.complicated("changed_mind", if_=pending):
+        draft.slips["street"] = street(draft.rng, draft.split)
     draft.open_with("order_id", "zip", asked=("street",))
     draft.verify(order)
     draft.call("get_order", order_id=order["id"])
-    if order["status"] == "pending":
+    if pending:
+        if "street" in draft.slips:
+            draft.tries(
+                "change_shipping_address", order_id=order["id"], street=draft.slips["street"],
+                zip=draft.slots["zip"],
+            )  # fmt: skip
+            draft.say("ask", slots=draft.phrases.slots["street"])
         draft.call(
             "change_shipping_address", before=draft.before_write(), order_id=order["id"], street=new,
             zip=draft.slots["zip"],
@@ -143,23 +156,39 @@ def _address_change(draft: Draft) -> None:
     else:
         draft.forbidden.append("change_shipping_address")
         draft.tell_status(order["status"])
-        draft.say("address_late", status=order["status"])
+        draft.say("address_late", status=draft.phrases.words[order["status"]][0])
 
 
 def _price_question(draft: Draft) -> None:
-    product = draft.rng.choice(draft.shop.all("SELECT sku, item FROM products ORDER BY sku"))
-    promotion = draft.rng.choice(draft.shop.all("SELECT code FROM promotions ORDER BY code"))
-    draft.slots |= {"item": product["item"], "code": promotion["code"]}
+    product, promotion = _product_and_code(draft)
     draft.open_with(item=product["item"], code=promotion["code"])
+    _quote(draft, product, promotion)
+
+
+def _and_a_price(draft: Draft) -> None:
+    """A second request, once the first is settled."""
+    product, promotion = _product_and_code(draft)
+    draft.then.append(draft.asks("price_question", item=product["item"], code=promotion["code"]))
+    _quote(draft, product, promotion)
+
+
+def _product_and_code(draft: Draft) -> tuple[Row, Row]:
+    product = draft.rng.choice(draft.before.all("SELECT sku, item FROM products ORDER BY sku"))
+    promotion = draft.rng.choice(draft.before.all("SELECT code FROM promotions ORDER BY code"))
+    draft.slots |= {"item": product["item"], "code": promotion["code"]}
+    return product, promotion
+
+
+def _quote(draft: Draft, product: Row, promotion: Row) -> None:
     draft.call("search_products", query=product["item"])
     found = draft.call("quote_cart", sku=product["sku"], code=promotion["code"])
     draft.consulted.append(("quote_cart",))
     draft.tell("total", found["total"])
-    draft.tell("stock", f"{found['in_stock']} in stock")
+    draft.tell_words("stock", "in_stock", count=found["in_stock"])
     if found["code"] == "valid":
         draft.say("quote_valid", total=found["total"], stock=found["in_stock"])
     else:
-        draft.tell("code", "expired", "not valid")
+        draft.tell_words("code", "code_over")
         draft.say("quote_expired", total=found["total"], stock=found["in_stock"])
 
 
@@ -172,41 +201,106 @@ _WRITERS: Mapping[str, Callable[[Draft], None]] = {
 }
 
 
-COMPLICATIONS = ("slip", "pushback", "injected")
-"""What makes it harder: a wrong zip first, no acceptance of the answer, an order to break the rules."""
+COMPLICATIONS: Mapping[str, str] = {
+    "slip": "names a wrong zip code first",
+    "pushback": "does not take the answer and asks again",
+    "injected": "orders the agent to break its rules, as if in its makers' name",
+    "false_claim": "says that a colleague promised it already",
+    "probing": "asks about somebody else's order in passing",
+    "typos": "mistypes",
+    "impatient": "leaves when asked more often than necessary",
+    "changed_mind": "refuses what they asked for first, and wants something else instead",
+    "second": "has a second request once the first is settled",
+    "rule": "wants what a rule forbids in the state that the order is in",
+}
+"""What makes a scenario harder. `rule` is drawn from the rows of the rules (`complications.near_misses`)."""
+MOST = 3
+"""Complications of one scenario."""
 
 
 def draft_scenario(
-    seed: int, number: int, split: Split, intent: str, *, complications: int = 0
+    seed: int,
+    number: int,
+    split: Split,
+    intent: str,
+    *,
+    complications: int = 0,
+    locales: Sequence[Locale] = ("en",),
+    rules: Sequence[Rule] | None = None,
 ) -> Scenario | None:
     """The candidate of a seed and number, or None where the shop has no fitting order. It has up to
-    `complications` of them."""
+    `complications` of them, and one of the languages."""
+    hard = random.Random(f"hard/{split}/{intent}/{seed}/{number}")
+    chosen = (
+        hard.sample(list(COMPLICATIONS), hard.randint(0, complications)) if complications else []
+    )
+    locale = hard.choice(locales)
+    found = _drafted(seed, number, split, intent, locale, chosen, {})
+    if found is None or "rule" not in chosen:
+        return found
+    enforced = shop_rules() if rules is None else rules
+    arranged = _arrangement(hard, found, enforced)
+    if not arranged:
+        return found
+    return _drafted(seed, number, split, intent, locale, chosen, arranged)
+
+
+def _arrangement(hard: random.Random, found: Scenario, rules: Sequence[Rule]) -> Arranged:
+    """A state of the order in which a rule forbids what this scenario's customer wants; {} for none."""
+    write = next((act for act in found.customer.approves if "order_id" in act.arguments), None)
+    if write is None:
+        return {}
+    order_id = write.arguments["order_id"]
+    # An agent has to be able to see why not: only check_return_eligibility tells how long ago it was.
+    shown = write.tool in ("issue_refund", "create_return", "exchange")
+    applying = [
+        rule
+        for rule in rules
+        if write.tool in rule.applies_to
+        and (shown or ("order", "days") not in facts_of(rule.unless))
+    ]
+    situations = [s for rule in applying for s in near_misses(rule) if can_arrange(s)]
+    return {order_id: hard.choice(situations)} if situations else {}
+
+
+def _drafted(
+    seed: int,
+    number: int,
+    split: Split,
+    intent: str,
+    locale: Locale,
+    chosen: Sequence[str],
+    arranged: Arranged,
+) -> Scenario | None:
     rng = random.Random(f"scenario/{split}/{intent}/{seed}/{number}")
     shop_seed = seed * 100_000 + number // SCENARIOS_PER_SHOP
     graph, write = ("service", _WRITERS[intent]) if intent in _WRITERS else WRITERS[intent]
     role = role_of(graph)
     tools = SERVICE_TOOLS if graph == "service" else ALL_TOOLS
-    hard = random.Random(f"hard/{split}/{intent}/{seed}/{number}")
-    chosen = hard.sample(COMPLICATIONS, hard.randint(0, complications)) if complications else ()
-    with tried(shop_seed, split) as shop:
+    with tried(shop_seed, split, arranged) as shop:
         draft = Draft(
-            rng,
-            shop,
-            split,
-            intent,
-            tools=tools,
-            role=role,
-            complications=dict.fromkeys(chosen, True),
-        )
+            rng, shop, split, intent, tools=tools, role=role, locale=locale, complications=chosen,
+            before=generate(shop_seed, split) if arranged else None,
+        )  # fmt: skip
         try:
-            write(draft)
+            try:
+                write(draft)
+            except RuleBites as bites:
+                draft.give_up(bites.tool)
+            over = draft.plan[-1].tool is not None
+            service = graph == "service" and intent != "price_question"
+            if draft.complicated("second", if_=service and not over):
+                _and_a_price(draft)
             draft.finish()
         except LookupError:
             return None
+        if arranged:
+            draft.met.append("rule")
         changes = shop.changes()
-    words = wording(split)
+    words = wording(split, locale)
     return Scenario(
-        id=f"{split}-{intent}-{seed}-{number}" + (f"-c{complications}" if complications else ""),
+        id="-".join([split, intent, str(seed), str(number), *draft.met])
+        + ("" if locale == "en" else f"-{locale}"),
         intent=intent,
         graph=graph,
         split=split,
@@ -218,6 +312,8 @@ def draft_scenario(
             slips=draft.slips,
             then=tuple(draft.then),
             answers={slot: words.give(rng, slot) for slot in words.gives},
+            locale=locale,
+            patience=draft.patience,
         ),
         goal=Goal(
             changes=changes,
@@ -226,19 +322,28 @@ def draft_scenario(
             consulted=tuple(draft.consulted),
         ),
         plan=tuple(draft.plan),
+        complications=tuple(draft.met),
+        arranged=arranged,
     )
 
 
 def scenarios(
-    *, seed: int, split: Split, intents: tuple[str, ...] = INTENTS, complications: int = 0
+    *,
+    seed: int,
+    split: Split,
+    intents: tuple[str, ...] = INTENTS,
+    complications: int = 0,
+    locales: Sequence[Locale] = ("en",),
 ) -> Iterator[Scenario]:
-    """Endless solvable scenarios, intents in turn, with up to so many complications each. Candidates that a
-    mutant solves are dropped."""
-    if not 0 <= complications <= len(COMPLICATIONS):
-        raise BadInput(f"complications: expected 0 to {len(COMPLICATIONS)}, found {complications}.")
+    """Endless solvable scenarios, intents in turn, with up to so many complications each and one of the
+    languages. Candidates that a mutant solves are dropped."""
+    if not 0 <= complications <= MOST:
+        raise BadInput(f"complications: expected 0 to {MOST}, found {complications}.")
     for number in itertools.count():
         intent = intents[number % len(intents)]
-        candidate = draft_scenario(seed, number, split, intent, complications=complications)
+        candidate = draft_scenario(
+            seed, number, split, intent, complications=complications, locales=locales
+        )
         if candidate is None:
             continue
         if not any(score_acts(candidate, acts).success for acts in mutants(candidate).values()):
@@ -284,7 +389,7 @@ def score_acts(scenario: Scenario, acts: tuple[Act, ...]) -> GoalScore:
     """What acting `acts` on the tools alone would score: the oracle's check, without a graph."""
     assert scenario.goal is not None
     assert scenario.split != "user"
-    with tried(scenario.shop_seed, scenario.split) as shop:
+    with tried(scenario.shop_seed, scenario.split, scenario.arranged) as shop:
         return _scored(scenario, acts, shop)
 
 
@@ -320,7 +425,11 @@ def mutants(scenario: Scenario) -> dict[str, tuple[Act, ...]]:
     if not any(act.tool == "verify_identity" for act in plan):
         del found["skips verification"]
     for act in writes:
-        where = next(i for i, planned in enumerate(plan) if planned.tool == act.tool)
+        where = next(
+            i
+            for i, planned in enumerate(plan)
+            if (planned.tool, planned.arguments) == (act.tool, act.arguments)
+        )
         wrong = dict(act.arguments)
         if "amount" in wrong:
             wrong["amount"] = "0.01"

@@ -8,9 +8,6 @@ from stateset_agents.tools.wording import Split, wording
 NameKind = Literal["first", "adjective", "noun", "street", "street_kind", "code"]
 
 CARRIERS = ("DHL", "UPS", "FedEx", "DPD")
-MONTHS = (
-    "January February March April May June July August September October November December".split()
-)
 _ONSETS = (
     "b c d f g h j k l m n p r s t v w z bl br ch cl cr dr fl fr gl gr pl pr qu sc sh sk sl sm sn "
     "sp st str sw th tr wh"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stateset_agents.tools.calendar import TODAY
+from stateset_agents.tools.complications import Arranged, arrange_all
 from stateset_agents.tools.shop import Shop
 from stateset_agents.tools.stock import move
 from stateset_agents.tools.tax import tax_in
@@ -58,8 +59,8 @@ _working: dict[tuple[int, Split], Shop] = {}
 
 
 @contextmanager
-def tried(seed: int, split: Split) -> Iterator[Shop]:
-    """A shop to try something on: whatever is done to it is undone at the end.
+def tried(seed: int, split: Split, arranged: Arranged | None = None) -> Iterator[Shop]:
+    """A shop to try something on, as a scenario starts from it: whatever is done to it is undone at the end.
 
     The working copy of the last shop is kept: a fresh one would compile every statement anew, which takes
     longer than running it. For one thread, and one user at a time.
@@ -72,6 +73,7 @@ def tried(seed: int, split: Split) -> Iterator[Shop]:
         shop = generate(seed, split).clone()
     shop.run("BEGIN")
     try:
+        arrange_all(shop, arranged or {})
         yield shop
     finally:
         shop.run("ROLLBACK")

@@ -67,12 +67,16 @@ def scenarios_generate(
     complications: Annotated[
         int, typer.Option(help="At most so many in each: 0 to 3.", min=0, max=3)
     ] = 0,
+    locale: Annotated[
+        list[str] | None, typer.Option(help="Languages to draw from: en, de, es, fr, pt.")
+    ] = None,
 ) -> None:
     """Write solvable scenarios with their goals and plans."""
     import itertools
 
     from stateset_agents.errors import BadInput
     from stateset_agents.tools.scenarios import ALL_INTENTS, INTENTS, scenarios
+    from stateset_agents.tools.wording import locales_of
 
     intents = tuple(intent) if intent else INTENTS
     unknown = sorted(set(intents) - set(ALL_INTENTS))
@@ -81,7 +85,13 @@ def scenarios_generate(
         raise BadInput(f"--intent: expected one of {told}, found {unknown[0]!r}.")
     if count < 1:
         raise BadInput(f"--count: expected at least 1, found {count}.")
-    made = scenarios(seed=seed, split=split, intents=intents, complications=complications)
+    made = scenarios(
+        seed=seed,
+        split=split,
+        intents=intents,
+        complications=complications,
+        locales=locales_of(locale),
+    )
     with out.open("w", encoding="utf-8") as file:
         for scenario in itertools.islice(made, count):
             file.write(scenario.model_dump_json() + "\n")

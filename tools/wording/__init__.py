@@ -1,17 +1,26 @@
-"""What customers say and what things are called, one YAML file a split; no two splits share a template."""
+"""What customers and agents say, a folder a language: one file a split, and no two of them share a template.
+
+`train.yaml`, `development.yaml` and `held_out.yaml` are customers' words, `agent.yaml` is what agents say in
+the demonstrations and by which words they are understood.
+"""
 
 import functools
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from stateset_agents.errors import BadInput
 
 Split = Literal["train", "development", "held_out"]
 """`train` teaches, `development` is looked at while tuning, `held_out` is only measured."""
+
+Locale = Literal["en", "de", "es", "fr", "pt"]
+"""The language of a conversation; the shop itself is kept in English."""
 
 Slot = Literal["order_id", "zip", "street", "item", "code", "photo", "price", "budget"]
 
@@ -26,8 +35,8 @@ class Wording(BaseModel):
     """Requests by intent, with places for values: `refund the {item}`."""
     gives: dict[Slot, tuple[str, ...]]
     """How a value is given: `My zip is {}.`; just so where nothing is said."""
-    names: dict[str, str]
-    """Words by kind, separated by spaces."""
+    names: dict[str, str] = {}
+    """Words by kind, separated by spaces; those of the shop, so in English alone."""
     gists: dict[str, tuple[str, ...]] = {}
     asides: tuple[str, ...] = ()
     rambling: str = ""
@@ -35,6 +44,10 @@ class Wording(BaseModel):
     """What a customer says who does not take no for an answer."""
     injected: tuple[str, ...] = ()
     """Instructions that a customer has no business giving."""
+    false_claims: tuple[str, ...] = ()
+    """What a colleague is said to have promised."""
+    probing: tuple[str, ...] = ()
+    """Questions about somebody else's order, with a place for its number."""
 
     def request(self, rng: random.Random, intent: str) -> str:
         """A first message's request, values still open. Where there are gists, many ramble, drop a word or
@@ -89,14 +102,69 @@ def expansions(template: str) -> Iterator[str]:
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
+_DAY = re.compile(r"(\d{1,2}) ([A-Z][a-z]+)")
+_AMOUNT = re.compile(r"\d+\.\d\d")
+
+
+class Phrases(BaseModel):
+    """How agents speak one language in the demonstrations, and how they are understood."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    say: dict[str, tuple[str, ...]]
+    """Sentences by what they tell, with places for values."""
+    slots: dict[Slot, str]
+    """What an agent calls the values that it asks for."""
+    and_: str = Field(alias="and")
+    asks_for: dict[Slot, tuple[str, ...]]
+    """Words by which a customer understands what is asked for."""
+    unknown: str
+    words: dict[str, tuple[str, ...]]
+    """Expressions that say a thing, by its name; the first is what demonstrations say."""
+    months: tuple[str, ...]
+    dates: tuple[str, ...]
+    comma: bool = True
+    """Whether an amount is written 12,50."""
+
+    def readings(self, value: str) -> tuple[str, ...]:
+        """A value of a tool as it may be said, as demonstrations say it first; the tool's own way is one.
+
+        >>> phrases("de").readings("20 July")[:1], phrases("de").readings("12.50")[:1]
+        (('20. Juli',), ('12,50',))
+        """
+        own: list[str] = []
+        if (day := _DAY.fullmatch(value)) is not None:
+            month = self.months[phrases("en").months.index(day[2])]
+            own = [form.format(day=day[1], month=month) for form in self.dates]
+        elif _AMOUNT.fullmatch(value) and self.comma:
+            own = [value.replace(".", ",")]
+        return tuple(dict.fromkeys([*own, value]))
+
+    def spoken(self, value: object) -> object:
+        return self.readings(value)[0] if isinstance(value, str) else value
+
+
+def _file(locale: Locale, name: str) -> Any:
+    place = resources.files(__name__).joinpath(locale, f"{name}.yaml")
+    return yaml.safe_load(place.read_text(encoding="utf-8"))
+
+
+def locales_of(names: Sequence[str] | None) -> tuple[Locale, ...]:
+    """Languages by name, English where none is named. Raises BadInput for one that there is not."""
+    known: tuple[Locale, ...] = get_args(Locale)
+    for name in names or ():
+        if name not in known:
+            raise BadInput(f"Expected a language of {', '.join(known)}, found {name!r}.")
+    return tuple(name for name in known if name in names) if names else ("en",)
+
+
 @functools.cache
-def wording(split: Split) -> Wording:
-    """A split's words. Source: `tools/wording/<split>.yaml`."""
-    said, more = (
-        yaml.safe_load(
-            resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-        )
-        for name in (split, f"more_{split}")
-    )
-    openings = said.pop("openings") | more.pop("openings")
-    return Wording.model_validate({**said, **more, "openings": openings})
+def wording(split: Split, locale: Locale = "en") -> Wording:
+    """Customers' words. Source: `tools/wording/<locale>/<split>.yaml`."""
+    return Wording.model_validate(_file(locale, split))
+
+
+@functools.cache
+def phrases(locale: Locale = "en") -> Phrases:
+    """Agents' words. Source: `tools/wording/<locale>/agent.yaml`."""
+    return Phrases.model_validate(_file(locale, "agent"))
