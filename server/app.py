@@ -9,16 +9,15 @@ import hashlib
 import json
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.errors import GraphRecursionError
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command
@@ -26,6 +25,7 @@ from pydantic import ValidationError
 
 from stateset_agents.errors import ContextFull, PolicyUnreachable
 from stateset_agents.nodes.agent import Confirmation
+from stateset_agents.server.conversations import Conversation, Conversations
 from stateset_agents.server.http import (
     Refusal,
     body_of,
@@ -35,64 +35,14 @@ from stateset_agents.server.http import (
     while_connected,
 )
 
-MAX_THREADS = 2000
-
-
-@dataclass(slots=True)
-class Thread:
-    """One conversation: its state, whether it is being answered, and what it waits for."""
-
-    id: str
-    saver: InMemorySaver = field(default_factory=InMemorySaver)
-    busy: bool = False
-    pending: str | None = None
-    """Id of the tool call that asks for the customer's confirmation."""
-
-    def branch(self) -> InMemorySaver:
-        """A copy of the state for one turn, kept only if the turn succeeds: what failed can be asked
-        again and finds the conversation as it was."""
-        twin = InMemorySaver()
-        for thread, spaces in self.saver.storage.items():
-            for space, checkpoints in spaces.items():
-                twin.storage[thread][space] = dict(checkpoints)
-        twin.writes.update({key: dict(written) for key, written in self.saver.writes.items()})
-        twin.blobs.update(self.saver.blobs)
-        return twin
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
     """A graph by its name: how it is compiled on a checkpointer, and the context of a thread."""
 
-    compile: Callable[[InMemorySaver], CompiledStateGraph[Any, Any, Any, Any]]
+    compile: Callable[[BaseCheckpointSaver[str]], CompiledStateGraph[Any, Any, Any, Any]]
     context: Callable[[str], Any]
     step_limit: int
-
-
-class Threads:
-    """Threads by the conversation so far; the ones unused for longest are dropped.
-
-    A thread has one key, that of its last answered turn. Who says the same words as somebody before
-    must not land in a conversation that has gone on: it may know another customer by now.
-    """
-
-    def __init__(self) -> None:
-        self._by_key: OrderedDict[str, Thread] = OrderedDict()
-
-    def find(self, key: str) -> Thread | None:
-        thread = self._by_key.get(key)
-        if thread is not None:
-            self._by_key.move_to_end(key)
-        return thread
-
-    def move(self, thread: Thread, old: str, new: str) -> None:
-        """Keep a thread under its newest words alone."""
-        if self._by_key.get(old) is thread:
-            del self._by_key[old]
-        self._by_key[new] = thread
-        self._by_key.move_to_end(new)
-        while len(self._by_key) > MAX_THREADS:
-            self._by_key.popitem(last=False)
 
 
 def words(messages: list[dict[str, Any]]) -> str:
@@ -128,11 +78,14 @@ def checked(body: dict[str, Any]) -> list[dict[str, Any]]:
     return messages
 
 
-def build(graphs: dict[str, Served], *, key: str | None) -> FastAPI:
-    """The application that serves `graphs`, with a bearer key where one is given."""
+def build(
+    graphs: dict[str, Served], *, key: str | None, conversations: Conversations | None = None
+) -> FastAPI:
+    """The application that serves `graphs`, with a bearer key where one is given; conversations are kept in
+    memory where no other place is given."""
     app = FastAPI(title="stateset-agents")
     install(app, key=key)
-    threads = Threads()
+    kept = conversations or Conversations()
 
     @app.get("/health")
     async def health() -> Response:
@@ -160,7 +113,7 @@ def build(graphs: dict[str, Served], *, key: str | None) -> FastAPI:
                 "model_not_found",
                 param="model",
             )
-        turn = _turn(threads, served, name, messages)
+        turn = await _turn(kept, served, name, messages)
         if not body.get("stream"):
             return JSONResponse(await while_connected(request, turn.answer()))
         usage = bool((body.get("stream_options") or {}).get("include_usage"))
@@ -169,24 +122,26 @@ def build(graphs: dict[str, Served], *, key: str | None) -> FastAPI:
     return app
 
 
-def _turn(threads: Threads, served: Served, name: str, messages: list[dict[str, Any]]) -> "Turn":
-    """Find or make the thread that these messages continue, and what to send it."""
-    thread = threads.find(words(messages[:-1]))
-    if thread is not None and thread.busy:
+async def _turn(
+    kept: Conversations, served: Served, name: str, messages: list[dict[str, Any]]
+) -> "Turn":
+    """Find or make the conversation that these messages continue, and what to send it."""
+    found = await kept.find(words(messages[:-1]))
+    if found is not None and found.id in kept.answering:
         raise Refusal(
             409, "This conversation is being answered already.", "thread_busy", retry=False
         )
     last = messages[-1]
     send: Any
     if last["role"] == "tool":
-        if thread is None:
+        if found is None:
             raise Refusal(
                 409,
                 "Expected an answer to a pending confirmation, found no such conversation.",
                 "nothing_pending",
                 retry=False,
             )
-        if thread.pending is None or last.get("tool_call_id") != thread.pending:
+        if found.pending is None or last.get("tool_call_id") != found.pending:
             raise Refusal(
                 409, "Expected the id of the pending confirmation.", "nothing_pending", retry=False
             )
@@ -201,14 +156,14 @@ def _turn(threads: Threads, served: Served, name: str, messages: list[dict[str, 
         send = Command(resume=answer.model_dump())
     else:
         new: list[AnyMessage] = [HumanMessage(text_of(last.get("content")))]
-        if thread is None:
-            thread = Thread(uuid.uuid4().hex)
+        if found is None:
+            found = Conversation(id=uuid.uuid4().hex)
             new = [
                 (HumanMessage if m["role"] == "user" else AIMessage)(text_of(m.get("content")))
                 for m in messages
                 if m["role"] in ("user", "assistant")
             ]
-        elif thread.pending is not None:
+        elif found.pending is not None:
             raise Refusal(
                 409,
                 "Expected the pending confirmation to be answered first.",
@@ -216,23 +171,27 @@ def _turn(threads: Threads, served: Served, name: str, messages: list[dict[str, 
                 retry=False,
             )
         send = {"messages": new}
-    thread.busy = True
-    return Turn(threads, served, name, thread, messages, send)
+    kept.answering.add(found.id)
+    return Turn(kept, served, name, found, messages, send)
 
 
-def _config(served: Served, thread: Thread) -> RunnableConfig:
-    return {"configurable": {"thread_id": thread.id}, "recursion_limit": served.step_limit}
+def _config(served: Served, conversation: Conversation) -> RunnableConfig:
+    """Goes on from the last answered turn, whatever a turn that failed may have left behind."""
+    where = {"thread_id": conversation.id}
+    if conversation.checkpoint is not None:
+        where["checkpoint_id"] = conversation.checkpoint
+    return {"configurable": where, "recursion_limit": served.step_limit}
 
 
 class Turn:
-    """One run of the graph on one thread, answered whole or as a stream."""
+    """One run of the graph in one conversation, answered whole or as a stream."""
 
     def __init__(
-        self, threads: Threads, served: Served, name: str, thread: Thread,
+        self, kept: Conversations, served: Served, name: str, conversation: Conversation,
         messages: list[dict[str, Any]], send: Any,
     ) -> None:  # fmt: skip
-        self.threads, self.served, self.thread, self.messages, self.send = (
-            threads, served, thread, messages, send,
+        self.kept, self.served, self.conversation, self.messages, self.send = (
+            kept, served, conversation, messages, send,
         )  # fmt: skip
         self.head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -245,7 +204,7 @@ class Turn:
         self.said: asyncio.Queue[str | None] = asyncio.Queue()
         # A task of its own: a server cancels its answer again and again (anyio), and LangGraph would be
         # cancelled in the middle of cancelling its nodes. It begins here and not with the first piece, so
-        # that the thread is free again also where nobody ever reads the answer.
+        # that the conversation is free again also where nobody ever reads the answer.
         self.run = asyncio.create_task(self._run(self.said.put_nowait))
         self.run.add_done_callback(lambda _: self.said.put_nowait(None))
 
@@ -259,16 +218,15 @@ class Turn:
             self.run.cancel()
 
     async def _run(self, say: Callable[[str], None]) -> None:
-        """Run the graph to its end or its interrupt, then keep the thread."""
-        saver = self.thread.branch()
-        graph = self.served.compile(saver)
-        config = _config(self.served, self.thread)
+        """Run the graph to its end or its interrupt, then keep the conversation."""
+        graph = self.served.compile(self.kept.saver)
+        config = _config(self.served, self.conversation)
         speaking = ""
         try:
             steps: AsyncIterator[Any] = graph.astream(
                 self.send,
                 config,
-                context=self.served.context(self.thread.id),
+                context=self.served.context(self.conversation.id),
                 stream_mode="messages",
                 subgraphs=True,  # an agent may be a part of the graph
                 durability="exit",
@@ -285,13 +243,19 @@ class Turn:
                     speaking = message.id or ""
                     self.text += gap + message.text
                     say(gap + message.text)
-            state = await graph.aget_state(config)
+            state = await graph.aget_state({"configurable": {"thread_id": self.conversation.id}})
             pending = state.interrupts[0] if state.interrupts else None
             if pending is not None:
                 asked = {k: v for k, v in pending.value.items() if k in ("tool", "arguments")}
                 function = {"name": "confirm", "arguments": json.dumps(asked)}
-                call = f"confirm_{self.thread.id}_{pending.id}"
+                call = f"confirm_{self.conversation.id}_{pending.id}"
                 self.calls = [{"id": call, "type": "function", "function": function}]
+            old, new = words(self.messages[:-1]), words([*self.messages, self._message()])
+            await self.kept.keep(
+                self.conversation, old, new,
+                checkpoint=state.config["configurable"]["checkpoint_id"],
+                pending=self.calls[0]["id"] if self.calls else None,
+            )  # fmt: skip
         except GraphRecursionError:
             raise Refusal(
                 500, "The agent took too many steps.", "step_limit", retry=False
@@ -301,11 +265,7 @@ class Turn:
         except PolicyUnreachable:
             raise Refusal(503, "The policy server does not answer.", "policy_unreachable") from None
         finally:
-            self.thread.busy = False
-        self.thread.saver = saver
-        self.thread.pending = self.calls[0]["id"] if self.calls else None
-        old, new = words(self.messages[:-1]), words([*self.messages, self._message()])
-        self.threads.move(self.thread, old, new)
+            self.kept.answering.discard(self.conversation.id)
 
     def _message(self) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": self.text or None}

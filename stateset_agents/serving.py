@@ -15,6 +15,7 @@ from stateset_agents.graphs.domains import DOMAINS
 from stateset_agents.jobs import GRAPHS, JobConfig, served_policy
 from stateset_agents.policy import Policy, connect
 from stateset_agents.server.app import Served, build
+from stateset_agents.server.conversations import Conversations, kept_in
 from stateset_agents.server.engine.process import port_is_free
 from stateset_agents.tools.database import Database
 from stateset_agents.tools.rules import Rule
@@ -29,6 +30,7 @@ def service_app(
     graph: str = "service",
     rules: Sequence[Rule] | None = None,
     guard: bool = True,
+    conversations: Conversations | None = None,
 ) -> FastAPI:
     """The endpoint for one of the shop's graphs, with a served policy and rules of one's own."""
     model = connect(base_url, policy).model_copy(
@@ -39,7 +41,8 @@ def service_app(
             "max_tokens": 160,
         }
     )
-    return build({graph: _served(graph, model, shop, rules, guard)}, key=key)
+    served = _served(graph, model, shop, rules, guard)
+    return build({graph: served}, key=key, conversations=conversations)
 
 
 def _served(
@@ -71,6 +74,7 @@ async def serve_graph(
     key: str | None,
     rules: Sequence[Rule] | None = None,
     guard: bool = True,
+    state: str | None = None,
 ) -> None:
     """Serve until stopped. Beyond loopback a key is needed; without one it is made and shown once."""
     if config.graph not in GRAPHS:
@@ -81,10 +85,14 @@ async def serve_graph(
         key = secrets.token_urlsafe(24)
         print(f"STATESET_API_KEY is not set; the key of this server is {key}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        async with served_policy(config, adapter, Path(folder)) as (url, name):
+        async with (
+            kept_in(state) as conversations,
+            served_policy(config, adapter, Path(folder)) as (url, name),
+        ):
             app = service_app(
-                shop, url, name, key=key, graph=config.graph, rules=rules, guard=guard
-            )
+                shop, url, name, key=key, graph=config.graph, rules=rules, guard=guard,
+                conversations=conversations,
+            )  # fmt: skip
             example = shop.the(
                 "SELECT orders.id, customers.zip FROM orders JOIN customers ON customer_id = customers.id "
                 "ORDER BY orders.id LIMIT 1"

@@ -44,7 +44,7 @@ def test_a_customer_understands_what_is_asked_for_and_nothing_else(locale: Local
     everything = ours.and_.join(ours.slots.values())
     answer = reply(customer, ours.say["ask"][0].format(slots=everything))
     assert answer is not None
-    assert set(answer.split()) == set(f"<{slot}>" for slot in get_args(Slot))
+    assert set(answer.split()) == {f"<{slot}>" for slot in get_args(Slot)}
 
 
 @pytest.mark.parametrize("split", get_args(Split))

@@ -45,6 +45,12 @@ def serve(
     guard: Annotated[
         bool, typer.Option(help="Hold back replies that state what no tool said.")
     ] = True,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            help="Where conversations are kept: a SQLite file or postgresql://…; memory without it."
+        ),
+    ] = None,
     host: str = "127.0.0.1",
     port: int = 8000,
 ) -> None:
@@ -62,7 +68,7 @@ def serve(
     asyncio.run(
         serve_graph(
             config, adapter, shop_from(database, schema, shop_seed), host=host, port=port, key=key,
-            rules=rules_from(rules), guard=guard,
+            rules=rules_from(rules), guard=guard, state=state,
         )
     )  # fmt: skip
 
