@@ -21,6 +21,12 @@ def found(program: str) -> str | None:
     return shutil.which(program, path=os.pathsep.join((*PLACES, os.environ.get("PATH", ""))))
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def postgres(folder: Path) -> Iterator[str]:
     """A PostgreSQL server on loopback while the context lasts; its URL."""
@@ -35,9 +41,7 @@ def postgres(folder: Path) -> Iterator[str]:
         for parent in folder.parents:
             if parent.stat().st_uid == 0 and parent != Path("/"):
                 parent.chmod(parent.stat().st_mode | 0o011)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     subprocess.run(
         [initdb, "-D", str(data), "-U", "stateset", "-A", "trust", "-E", "UTF8", "--no-sync"],
         check=True, stdout=subprocess.DEVNULL, **user,

@@ -5,8 +5,12 @@ import re
 from typing import Any
 
 from stateset_agents.tools.inventory import find_product
+from stateset_agents.tools.meaning import fused
 from stateset_agents.tools.money import cents, show
 from stateset_agents.tools.tool import Arguments, Desk, Money, Tool, ToolError, Word
+
+FOUND = 5
+"""Products that a search shows."""
 
 
 class Query(Arguments):
@@ -42,8 +46,14 @@ def search_products(desk: Desk, call: Query) -> dict[str, Any]:
 
 
 def find_products(desk: Desk, call: Query) -> dict[str, Any]:
-    """By words of the name, the category and the attributes, stemmed, best first."""
-    hits = desk.shop.search(call.query, limit=5)
+    """By words of the name, the category and the attributes, stemmed, best first; by meaning as well where the
+    shop was given a model for it."""
+    hits = desk.shop.search(call.query, limit=FOUND)
+    if desk.shop.meaning is not None:
+        texts = {
+            row["sku"]: row["words"] for row in desk.shop.all("SELECT sku, words FROM catalogue")
+        }
+        hits = fused(hits, desk.shop.meaning.rank(call.query, texts)[:FOUND])[:FOUND]
     found = [find_product(desk.shop, sku) for sku in hits]
     return {"found": [f"{row['sku']} {row['item']} {show(row['price'])}" for row in found]}
 

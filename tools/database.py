@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from stateset_agents.scenario import Change
+from stateset_agents.tools.meaning import Meaning
 
 Row = dict[str, Any]
 Result = TypeVar("Result")
@@ -35,6 +36,9 @@ class Impossible(Exception):
 
 class Database(abc.ABC):
     """A shop's tables. Reads return plain dicts; a write that a constraint refuses raises Impossible."""
+
+    meaning: Meaning | None = None
+    """Finds products by what a query means, beside the search by word."""
 
     @abc.abstractmethod
     def all(self, sql: str, *values: object) -> list[Row]:

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from stateset_agents.cli.sources import Database, Rules, Schema, Seed, rules_from, shop_from
+from stateset_agents.cli.sources import (
+    Database,
+    Meaning,
+    Rules,
+    Schema,
+    Seed,
+    rules_from,
+    shop_from,
+)
 
 policy = typer.Typer(no_args_is_help=True, help="Build and serve policies.")
 
@@ -42,6 +50,7 @@ def serve(
     schema: Schema = "shop",
     shop_seed: Seed = 1,
     rules: Rules = None,
+    meaning: Meaning = None,
     guard: Annotated[
         bool, typer.Option(help="Hold back replies that state what no tool said.")
     ] = True,
@@ -67,7 +76,7 @@ def serve(
     key = settings.api_key.get_secret_value() if settings.api_key else None
     asyncio.run(
         serve_graph(
-            config, adapter, shop_from(database, schema, shop_seed), host=host, port=port, key=key,
+            config, adapter, shop_from(database, schema, shop_seed, meaning), host=host, port=port, key=key,
             rules=rules_from(rules), guard=guard, state=state,
         )
     )  # fmt: skip
@@ -78,6 +87,7 @@ def mcp(
     schema: Schema = "shop",
     shop_seed: Seed = 1,
     rules: Rules = None,
+    meaning: Meaning = None,
     customer: Annotated[str, typer.Option(help="Id of the customer who has signed in.")] = "",
 ) -> None:
     """Offer the shop's tools to an MCP client over standard input and output."""
@@ -89,7 +99,7 @@ def mcp(
         from stateset_agents.tools.mcp_server import serve_stdio
     except ImportError:
         raise BadInput("Expected the package mcp, found none: install the extra 'mcp'.") from None
-    shop = shop_from(database, schema, shop_seed)
+    shop = shop_from(database, schema, shop_seed, meaning)
     executor = Executor(shop, ALL_TOOLS, rules_from(rules))
     asyncio.run(serve_stdio(executor, customer=customer))
 

@@ -12,6 +12,12 @@ Seed = Annotated[int, typer.Option(help="Which generated shop, where no database
 Database = Annotated[
     str | None, typer.Option(help="postgresql://… of a shop that `shop create` made.")
 ]
+Meaning = Annotated[
+    str | None,
+    typer.Option(
+        help="Embedding model (a folder, or a name on the hub) to search products by meaning."
+    ),
+]
 Schema = Annotated[str, typer.Option(help="The shop's schema in that database.")]
 
 
@@ -26,14 +32,25 @@ def rules_from(file: Path | None) -> Any:
     return replaced(shop_rules(), own)
 
 
-def shop_from(database: str | None, schema: str, seed: int) -> Any:
+def shop_from(database: str | None, schema: str, seed: int, meaning: str | None = None) -> Any:
     """The shop in a database, or else a generated one in memory that is gone with the process."""
+    shop = _generated(seed) if database is None else _stored(database, schema)
+    if meaning is not None:
+        from stateset_agents.tools.meaning import Meaning
+
+        shop.meaning = Meaning(meaning)
+    return shop
+
+
+def _generated(seed: int) -> Any:
+    from stateset_agents.tools.world import generate
+
+    return generate(seed, "train").clone()
+
+
+def _stored(database: str, schema: str) -> Any:
     from stateset_agents.errors import BadInput
 
-    if database is None:
-        from stateset_agents.tools.world import generate
-
-        return generate(seed, "train").clone()
     shop = postgres(database, schema)
     shop.migrate()
     if shop.one("SELECT name FROM meta LIMIT 1") is None:
