@@ -15,11 +15,11 @@ from stateset_agents.graphs.domains import DOMAINS
 from stateset_agents.graphs.ending import ending
 from stateset_agents.nodes.customer import simulate
 from stateset_agents.policy import Policy
-from stateset_agents.recorder import Recorder
 from stateset_agents.scenario import Scenario
 from stateset_agents.tools.complications import arrange_all
 from stateset_agents.tools.world import generate
 from stateset_agents.trace import Sampling, ToolCall, Trace
+from stateset_agents.traces.recorder import Episode, Recorder
 
 _conversation = conversation.build()
 
@@ -40,10 +40,8 @@ async def converse(
         scenario.shop_seed, "train" if scenario.split == "user" else scenario.split
     ).clone()
     arrange_all(shop, scenario.arranged)
-    recorder = Recorder()
-    model: BaseChatModel = (
-        policy.sampling(sampling, recorder.sink) if isinstance(policy, Policy) else policy
-    )
+    episode = Episode()
+    model: BaseChatModel = policy.sampling(sampling) if isinstance(policy, Policy) else policy
     thread = "episode"
     saver = InMemorySaver()
     agent: CompiledStateGraph[Any, Any, Any, Any]
@@ -67,7 +65,10 @@ async def converse(
     end = await ending(
         _conversation.ainvoke(
             {"turns": 0},
-            {"callbacks": [recorder], "recursion_limit": 4 * context.max_turns + 4},
+            {
+                "callbacks": [Recorder(episode, texts=False)],
+                "recursion_limit": 4 * context.max_turns + 4,
+            },
             context=context,
         )
     )
@@ -81,7 +82,7 @@ async def converse(
         error=end.error,
         sampling=sampling,
         messages=tuple(convert_to_openai_messages(state.get("messages", []))),
-        model_calls=tuple(recorder.calls),
+        model_calls=episode.calls,
         tool_calls=tuple(ToolCall.model_validate(call) for call in state.get("tool_calls", [])),
         changes=changes,
         started=end.started,

@@ -9,9 +9,9 @@ from langchain_core.runnables import Runnable
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs.ending import ending
 from stateset_agents.policy import Policy
-from stateset_agents.recorder import Recorder
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Sampling, Trace
+from stateset_agents.traces.recorder import Episode, Recorder
 
 
 def own_graph(graph: Any, name: str, *, step_limit: int = 50) -> Any:
@@ -28,15 +28,15 @@ def own_graph(graph: Any, name: str, *, step_limit: int = 50) -> Any:
     is_graph = isinstance(graph, Runnable)
 
     async def rollout(scenario: Scenario, policy: BaseChatModel, sampling: Sampling) -> Trace:
-        recorder = Recorder()
-        model = policy.sampling(sampling, recorder.sink) if isinstance(policy, Policy) else policy
+        episode = Episode()
+        model = policy.sampling(sampling) if isinstance(policy, Policy) else policy
         compiled = graph if is_graph else graph(model)
         opening = scenario.customer.opening or next(iter(scenario.customer.user_responses), "")
         given = scenario.input or {"messages": [HumanMessage(opening)]}
         end = await ending(
             compiled.ainvoke(
                 given,
-                {"callbacks": [recorder], "recursion_limit": step_limit},
+                {"callbacks": [Recorder(episode, texts=False)], "recursion_limit": step_limit},
                 **({"context": {"policy": model}} if is_graph else {}),
             )
         )
@@ -48,7 +48,7 @@ def own_graph(graph: Any, name: str, *, step_limit: int = 50) -> Any:
             error=end.error,
             sampling=sampling,
             messages=tuple(convert_to_openai_messages(messages)),
-            model_calls=tuple(recorder.calls),
+            model_calls=episode.calls,
             output={k: v for k, v in end.state.items() if isinstance(v, str | int | float | bool)},
             started=end.started,
             seconds=end.seconds,

@@ -27,8 +27,8 @@ async def chat_loop(
     shop = generate(scenario.shop_seed, "development").clone()
     with tempfile.TemporaryDirectory() as folder:
         async with served_policy(config, adapter, Path(folder)) as (url, name):
-            policy = connect(url, name).sampling(
-                Sampling(version=name, temperature=temperature), None
+            policy = connect(url, name, exact=False).sampling(
+                Sampling(version=name, temperature=temperature)
             )
             graph = service.build(InMemorySaver())
             context = service.context(policy, service.over(shop), thread="chat")

@@ -23,9 +23,9 @@ from stateset_agents.rewards.composite import CompositeReward
 from stateset_agents.rewards.helpfulness import HelpfulnessReward
 from stateset_agents.rewards.safety import SafetyReward
 from stateset_agents.scenario import Scenario, parse_scenarios
-from stateset_agents.store import TraceStore
 from stateset_agents.tools.world import generate
 from stateset_agents.trace import Sampling, Trace
+from stateset_agents.traces.store import TraceStore
 
 Profile = Literal["conservative", "balanced", "aggressive"]
 
@@ -114,7 +114,7 @@ class MultiTurnAgent:
                 state,
                 where,
                 context=service.context(
-                    self.policy.sampling(sampling, None), service.over(shop), thread="reply"
+                    self.policy.sampling(sampling), service.over(shop), thread="reply"
                 ),
             )
         finally:

@@ -29,10 +29,10 @@ from stateset_agents.policy import close_connections, connect
 from stateset_agents.reward import Reward, Score
 from stateset_agents.rewards.composite import shop_reward
 from stateset_agents.scenario import Frozen, Scenario, load_scenarios
-from stateset_agents.store import TraceStore
 from stateset_agents.tools.scenarios import intents_of
 from stateset_agents.tools.scenarios import scenarios as generate_scenarios
 from stateset_agents.trace import Sampling, Trace
+from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.advantages import Algorithm
 
 SEED_POLICY = Path(__file__).parent / "seed_policy"
@@ -125,7 +125,7 @@ def _customer_model(customer: str | None) -> BaseChatModel | None:
             f"--customer: expected NAME@URL, such as gpt-x@https://host/v1, found {customer!r}."
         )
     key = os.environ.get("OPENAI_API_KEY", "EMPTY")
-    return connect(url, name, api_key=key).model_copy(
+    return connect(url, name, api_key=key, exact=False).model_copy(
         update={"max_tokens": 120, "temperature": 0.7}
     )
 

@@ -1,19 +1,22 @@
 """The policy is a LangChain chat model over the OpenAI protocol that keeps what it sampled, exactly.
 
-Token ids and log-probabilities go to a sink and never into messages, graph state or checkpoints.
+Token ids and log-probabilities never enter messages, graph state or checkpoints: they wait under the id of the
+response until a recorder fetches them.
 """
 
 import asyncio
 import itertools
 import random
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import openai
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI
@@ -35,7 +38,24 @@ class Sampled:
     finish_reason: str
 
 
-Sink = Callable[[Sampled], None]
+WAITING = 4096
+"""Answers whose tokens are kept for a recorder that may never come."""
+_waiting: OrderedDict[str, Sampled | None] = OrderedDict()
+_streams: dict[str, list[dict[str, Any]]] = {}
+
+
+def leave(sampled: Sampled) -> None:
+    """Keep an answer's tokens for the recorder. Two answers under one id are nobody's: neither is kept."""
+    twice = sampled.response_id in _waiting
+    _waiting[sampled.response_id] = None if twice else sampled
+    while len(_waiting) > WAITING:
+        _waiting.popitem(last=False)
+
+
+def fetch(response_id: str) -> Sampled | None:
+    """The tokens of an answer, once; None where no policy of ours gave it, or gave none."""
+    return _waiting.pop(response_id, None)
+
 
 _sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = (
     weakref.WeakKeyDictionary()
@@ -43,36 +63,43 @@ _sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSe
 
 
 class Policy(ChatOpenAI):
-    """A served policy. `sink` receives the tokens of every answer, keyed by the response id.
+    """A served policy. Invoked or streamed, sync or async, bound to tools or not, it asks for the ids and
+    log-probabilities of what it samples, and leaves them for the recorder.
 
     Async calls that are not streamed go over one pooled connection per event loop: the official
     client takes about 8 ms of CPU a call, which is more than a small engine takes to answer.
     """
 
-    sink: Sink | None = Field(default=None, exclude=True)
+    exact: bool = True
+    """Whether to ask for token ids: an engine decodes every token for them."""
     calls: Iterator[int] = Field(default_factory=itertools.count, exclude=True)
     """Numbers the calls of a run: each samples with a seed of its own, drawn from the run's."""
 
-    def sampling(self, sampling: Sampling, sink: Sink | None) -> "Policy":
-        """This policy, set to sample as told and to report its tokens to `sink`."""
+    def sampling(self, sampling: Sampling) -> "Policy":
+        """This policy, set to sample as told."""
         return self.model_copy(
             update={
                 "model_name": sampling.version or self.model_name,
                 "temperature": sampling.temperature,
                 "max_tokens": sampling.max_tokens,
                 "seed": sampling.seed,
-                "sink": sink,
                 "calls": itertools.count(),
             }
         )
 
-    def _own_seed(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _get_request_payload(
+        self, input_: LanguageModelInput, *, stop: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """One seed for every call would draw the same numbers each time: calls of an episode would err
         together, and the recorded log-probabilities would not be those of the episode."""
-        if self.seed is None or "seed" in options:
-            return options
-        drawn = random.Random(f"{self.seed}/{next(self.calls)}").getrandbits(31)
-        return {**options, "seed": drawn}
+        payload: dict[str, Any] = super()._get_request_payload(input_, stop=stop, **kwargs)
+        if self.seed is not None and "seed" not in kwargs:
+            drawn = random.Random(f"{self.seed}/{next(self.calls)}")
+            payload["seed"] = drawn.getrandbits(31)
+        if self.exact:
+            payload["logprobs"] = True
+            payload["extra_body"] = {"return_token_ids": True, **(payload.get("extra_body") or {})}
+        return payload
 
     async def _agenerate(
         self,
@@ -81,11 +108,6 @@ class Policy(ChatOpenAI):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        kwargs = self._own_seed(kwargs)
-        if (
-            self.sink is not None
-        ):  # nobody else reads them, and an engine decodes every token for them
-            kwargs = {"logprobs": True, "extra_body": {"return_token_ids": True}, **kwargs}
         payload = self._get_request_payload(messages, stop=stop, **kwargs)
         if "response_format" in payload or self._use_responses_api(payload):
             return await super()._agenerate(messages, stop, run_manager, **kwargs)
@@ -95,7 +117,7 @@ class Policy(ChatOpenAI):
 
     async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
         try:
-            async for chunk in super()._astream(*args, **self._own_seed(kwargs)):
+            async for chunk in super()._astream(*args, **kwargs):
                 yield chunk
         except openai.APIError as error:
             status = getattr(error, "status_code", type(error).__name__)
@@ -132,9 +154,30 @@ class Policy(ChatOpenAI):
             generation.message.response_metadata.pop("logprobs", None)
             if generation.generation_info:
                 generation.generation_info.pop("logprobs", None)
-        if self.sink is not None:
-            self.sink(sampled(raw))
+        if self.exact:
+            leave(sampled(raw))
         return result
+
+    def _convert_chunk_to_generation_chunk(
+        self,
+        chunk: dict[str, Any],
+        default_chunk_class: type,
+        base_generation_info: dict[str, Any] | None,
+    ) -> ChatGenerationChunk | None:
+        """What is streamed is put together again, and left when it has come to its end."""
+        if self.exact and chunk.get("choices"):
+            pieces = _streams.setdefault(chunk["id"], [])
+            pieces.append(chunk)
+            if chunk["choices"][0].get("finish_reason"):
+                leave(_joined(_streams.pop(chunk["id"])))
+            while len(_streams) > WAITING:  # streams that nobody read to their end
+                del _streams[next(iter(_streams))]
+        made = super()._convert_chunk_to_generation_chunk(
+            chunk, default_chunk_class, base_generation_info
+        )
+        if made is not None and made.generation_info:
+            made.generation_info.pop("logprobs", None)
+        return made
 
 
 def _problem(where: str, status: int | str, reason: object) -> ContextFull | PolicyUnreachable:
@@ -158,7 +201,20 @@ def sampled(raw: dict[str, Any]) -> Sampled:
     )
 
 
-def connect(base_url: str, model: str, *, api_key: str = "EMPTY") -> Policy:
+def _joined(chunks: Sequence[dict[str, Any]]) -> Sampled:
+    """The tokens of a streamed answer."""
+    parts = [sampled(chunk) for chunk in chunks]
+    return Sampled(
+        response_id=parts[0].response_id,
+        version=parts[0].version,
+        prompt_ids=next((part.prompt_ids for part in parts if part.prompt_ids), ()),
+        sampled_ids=tuple(token for part in parts for token in part.sampled_ids),
+        logprobs=tuple(logprob for part in parts for logprob in part.logprobs),
+        finish_reason=parts[-1].finish_reason,
+    )
+
+
+def connect(base_url: str, model: str, *, api_key: str = "EMPTY", exact: bool = True) -> Policy:
     """A token-exact policy at an OpenAI-compatible URL that ends in `/v1`."""
     return Policy(
         model=model,
@@ -166,6 +222,7 @@ def connect(base_url: str, model: str, *, api_key: str = "EMPTY") -> Policy:
         api_key=SecretStr(api_key),
         max_retries=0,
         disable_streaming=True,
+        exact=exact,
     )
 
 

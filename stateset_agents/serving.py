@@ -33,7 +33,7 @@ def service_app(
     conversations: Conversations | None = None,
 ) -> FastAPI:
     """The endpoint for one of the shop's graphs, with a served policy and rules of one's own."""
-    model = connect(base_url, policy).model_copy(
+    model = connect(base_url, policy, exact=False).model_copy(
         update={
             "temperature": 0.0,
             "disable_streaming": guard,  # a guarded reply is seen whole or not at all

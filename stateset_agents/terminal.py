@@ -20,8 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from stateset_agents.evaluation import Measurement, shown
-from stateset_agents.store import TraceStore
 from stateset_agents.trace import Trace
+from stateset_agents.traces.store import TraceStore
 
 PHASES = {
     "before": "measuring the policy as it is",

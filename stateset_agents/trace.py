@@ -7,14 +7,17 @@ status   completed; changes: payments R1 amount 4550, ...
 """
 
 import uuid
+from array import array
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stateset_agents.scenario import Change, Frozen, GoalScore, Scenario
 
 Exactness = Literal["exact", "rendered", "text"]
-Status = Literal["completed", "truncated", "failed", "interrupted"]
+Status = Literal["completed", "truncated", "failed", "waiting", "interrupted"]
+"""`waiting` for the answer to an interrupt; `interrupted` where the record has no end: the process died, or the run
+is still under way."""
 
 
 class Sampling(Frozen):
@@ -31,10 +34,20 @@ class ModelCall(Frozen):
     """One request to the policy and what it sampled."""
 
     response_id: str
-    node: str
+    node: str = ""
     """Name of the LangGraph node that called."""
     namespace: str = ""
     """LangGraph's checkpoint namespace, which tells parallel branches apart."""
+    attempt: int = 1
+    """Which attempt of the node it was, where the node was tried again."""
+    discarded: bool = False
+    """Of an attempt that failed: what came of it went nowhere."""
+    messages: tuple[dict[str, Any], ...] = ()
+    """What the model was sent, as OpenAI messages; not kept of episodes, whose tokens say the same."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """What the model was offered, as OpenAI tools."""
+    answer: dict[str, Any] | None = None
+    """What it answered, as an OpenAI message."""
     version: str = ""
     """Policy version that the engine says it sampled from."""
     prompt_ids: tuple[int, ...] = ()
@@ -45,6 +58,12 @@ class ModelCall(Frozen):
     temperature: float = 1.0
     seconds: float = 0.0
     error: str | None = None
+
+    @field_validator("logprobs")
+    @classmethod
+    def _single(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        """Kept as float32, what engines compute in: stored and read back they are the same."""
+        return tuple(array("f", values))
 
     @model_validator(mode="after")
     def _aligned(self) -> "ModelCall":
@@ -66,18 +85,33 @@ class ToolCall(Frozen):
     id: str
     name: str
     arguments: dict[str, Any]
-    status: Literal["done", "denied", "invalid", "declined"]
-    result: dict[str, Any]
+    status: Literal["done", "denied", "invalid", "declined", "failed"]
+    result: dict[str, Any] | str
     rule: str | None = None
     """The rule that denied it."""
     facts: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """What the executor knew when it decided, so that rules can be checked again on the trace."""
 
 
+class Feedback(Frozen):
+    """What somebody said of a run afterwards: a customer, a colleague, a metric of yours."""
+
+    key: str
+    """Such as `thumbs`, `csat`, `resolved`."""
+    value: float
+    comment: str = ""
+    at: float = 0.0
+    """Unix time."""
+
+
 class Trace(Frozen):
     """One run on one thread. Data, never judged here: a failed run is kept as failed."""
 
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    thread: str = ""
+    """LangGraph's thread, which later runs may go on with."""
+    customer: str = ""
+    """Whose conversation it is, so that it can be forgotten."""
     scenario: Scenario | None = None
     graph: str = ""
     status: Status = "completed"
@@ -91,12 +125,18 @@ class Trace(Frozen):
     """What the run changed in the shop."""
     output: dict[str, Any] | None = None
     """The final state of a graph of one's own, where it is plain data."""
+    feedback: tuple[Feedback, ...] = ()
     started: float = 0.0
     seconds: float = 0.0
 
     @property
+    def calls(self) -> tuple[ModelCall, ...]:
+        """The model calls that counted: answered, and not of an attempt that failed."""
+        return tuple(c for c in self.model_calls if c.error is None and not c.discarded)
+
+    @property
     def exactness(self) -> Exactness:
-        kinds = {call.exactness for call in self.model_calls}
+        kinds = {call.exactness for call in self.calls}
         return "exact" if kinds == {"exact"} else "text"
 
     @property

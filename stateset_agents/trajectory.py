@@ -42,7 +42,8 @@ def trajectory(trace: Trace, *, nodes: Sequence[str] | None = None) -> Trajector
     """
     rows = []
     for number, call in enumerate(trace.model_calls):
-        if call.error is not None or (nodes is not None and call.node not in nodes):
+        counts = call.error is None and not call.discarded
+        if not counts or (nodes is not None and call.node not in nodes):
             continue
         if call.exactness != "exact":
             raise NotExact(

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from stateset_agents.store import TraceStore
 from stateset_agents.trace import Trace
+from stateset_agents.traces.store import TraceStore
 
 SMALL = ["--groups", "2", "--group-size", "4", "--held-out", "4", "--concurrency", "8"]
 
@@ -19,7 +19,7 @@ def test_a_full_disk_is_an_error_of_the_append(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from stateset_agents.store import TraceStore\n"
+        "from stateset_agents.traces.store import TraceStore\n"
         "from stateset_agents.trace import Trace\n"
         "store = TraceStore(Path(sys.argv[1]))\n"
         "store.append(Trace(id='kept')).result(10)\n"

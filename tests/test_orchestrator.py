@@ -8,10 +8,10 @@ from langgraph.types import Command
 
 from stateset_agents.graphs import orchestrator
 from stateset_agents.nodes.oracle import Oracle
-from stateset_agents.recorder import Recorder
 from stateset_agents.scenario import Act, Change
 from stateset_agents.tools.shop import Shop
 from stateset_agents.tools.world import generate
+from stateset_agents.traces.recorder import Episode, Recorder
 
 
 def transfer(agent: str) -> Act:
@@ -24,13 +24,13 @@ class Talk:
     def __init__(self, shop: Shop, *plan: Act, **who: Any) -> None:
         self.shop = shop
         self.graph = orchestrator.build(InMemorySaver())
-        self.recorder = Recorder()
+        self.episode = Episode()
         self.context = orchestrator.context(
             Oracle(plan=plan), orchestrator.over(shop), thread="t", **who
         )
         self.config: Any = {
             "configurable": {"thread_id": "t"}, "recursion_limit": orchestrator.STEP_LIMIT,
-            "callbacks": [self.recorder],
+            "callbacks": [Recorder(self.episode)],
         }  # fmt: skip
 
     async def says(self, text: str, *, agrees: bool = True) -> dict[str, Any]:
@@ -89,7 +89,7 @@ async def test_a_return_and_then_a_new_address() -> None:
     assert Change(table="orders", key=pending["id"], column="street", value="1 New Road") in changes
     assert Change(table="returns", key="RMA1", column="line", value=line["line"]) in changes
     # One trace: every call with the agent that made it.
-    agents = [call.namespace.split(":")[0] for call in talk.recorder.calls]
+    agents = [call.namespace.split(":")[0] for call in talk.episode.calls]
     assert agents == ["route", *["returns"] * 4, *["fulfilment"] * 2]
 
 

@@ -13,9 +13,9 @@ from stateset_agents.graphs.your_graph import own_graph
 from stateset_agents.jobs import SEED_POLICY
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy import connect
-from stateset_agents.recorder import Recorder
 from stateset_agents.scenario import Act, Scenario
 from stateset_agents.trace import Sampling
+from stateset_agents.traces.recorder import Episode, Recorder
 from stateset_agents.trajectory import trajectory
 
 
@@ -107,21 +107,21 @@ async def test_a_graph_of_ones_own_that_raises_is_a_failed_trace() -> None:
 
 
 async def test_the_recorder_keeps_the_order_of_calls() -> None:
-    recorder = Recorder()
+    episode = Episode()
     model = Oracle(plan=(Act(say="a"),))
     for _ in range(3):
-        await model.ainvoke([HumanMessage("x")], {"callbacks": [recorder]})
-    assert len(recorder.calls) == 3
-    assert all(call.seconds >= 0 and call.error is None for call in recorder.calls)
+        await model.ainvoke([HumanMessage("x")], {"callbacks": [Recorder(episode)]})
+    assert len(episode.calls) == 3
+    assert all(call.seconds >= 0 and call.error is None for call in episode.calls)
 
 
 async def test_each_call_of_a_run_draws_with_a_seed_of_its_own() -> None:
     """With one seed for all, the first tokens of every call would come from the same draw."""
     policy = connect("http://127.0.0.1:9/v1", "policy")
-    first, again = (policy.sampling(Sampling(seed=5), None) for _ in range(2))
-    seeds = [first._own_seed({})["seed"] for _ in range(50)]
+    first, again = (policy.sampling(Sampling(seed=5)) for _ in range(2))
+    seeds = [first._get_request_payload("x")["seed"] for _ in range(50)]
     assert len(set(seeds)) == 50
-    assert [again._own_seed({})["seed"] for _ in range(50)] == seeds
+    assert [again._get_request_payload("x")["seed"] for _ in range(50)] == seeds
 
 
 async def test_a_conversation_beyond_the_context_is_truncated_and_not_failed(

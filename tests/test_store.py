@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from stateset_agents.errors import BadInput
 from stateset_agents.reward import Score
-from stateset_agents.store import TraceStore
 from stateset_agents.trace import ModelCall, Trace
+from stateset_agents.traces.store import TraceStore
 
 CALLS = st.integers(1, 30).flatmap(
     lambda n: st.builds(
@@ -35,7 +35,7 @@ def test_a_stored_trace_reads_back_equal(
         store.append(trace, phase="p", step=1, score=Score(value=0.5)).result(10)
         assert list(store.traces()) == [trace]
         assert store.get(trace.id[:8]) == trace
-        assert store.list()[0]["reward"] == 0.5
+        assert store.newest()[0]["reward"] == 0.5
 
 
 def test_an_acknowledged_trace_is_on_disk_before_the_store_is_closed(tmp_path: Path) -> None:
@@ -43,9 +43,10 @@ def test_an_acknowledged_trace_is_on_disk_before_the_store_is_closed(tmp_path: P
     trace = Trace()
     store.append(trace).result(10)
     reader = sqlite3.connect(tmp_path / "traces.db")
-    ((body,),) = reader.execute("SELECT body FROM traces").fetchall()
+    ((run, head),) = reader.execute("SELECT id, head FROM runs").fetchall()
     reader.close()
-    assert Trace.model_validate_json(zlib.decompress(body)) == trace
+    assert run == trace.id
+    assert Trace.model_validate_json(zlib.decompress(head)) == trace
     store.close()
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from stateset_agents.evaluation import paired_gain, wilson
 from stateset_agents.jobs import SEED_POLICY
-from stateset_agents.store import TraceStore
+from stateset_agents.traces.store import TraceStore
 from stateset_agents.trajectory import trajectory
 
 TINY = [
@@ -79,7 +79,7 @@ def test_a_run_leaves_all_it_promises(run: Path) -> None:
 
 def test_every_trained_token_was_sampled_by_the_version_before_the_step(run: Path) -> None:
     with TraceStore(run / "traces.db", create=False) as store:
-        rows = {str(row["id"]): row for row in store.list(phase="train", limit=100)}
+        rows = {str(row["id"]): row for row in store.newest(phase="train", limit=100)}
         assert len(rows) == 32
         for trace in store.traces(phase="train"):
             step = int(str(rows[trace.id]["step"]))

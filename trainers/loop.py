@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from stateset_agents.errors import RunBroken
 from stateset_agents.reward import Reward, Score
 from stateset_agents.scenario import Scenario
-from stateset_agents.store import TraceStore
 from stateset_agents.trace import Sampling, Trace
+from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.advantages import ALGORITHMS, Algorithm
 from stateset_agents.trainers.checkpoint import Checkpoints
 from stateset_agents.trainers.grpo import grpo_trainer, lora_model, passes

@@ -21,7 +21,7 @@ def traces_list(run: RunFolder, phase: str | None = None, limit: int = 20) -> No
     from stateset_agents.terminal import trace_table
 
     with _store(run) as store:
-        trace_table(store.list(phase=phase, limit=limit), store.count(phase))
+        trace_table(store.newest(phase=phase, limit=limit), store.count(phase))
 
 
 @traces.command("show")
@@ -49,7 +49,7 @@ def traces_export(
 
 
 def _store(run: Path) -> Any:
-    from stateset_agents.store import TraceStore
+    from stateset_agents.traces.store import TraceStore
 
     return TraceStore(run / "traces.db" if run.is_dir() else run, create=False)
 

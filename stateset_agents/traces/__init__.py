@@ -1,0 +1,1 @@
+"""Traces kept: recorded from any LangGraph graph, stored exactly, verified, forgotten, exported."""

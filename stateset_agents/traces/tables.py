@@ -1,0 +1,214 @@
+"""Where traces lie: one schema in SQLite (write-ahead log) or PostgreSQL, with its migrations."""
+
+import abc
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from stateset_agents.errors import BadInput
+
+SCHEMA_VERSION = 2
+SCHEMA = """
+CREATE TABLE runs(
+  id TEXT PRIMARY KEY, thread TEXT NOT NULL, graph TEXT NOT NULL, phase TEXT NOT NULL, step INTEGER NOT NULL,
+  scenario TEXT, intent TEXT, customer TEXT NOT NULL, status TEXT NOT NULL, exactness TEXT NOT NULL,
+  version TEXT NOT NULL, success INTEGER, reward REAL, started REAL NOT NULL, head BLOB NOT NULL, score TEXT);
+CREATE INDEX runs_by_phase ON runs(phase, step);
+CREATE INDEX runs_by_start ON runs(started);
+CREATE INDEX runs_by_thread ON runs(thread);
+CREATE INDEX runs_by_customer ON runs(customer);
+CREATE TABLE calls(
+  run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE, number INTEGER NOT NULL, response_id TEXT NOT NULL,
+  version TEXT NOT NULL, digest TEXT NOT NULL, discarded INTEGER NOT NULL, base INTEGER NOT NULL,
+  shared INTEGER NOT NULL, prompt BLOB NOT NULL, sampled BLOB NOT NULL, logprobs BLOB NOT NULL, about BLOB NOT NULL,
+  PRIMARY KEY(run, number));
+CREATE INDEX calls_by_response ON calls(response_id);
+CREATE TABLE tools(
+  run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE, number INTEGER NOT NULL, body BLOB NOT NULL,
+  PRIMARY KEY(run, number));
+CREATE TABLE feedback(
+  id TEXT PRIMARY KEY, run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE, about TEXT NOT NULL,
+  value REAL NOT NULL, comment TEXT NOT NULL, at REAL NOT NULL);
+CREATE INDEX feedback_by_run ON feedback(run);
+CREATE TABLE trained(
+  run TEXT NOT NULL, number INTEGER NOT NULL, adapter TEXT NOT NULL, response_id TEXT NOT NULL,
+  digest TEXT NOT NULL, version TEXT NOT NULL, PRIMARY KEY(adapter, run, number));
+CREATE TABLE about(version INTEGER NOT NULL);
+"""
+"""`trained` is the certificate: it says of every row that an adapter learned from whose tokens they were, and stays
+when a run is forgotten."""
+
+Row = tuple[Any, ...]
+
+
+class Tables(abc.ABC):
+    """A connection that writes, and others that read beside it."""
+
+    place: str
+    """As an error names it; without a password."""
+
+    @abc.abstractmethod
+    def read(self, sql: str, *values: object) -> Iterator[Row]:
+        """Rows one by one, on a connection of its own: readers never block the writer."""
+
+    @abc.abstractmethod
+    def transaction(self) -> AbstractContextManager[None]:
+        """What is written inside is on disk afterwards, or not at all."""
+
+    @abc.abstractmethod
+    def write(self, sql: str, rows: Sequence[Sequence[object]]) -> int:
+        """A statement for each row, inside a transaction; how many rows of the tables it changed."""
+
+    @abc.abstractmethod
+    def close(self) -> None: ...
+
+    @abc.abstractmethod
+    def shrink(self) -> None:
+        """Give the room of deleted rows back."""
+
+
+class SqliteTables(Tables):
+    def __init__(self, path: Path, *, create: bool) -> None:
+        if not create and not path.is_file():
+            raise BadInput(f"Expected a trace store at {str(path)!r}, found none.")
+        self.path, self.place = path, str(path)
+        try:
+            self._db = sqlite3.connect(
+                path, check_same_thread=False, timeout=30, isolation_level=None
+            )
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            self._open()
+        except sqlite3.DatabaseError as error:
+            raise BadInput(f"Expected a trace store at {str(path)!r}, found: {error}.") from None
+
+    def _open(self) -> None:
+        found = self._db.execute("PRAGMA user_version").fetchone()[0]
+        check_version(found, self.place)
+        if found == SCHEMA_VERSION:
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        found = self._db.execute("PRAGMA user_version").fetchone()[
+            0
+        ]  # another may have been quicker
+        if found < SCHEMA_VERSION:
+            if found == 1:
+                self._db.execute("ALTER TABLE traces RENAME TO traces_1")
+                self._db.execute("DROP INDEX traces_by_phase")
+            for statement in filter(str.strip, SCHEMA.split(";")):
+                self._db.execute(statement)
+            self._db.execute("INSERT INTO about VALUES(?)", (SCHEMA_VERSION,))
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._db.execute("COMMIT")
+
+    def read(self, sql: str, *values: object) -> Iterator[Row]:
+        reader = sqlite3.connect(self.path, timeout=30)
+        try:
+            yield from reader.execute(sql, values)
+        finally:
+            reader.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def write(self, sql: str, rows: Sequence[Sequence[object]]) -> int:
+        return self._db.executemany(sql, rows).rowcount
+
+    def close(self) -> None:
+        self._db.close()
+
+    def shrink(self) -> None:
+        self._db.execute("VACUUM")
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+class PostgresTables(Tables):
+    """The same in PostgreSQL. Extra: `postgres`."""
+
+    def __init__(self, url: str, *, create: bool) -> None:
+        try:
+            import psycopg
+        except ImportError:
+            raise BadInput("Expected psycopg, found none: install the extra 'postgres'.") from None
+        self._url = url
+        self.place = "postgresql://" + url.rsplit("@", 1)[-1].split("?")[0].removeprefix(
+            "postgresql://"
+        )
+        try:
+            self._db = psycopg.connect(url, autocommit=True)
+            self._open(create)
+        except psycopg.Error as error:
+            raise BadInput(f"Expected a trace store at {self.place}, found: {error}") from None
+
+    def _open(self, create: bool) -> None:
+        with self._db.transaction():
+            self._db.execute(
+                "SELECT pg_advisory_xact_lock(727274)"
+            )  # two may open a new store at once
+            there = self._db.execute("SELECT to_regclass('about'), to_regclass('runs')").fetchone()
+            if there is not None and there[0] is not None and there[1] is not None:
+                row = self._db.execute("SELECT version FROM about").fetchone()
+                check_version(int(row[0]) if row else 0, self.place)
+                return
+            if not create:
+                raise BadInput(f"Expected a trace store at {self.place}, found none.")
+            schema = SCHEMA.replace("BLOB", "BYTEA").replace("REAL", "DOUBLE PRECISION")
+            self._db.execute(schema)
+            self._db.execute("INSERT INTO about VALUES(%s)", (SCHEMA_VERSION,))
+
+    def read(self, sql: str, *values: object) -> Iterator[Row]:
+        import psycopg
+
+        with (
+            psycopg.connect(self._url) as reader,
+            reader.cursor(name="traces") as cursor,
+        ):
+            cursor.execute(_placed(sql), values)
+            yield from cursor
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        with self._db.transaction():
+            yield
+
+    def write(self, sql: str, rows: Sequence[Sequence[object]]) -> int:
+        with self._db.cursor() as cursor:
+            cursor.executemany(_placed(sql), rows)
+            return cursor.rowcount
+
+    def close(self) -> None:
+        self._db.close()
+
+    def shrink(self) -> None:
+        """PostgreSQL's own vacuum does it in time."""
+
+
+def _placed(sql: str) -> Any:
+    """Question marks as psycopg has them; our statements hold no other."""
+    return sql.replace("%", "%%").replace("?", "%s")
+
+
+def check_version(found: int, place: str) -> None:
+    """Raises BadInput for a store that a newer version wrote."""
+    if found > SCHEMA_VERSION:
+        raise BadInput(
+            f"Expected a store of version {SCHEMA_VERSION} or older at {place!r}, found version {found}. "
+            "Update stateset-agents."
+        )
+
+
+def opened(place: Path | str, *, create: bool = True) -> Tables:
+    """The tables at a path, or at a `postgresql://` URL."""
+    if str(place).startswith(("postgresql://", "postgres://")):
+        return PostgresTables(str(place), create=create)
+    return SqliteTables(Path(place), create=create)
