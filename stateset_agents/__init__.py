@@ -3,6 +3,7 @@
 Names are resolved when they are first used, so that importing the package costs nothing.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from stateset_agents.rewards.safety import SafetyReward
     from stateset_agents.scenario import Scenario
     from stateset_agents.trace import ModelCall, Sampling, ToolCall, Trace
+    from stateset_agents.traces.recorder import record
+    from stateset_agents.traces.store import TraceStore
     from stateset_agents.trajectory import Trajectory
 
 __version__ = "0.1.0"
@@ -41,9 +44,11 @@ _HOMES = {
     "Score": "reward",
     "ToolCall": "trace",
     "Trace": "trace",
+    "TraceStore": "traces.store",
     "Trajectory": "trajectory",
     "build_graph": "graphs.embed",
     "connect": "policy",
+    "record": "traces.recorder",
     "train": "facade",
 }
 
@@ -62,9 +67,11 @@ __all__ = [
     "Score",
     "ToolCall",
     "Trace",
+    "TraceStore",
     "Trajectory",
     "build_graph",
     "connect",
+    "record",
     "train",
 ]
 
@@ -75,3 +82,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+if os.environ.get("STATESET_RECORD", "") not in ("", "0", "false"):
+    import_module(f"{__name__}.traces.recorder").record_process()

@@ -177,6 +177,10 @@ class Policy(ChatOpenAI):
         )
         if made is not None and made.generation_info:
             made.generation_info.pop("logprobs", None)
+            if made.generation_info.get(
+                "finish_reason"
+            ):  # as an answer has it that is not streamed
+                made.generation_info["id"] = chunk["id"]
         return made
 
 

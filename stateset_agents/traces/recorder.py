@@ -6,16 +6,20 @@ It is a callback handler, works in the event loop, and only takes references: wh
 hands them to.
 """
 
+import atexit
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 from uuid import UUID
 
 from langchain_core.messages import AIMessage, BaseMessage, convert_to_openai_messages
 from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.tracers.context import register_configure_hook
 from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 from langgraph.errors import GraphBubbleUp, GraphRecursionError
 from langgraph.types import Command
@@ -23,6 +27,7 @@ from langgraph.types import Command
 from stateset_agents.errors import BadInput, ContextFull
 from stateset_agents.policy import Sampled, fetch
 from stateset_agents.trace import ModelCall, Status, ToolCall, Trace
+from stateset_agents.traces.store import TraceStore
 
 Graph = TypeVar("Graph")
 
@@ -251,7 +256,8 @@ class Recorder(GraphCallbackHandler):
 def record(graph: Graph, keeper: Keeper) -> Graph:
     """The same graph; what its runs do is kept in a TraceStore. Raises BadInput for what is no LangGraph graph.
 
-    Whose conversation it is, is read from `customer` or `user_id` of a run's config (metadata or configurable).
+    Whose conversation it is, so that it can be forgotten, is read from `customer` or `user_id` in the metadata of a
+    run's config, and from the session of an agent of ours.
     """
     configured = getattr(graph, "with_config", None)
     if configured is None:
@@ -414,3 +420,33 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseMessage):
         return _openai(value)
     return str(value)
+
+
+VARIABLE = "STATESET_RECORD"
+_never: ContextVar[Any] = ContextVar("stateset_agents_recorder", default=None)
+
+
+class ProcessRecorder(Recorder):
+    """Every LangChain run of a process. LangChain makes one whenever a run begins; they are all the same."""
+
+    _one: ClassVar[Any] = None
+
+    def __new__(cls) -> Self:
+        if cls._one is None:
+            place = os.environ[VARIABLE]
+            store = TraceStore("traces.db" if place in ("1", "true") else place)
+            cls._one = super().__new__(cls)
+            Recorder.__init__(cls._one, store)
+            atexit.register(store.close)
+        one: Self = cls._one
+        return one
+
+    def __init__(self) -> None: ...
+
+
+def record_process() -> None:
+    """Record every run of this process where `STATESET_RECORD` is set: into the store that it names (a file or
+    `postgresql://…`), or into traces.db where it is 1. `import stateset_agents` does it."""
+    register_configure_hook(
+        _never, inheritable=True, handle_class=ProcessRecorder, env_var=VARIABLE
+    )
