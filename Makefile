@@ -25,6 +25,7 @@ prove: $(STAMP)dev
 bench: $(STAMP)dev
 	$(BIN)/python benchmarks/world.py
 	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/traces.py
 
 $(STAMP)run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -19,7 +19,8 @@ from stateset_agents.scenario import Scenario
 from stateset_agents.tools.complications import arrange_all
 from stateset_agents.tools.world import generate
 from stateset_agents.trace import Sampling, ToolCall, Trace
-from stateset_agents.traces.recorder import Episode, Recorder
+from stateset_agents.traces.keeper import Episode
+from stateset_agents.traces.recorder import Recorder
 
 _conversation = conversation.build()
 

@@ -11,7 +11,8 @@ from stateset_agents.graphs.ending import ending
 from stateset_agents.policy import Policy
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Sampling, Trace
-from stateset_agents.traces.recorder import Episode, Recorder
+from stateset_agents.traces.keeper import Episode
+from stateset_agents.traces.recorder import Recorder
 
 
 def own_graph(graph: Any, name: str, *, step_limit: int = 50) -> Any:

@@ -58,6 +58,8 @@ class ModelCall(Frozen):
     temperature: float = 1.0
     seconds: float = 0.0
     error: str | None = None
+    sealed: str = ""
+    """Its tokens, encrypted, where they would tell what was redacted."""
 
     @field_validator("logprobs")
     @classmethod

@@ -22,6 +22,8 @@ class Row:
     logprobs: tuple[float, ...]
     node: str
     version: str
+    number: int = 0
+    """Which of its trace's model calls it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ def trajectory(trace: Trace, *, nodes: Sequence[str] | None = None) -> Trajector
                 logprobs=call.logprobs,
                 node=call.node,
                 version=call.version,
+                number=number,
             )
         )
     return Trajectory(trace_id=trace.id, rows=tuple(rows))

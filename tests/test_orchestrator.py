@@ -11,7 +11,8 @@ from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Act, Change
 from stateset_agents.tools.shop import Shop
 from stateset_agents.tools.world import generate
-from stateset_agents.traces.recorder import Episode, Recorder
+from stateset_agents.traces.keeper import Episode
+from stateset_agents.traces.recorder import Recorder
 
 
 def transfer(agent: str) -> Act:

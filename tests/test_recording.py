@@ -15,7 +15,8 @@ from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy import connect
 from stateset_agents.scenario import Act, Scenario
 from stateset_agents.trace import Sampling
-from stateset_agents.traces.recorder import Episode, Recorder
+from stateset_agents.traces.keeper import Episode
+from stateset_agents.traces.recorder import Recorder
 from stateset_agents.trajectory import trajectory
 
 

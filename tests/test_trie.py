@@ -15,7 +15,8 @@ def test_the_example_of_the_module() -> None:
     assert trie.ids == [7, 8, 9, 3]
     assert trie.depth == [0, 1, 2, 2]
     assert trie.segments == [[(0, 2)], [(0, 2), (2, 3)], [(0, 2), (3, 4)]]
-    assert trie.rows == [[0, 1, 2], [0, 1, 3]]
+    assert [trie.nodes(n) for n in (0, 1)] == [[0, 1, 2], [0, 1, 3]]
+    assert trie.nodes(1, 1, 3) == [1, 3]
     read = tree(trie)
     assert read.gather.tolist() == [0, 1, 0, 1, 2, 0, 1, 3]
     assert (read.queries, read.keys) == ([2, 1, 1], [2, 3, 3])
@@ -24,7 +25,11 @@ def test_the_example_of_the_module() -> None:
 @given(ROWS)
 def test_every_row_is_found_again_and_every_prefix_is_there_once(rows: list[list[int]]) -> None:
     trie = fold(rows)
-    for row, path in zip(rows, trie.rows, strict=True):
+    for number, row in enumerate(rows):
+        path = trie.nodes(number)
+        assert [trie.nodes(number, a, b) for a in (0, 1, 5) for b in (2, 7)] == [
+            path[a:b] for a in (0, 1, 5) for b in (2, 7)
+        ]
         assert [trie.ids[node] for node in path] == row
         assert [trie.depth[node] for node in path] == list(range(len(row)))
     prefixes = {tuple(row[: end + 1]) for row in rows for end in range(len(row))}
@@ -42,7 +47,8 @@ def test_arrival_order_changes_nothing(rows: list[list[int]], rng: random.Random
 def test_a_segment_sees_exactly_its_ancestors(rows: list[list[int]]) -> None:
     trie = fold(rows)
     owner = {node: path for path in trie.segments for node in range(*path[-1])}
-    for path in trie.rows:
+    for number in range(len(rows)):
+        path = trie.nodes(number)
         for place, node in enumerate(path):
             seen = [n for start, end in owner[node] for n in range(start, end) if n <= node]
             assert seen == path[: place + 1]

@@ -74,9 +74,9 @@ def _pass(rows: Sequence[Row], worth: Sequence[float]) -> Pass:
     sampled = torch.zeros(shape, dtype=torch.long)
     mask = torch.zeros(shape, dtype=torch.long)
     recorded = torch.zeros(shape)
-    for number, (row, path) in enumerate(zip(rows, trie.rows, strict=True)):
+    for number, row in enumerate(rows):
         first, count = len(row.prompt), len(row.sampled)
-        nodes[number, :count] = torch.tensor(path[first - 1 : first - 1 + count])
+        nodes[number, :count] = torch.tensor(trie.nodes(number, first - 1, first - 1 + count))
         sampled[number, :count] = torch.tensor(row.sampled)
         mask[number, :count] = 1
         recorded[number, :count] = torch.tensor(row.logprobs)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from stateset_agents.errors import RunBroken
 from stateset_agents.reward import Reward, Score
 from stateset_agents.scenario import Scenario
-from stateset_agents.trace import Sampling, Trace
+from stateset_agents.trace import ModelCall, Sampling, Trace
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.advantages import ALGORITHMS, Algorithm
 from stateset_agents.trainers.checkpoint import Checkpoints
@@ -123,7 +123,9 @@ async def train(
         if config.shuffle_rewards:
             for number, scores in enumerate(graded):
                 random.Random(f"{config.seed}/{step}/{number}").shuffle(scores)
-        line = await asyncio.to_thread(_learn, trainer, groups, graded, nodes, config.algorithm)
+        line, learned = await asyncio.to_thread(
+            _learn, trainer, groups, graded, nodes, config.algorithm
+        )
         if abs(line["ratio"] - 1.0) > 0.1:
             raise RunBroken(
                 f"Expected on-policy episodes in step {step}, found that the policy server's "
@@ -135,6 +137,7 @@ async def train(
             for group, scores in zip(groups, graded, strict=True)
             for trace, score in zip(group, scores, strict=True)
         ]
+        pending.append(store.certify(version(run, step), _certificate(groups, learned)))
         for written in pending:
             await asyncio.wrap_future(written)
         trained = time.perf_counter()
@@ -184,8 +187,9 @@ def _learn(
     graded: Sequence[Sequence[Score | None]],
     nodes: Sequence[str] | None,
     algorithm: Algorithm,
-) -> dict[str, Any]:
-    """Grade to gradient for one step. An episode without a score is in no row and no normaliser."""
+) -> tuple[dict[str, Any], list[Trajectory]]:
+    """Grade to gradient for one step, and whose rows had an advantage to learn from. An episode without a score is in
+    no row and no normaliser."""
     trajectories: list[Trajectory] = []
     worth: list[float] = []
     flat = 0
@@ -209,7 +213,7 @@ def _learn(
     every = [trace for traces in groups for trace in traces]
     values = [s.value for scores in graded for s in scores if s is not None]
     goals = [trace.goal_score for trace in every]
-    return {
+    line = {
         **learned,
         "reward": sum(values) / len(values) if values else None,
         "success": sum(goal is not None and goal.success for goal in goals) / len(every),
@@ -227,3 +231,16 @@ def _learn(
             for row in trajectory.rows
         ),
     }
+    return line, [each for each, advantage in zip(trajectories, worth, strict=True) if advantage]
+
+
+def _certificate(
+    groups: Sequence[Sequence[Trace]], learned: Sequence[Trajectory]
+) -> list[tuple[str, int, ModelCall]]:
+    """Which calls of which traces an adapter learned from."""
+    traces = {trace.id: trace for group in groups for trace in group}
+    return [
+        (each.trace_id, row.number, traces[each.trace_id].model_calls[row.number])
+        for each in learned
+        for row in each.rows
+    ]

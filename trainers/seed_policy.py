@@ -201,7 +201,8 @@ def loss_over_trie(model: Qwen2ForCausalLM, rows: Sequence[Row]) -> torch.Tensor
     """Mean loss over the marked tokens; what rows begin with alike is computed once."""
     trie = fold([ids for ids, _ in rows])
     nodes, targets = [], []
-    for (ids, mask), path in zip(rows, trie.rows, strict=True):
+    for number, (ids, mask) in enumerate(rows):
+        path = trie.nodes(number)
         for place in range(1, len(ids)):
             if mask[place]:
                 nodes.append(path[place - 1])

@@ -5,7 +5,7 @@ rows  A B C      nodes  A B C D      segments  [A B]  [C]  [D]
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,52 +19,96 @@ class Trie:
     """Position of each node in its rows."""
     segments: list[list[tuple[int, int]]]
     """For each segment, the [start, end) runs of nodes from the root to it, itself last."""
-    rows: list[list[int]]
-    """For each row, the node of each of its tokens."""
+    runs: list[list[tuple[int, int]]]
+    """For each row, the [start, end) runs of nodes that its tokens are."""
+
+    def nodes(self, row: int, start: int = 0, end: int | None = None) -> list[int]:
+        """The nodes of a row's tokens from `start` to `end`."""
+        found: list[int] = []
+        at = 0
+        for first, last in self.runs[row]:
+            stop = last if end is None else min(last, first + end - at)
+            found.extend(range(first + max(0, start - at), stop))
+            at += last - first
+        return found
+
+
+@dataclass(slots=True)
+class _Edge:
+    """A run of tokens without a branch, and what goes on from its end."""
+
+    tokens: tuple[int, ...]
+    children: dict[int, "_Edge"] = field(default_factory=dict)
+    start: int = 0
+    """Its first node, once the trie is laid out."""
 
 
 def fold(rows: Sequence[Sequence[int]]) -> Trie:
-    """The trie of token rows. Which rows come first does not change what is shared."""
-    children: list[dict[int, int]] = [{}]
-    tokens: list[int] = [-1]
-    raw: list[list[int]] = []
-    for row in rows:
-        at = 0
-        nodes: list[int] = []
-        for token in row:
-            below = children[at].get(token)
-            if below is None:
-                below = len(tokens)
-                children[at][token] = below
-                children.append({})
-                tokens.append(token)
-            at = below
-            nodes.append(at)
-        raw.append(nodes)
-    place = [0] * len(tokens)
+    """The trie of token rows. Which rows come first does not change what is shared.
+
+    Whole runs of tokens are compared, in C: most of a row has been seen.
+    """
+    whole = [tuple(row) for row in rows]
+    root = _Edge(())
+    for row in whole:
+        _insert(root, row)
     ids: list[int] = []
     depth: list[int] = []
     segments: list[list[tuple[int, int]]] = []
-    stack: list[tuple[int, list[tuple[int, int]], int]] = [
-        (node, [], 0) for node in reversed(children[0].values())
+    stack: list[tuple[_Edge, list[tuple[int, int]], int]] = [
+        (edge, [], 0) for edge in reversed(root.children.values())
     ]
     while stack:
-        node, path, deep = stack.pop()
-        start = len(ids)
-        while True:
-            place[node] = len(ids)
-            ids.append(tokens[node])
-            depth.append(deep)
-            deep += 1
-            if len(children[node]) != 1:
-                break
-            node = next(iter(children[node].values()))
-        path = [*path, (start, len(ids))]
+        edge, path, deep = stack.pop()
+        edge.start = len(ids)
+        ids.extend(edge.tokens)
+        below = deep + len(edge.tokens)
+        depth.extend(range(deep, below))
+        path = [*path, (edge.start, len(ids))]
         segments.append(path)
-        stack.extend((child, path, deep) for child in reversed(children[node].values()))
-    return Trie(
-        ids=ids, depth=depth, segments=segments, rows=[[place[n] for n in path] for path in raw]
-    )
+        stack.extend((child, path, below) for child in reversed(edge.children.values()))
+    return Trie(ids=ids, depth=depth, segments=segments, runs=[_runs(root, row) for row in whole])
+
+
+def _insert(root: _Edge, row: tuple[int, ...]) -> None:
+    edge, at = root, 0
+    while at < len(row):
+        below = edge.children.get(row[at])
+        if below is None:
+            edge.children[row[at]] = _Edge(row[at:])
+            return
+        shared = _common(below.tokens, row[at : at + len(below.tokens)])
+        at += shared
+        if shared < len(below.tokens) and at < len(row):
+            rest = below.tokens[shared:]
+            below.children = {rest[0]: _Edge(rest, below.children)}
+            below.tokens = below.tokens[:shared]
+        edge = below
+
+
+def _runs(root: _Edge, row: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The nodes of a row that is in the trie."""
+    edge, runs, at = root, list[tuple[int, int]](), 0
+    while at < len(row):
+        edge = edge.children[row[at]]
+        count = min(len(edge.tokens), len(row) - at)
+        runs.append((edge.start, edge.start + count))
+        at += count
+    return runs
+
+
+def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """How many tokens two runs begin with in common."""
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,57 +1,15 @@
-"""`traces`, `scenarios`, `shop` and `rules`: the commands about data."""
+"""`scenarios`, `shop` and `rules`: the commands about data."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from stateset_agents.cli.sources import Schema, postgres, rules_from
 
-traces = typer.Typer(no_args_is_help=True, help="Look into a run's traces.")
 scenarios = typer.Typer(no_args_is_help=True, help="Make and check scenarios.")
 shop = typer.Typer(no_args_is_help=True, help="A shop that stays.")
 rules = typer.Typer(no_args_is_help=True, help="The rules that the executor enforces.")
-
-RunFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/20261123-101500.")]
-
-
-@traces.command("list")
-def traces_list(run: RunFolder, phase: str | None = None, limit: int = 20) -> None:
-    """The newest traces of a run."""
-    from stateset_agents.terminal import trace_table
-
-    with _store(run) as store:
-        trace_table(store.newest(phase=phase, limit=limit), store.count(phase))
-
-
-@traces.command("show")
-def traces_show(run: RunFolder, trace: str) -> None:
-    """One conversation with its tool calls, tokens and outcome."""
-    from stateset_agents.terminal import show_trace
-
-    with _store(run) as store:
-        show_trace(store.get(trace))
-
-
-@traces.command("export")
-def traces_export(
-    run: RunFolder,
-    out: Annotated[Path, typer.Option(help="A .jsonl file.")],
-    phase: str | None = None,
-) -> None:
-    """All traces as JSON lines."""
-    count = 0
-    with _store(run) as store, out.open("w", encoding="utf-8") as file:
-        for trace in store.traces(phase=phase):
-            file.write(trace.model_dump_json() + "\n")
-            count += 1
-    print(f"{count} traces in {out}")
-
-
-def _store(run: Path) -> Any:
-    from stateset_agents.traces.store import TraceStore
-
-    return TraceStore(run / "traces.db" if run.is_dir() else run, create=False)
 
 
 @scenarios.command("generate")

@@ -35,24 +35,32 @@ class Coded:
     """float32, little-endian."""
     about: bytes
     """All else, as compressed JSON; messages as what they add to those of the base."""
+    digest: str
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is remembered of a call: later ones may continue it."""
+
+    tokens: bytes = b""
+    """Prompt and answer, int32."""
+    said: tuple[dict[str, Any], ...] = ()
 
 
 class Coder:
     """Codes the calls of one run, in order."""
 
     def __init__(self) -> None:
-        self._full: list[tuple[int, ...]] = []
-        self._said: list[tuple[dict[str, Any], ...]] = []
+        self._known: list[_Known] = []
         self._tools: dict[str, tuple[dict[str, Any], ...]] = {}
         self._by_node: dict[str, int] = {}
-
+        self._exact: set[bool] = set()
         self.tools = 0
         """Tool calls of the run so far."""
         self.version = ""
-        self._exact: set[bool] = set()
 
     def __len__(self) -> int:
-        return len(self._full)
+        return len(self._known)
 
     @property
     def exactness(self) -> Exactness | None:
@@ -60,95 +68,116 @@ class Coder:
         return None if not self._exact else "exact" if self._exact == {True} else "text"
 
     def encode(self, call: ModelCall) -> Coded:
-        base, shared = self._base(call)
-        kept = _common(self._said[base], call.messages) if base >= 0 else 0
-        fields = call.model_dump(
-            mode="json", exclude_defaults=True,
-            exclude={"prompt_ids", "sampled_ids", "logprobs", "messages", "tools"},
-        )  # fmt: skip
-        fields["messages"] = [kept, list(call.messages[kept:])]
+        prompt, sampled = _ints(call.prompt_ids), _ints(call.sampled_ids)
+        logprobs = _bytes(array("f", call.logprobs))
+        base, shared = self._base(call, prompt)
+        kept = _common(self._known[base].said, call.messages) if base >= 0 else 0
+        fields = call.model_dump(exclude_defaults=True, exclude=_APART)
+        fields["messages"] = [kept, call.messages[kept:]]
         if call.tools != self._tools.get(call.node, ()):
-            fields["tools"] = list(call.tools)
-            self._tools[call.node] = call.tools
-        self._remember(call)
+            fields["tools"] = call.tools
+        self._remember(call, prompt + sampled)
         return Coded(
             base=base,
-            shared=shared,
-            prompt=_ints(call.prompt_ids[shared:]),
-            sampled=_ints(call.sampled_ids),
-            logprobs=_bytes(array("f", call.logprobs)),
+            shared=shared // WIDTH,
+            prompt=prompt[shared:],
+            sampled=sampled,
+            logprobs=logprobs,
             about=zlib.compress(json.dumps(fields, ensure_ascii=False).encode(), 1),
+            digest=_hashed(prompt, sampled, logprobs),
         )
 
-    def decode(self, coded: Coded) -> ModelCall:
+    def decode(self, coded: Coded, number: int) -> ModelCall:
         """The call again. Raises ValueError where it does not follow from the calls before it."""
-        if coded.base >= len(self._full) or coded.shared > (
-            len(self._full[coded.base]) if coded.base >= 0 else 0
-        ):
-            raise ValueError(f"call {len(self._full)} continues a call that is not there")
+        while len(self._known) < number:  # a call that could not be stored: none continues it
+            self._known.append(_Known())
+        base = self._known[coded.base] if 0 <= coded.base < number else _Known()
+        shared = base.tokens[: coded.shared * WIDTH]
         fields = json.loads(zlib.decompress(coded.about))
         kept, new = fields.pop("messages")
-        node = fields.get("node", "")
+        if coded.base >= number or len(shared) < coded.shared * WIDTH or len(base.said) < kept:
+            raise ValueError(f"call {number} continues a call that is not there")
         if "tools" in fields:
-            self._tools[node] = tuple(fields.pop("tools"))
+            self._tools[fields.get("node", "")] = tuple(fields.pop("tools"))
+        prompt = shared + coded.prompt
         call = ModelCall(
             **fields,
-            messages=(*(self._said[coded.base][:kept] if coded.base >= 0 else ()), *new),
-            tools=self._tools.get(node, ()),
-            prompt_ids=(
-                *(self._full[coded.base][: coded.shared] if coded.base >= 0 else ()),
-                *_unpacked("i", coded.prompt),
-            ),
+            messages=(*base.said[:kept], *new),
+            tools=self._tools.get(fields.get("node", ""), ()),
+            prompt_ids=tuple(_unpacked("i", prompt)),
             sampled_ids=tuple(_unpacked("i", coded.sampled)),
             logprobs=tuple(_unpacked("f", coded.logprobs)),
         )
-        self._remember(call)
+        self._remember(call, prompt + coded.sampled)
         return call
 
-    def _base(self, call: ModelCall) -> tuple[int, int]:
-        """The earlier call that this one continues the longest, and by how many tokens (or, where there are none,
-        messages: then it shares no tokens)."""
-        earlier: Sequence[tuple[Any, ...]] = self._full if call.prompt_ids else self._said
-        wanted: tuple[Any, ...] = call.prompt_ids or call.messages
-        newest = range(len(earlier) - 1, max(-1, len(earlier) - 1 - LOOKS_BACK), -1)
-        tried = [self._by_node[call.node]] if call.node in self._by_node else []
-        best = (-1, 0)
-        for number in dict.fromkeys([*tried, *newest]):
-            shared = _common(earlier[number], wanted)
-            if shared > best[1]:
-                best = (number, shared)
-            if 0 < shared == len(earlier[number]):
-                break  # the whole of it: a conversation that goes on
-        return best if call.prompt_ids else (best[0], 0)
+    def restart(self) -> None:
+        """Something was not stored: what comes next continues nothing that came before."""
+        self._known = [_Known() for _ in self._known]
+        self._tools, self._by_node = {}, {}
 
-    def _remember(self, call: ModelCall) -> None:
-        self._by_node[call.node] = len(self._full)
+    def _base(self, call: ModelCall, prompt: bytes) -> tuple[int, int]:
+        """The earlier call that this one continues the longest, and by how many bytes of tokens (none where there are
+        messages alone)."""
+        last = len(self._known) - 1
+        tried = [self._by_node[call.node]] if call.node in self._by_node else []
+        best, longest = -1, 0
+        for number in dict.fromkeys([*tried, *range(last, max(-1, last - LOOKS_BACK), -1)]):
+            known = self._known[number]
+            whole: bytes | tuple[Any, ...] = known.tokens if prompt else known.said
+            shared = (
+                _common_tokens(known.tokens, prompt)
+                if prompt
+                else _common(known.said, call.messages)
+            )
+            if shared > longest:
+                best, longest = number, shared
+            if 0 < shared == len(whole):
+                break  # the whole of it: a conversation that goes on
+        return best, longest if prompt else 0
+
+    def _remember(self, call: ModelCall, tokens: bytes) -> None:
+        self._by_node[call.node] = len(self._known)
+        self._tools[call.node] = call.tools
         self.version = call.version or self.version
         if call.error is None:
             self._exact.add(call.exactness == "exact")
-        self._full.append((*call.prompt_ids, *call.sampled_ids))
-        self._said.append((*call.messages, *((call.answer,) if call.answer else ())))
+        said = (*call.messages, *((call.answer,) if call.answer else ()))
+        self._known.append(_Known(tokens, said))
+
+
+WIDTH = 4
+_APART = {"prompt_ids", "sampled_ids", "logprobs", "messages", "tools"}
 
 
 def digest(call: ModelCall) -> str:
     """What stands for a call's tokens in a certificate: SHA-256 of its ids and log-probabilities."""
-    counts = struct.pack("<II", len(call.prompt_ids), len(call.sampled_ids))
-    parts = (
-        counts,
-        _ints(call.prompt_ids),
-        _ints(call.sampled_ids),
-        _bytes(array("f", call.logprobs)),
-    )
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+    logprobs = _bytes(array("f", call.logprobs))
+    return _hashed(_ints(call.prompt_ids), _ints(call.sampled_ids), logprobs)
+
+
+def _hashed(prompt: bytes, sampled: bytes, logprobs: bytes) -> str:
+    counts = struct.pack("<II", len(prompt) // WIDTH, len(sampled) // WIDTH)
+    return hashlib.sha256(b"".join((counts, prompt, sampled, logprobs))).hexdigest()
 
 
 def _common(one: tuple[Any, ...], other: tuple[Any, ...]) -> int:
-    """How many items two sequences begin with in common; whole slices are compared, in C."""
+    """How many items two tuples begin with in common."""
+    longest = min(len(one), len(other))
+    if one[:longest] == other[:longest]:
+        return longest
+    return next(n for n in range(longest) if one[n] != other[n])
+
+
+def _common_tokens(one: bytes, other: bytes) -> int:
+    """How many bytes of whole tokens two sequences begin with in common; slices are compared, in C."""
     low, high = 0, min(len(one), len(other))
+    if one[:WIDTH] != other[:WIDTH]:
+        return 0
     if one[:high] == other[:high]:
         return high
-    while high - low > 1:
-        middle = (low + high) // 2
+    while high - low > WIDTH:
+        middle = (low + high) // 2 // WIDTH * WIDTH
         if one[low:middle] == other[low:middle]:
             low = middle
         else:

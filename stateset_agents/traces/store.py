@@ -38,25 +38,16 @@ _DISCARD = "UPDATE calls SET discarded = 1 WHERE run = ? AND number = ?"
 _FEEDBACK = "INSERT INTO feedback VALUES(?, ?, ?, ?, ?, ?)"
 _TRAINED = "INSERT INTO trained VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 
-Change = Callable[[Trace], Trace]
-"""What is done to a trace before it is stored, such as a redaction."""
-
 
 class TraceStore:
-    """A store at a path or a `postgresql://` URL. One that a newer version wrote is refused.
+    """A store at a path or a `postgresql://` URL. One that a newer version wrote is refused."""
 
-    `change` is applied to everything before it is stored (`redaction.redacted`).
-    """
-
-    def __init__(
-        self, place: Path | str, *, create: bool = True, change: Change | None = None
-    ) -> None:
+    def __init__(self, place: Path | str, *, create: bool = True) -> None:
         self._tables = opened(place, create=create)
         self.place = self._tables.place
-        self._change = change
         self._coders: dict[str, Coder] = {}
         self._migrate()
-        self._writer = Writer(self._tables)
+        self._writer = Writer(self._tables, lost=self._not_stored)
 
     def __enter__(self) -> Self:
         return self
@@ -77,10 +68,10 @@ class TraceStore:
         """Queue a trace; the future resolves when it is on disk, or carries the error."""
 
         def rows() -> list[Statement]:
-            kept = self._changed(trace)
             coder = Coder()
-            calls = [_call(kept.id, coder, call) for call in kept.model_calls]
-            return [(_RUN, _run(kept, phase, step, score)), *calls]
+            calls = [_call(trace.id, coder, call) for call in trace.model_calls]
+            said = [_said(trace.id, one) for one in trace.feedback]
+            return [(_RUN, _run(trace, phase, step, score)), *calls, *said]
 
         return self._writer.put(rows)
 
@@ -88,7 +79,7 @@ class TraceStore:
         """Queue the beginning of a run, whose record is `interrupted` until `end`."""
 
         def rows() -> list[Statement]:
-            started = self._changed(trace).model_copy(update={"status": "interrupted"})
+            started = trace.model_copy(update={"status": "interrupted"})
             self._coders[trace.id] = Coder()
             return [(_RUN, _run(started, phase, step, None))]
 
@@ -98,21 +89,18 @@ class TraceStore:
         """Queue what a run did; `make` is called by the writer's thread."""
 
         def rows() -> list[Statement]:
-            made = make()
-            alone = (
-                Trace(model_calls=(made,))
-                if isinstance(made, ModelCall)
-                else Trace(tool_calls=(made,))
-            )
-            kept = self._changed(alone)
-            if kept.tool_calls:
-                (tool,) = kept.tool_calls
-                coder = self._coders[run]
-                coder.tools += 1
-                return [(_TOOL, (run, coder.tools, _packed(tool.model_dump_json())))]
-            return [_call(run, self._coders[run], kept.model_calls[0])]
+            made, coder = make(), self._coders[run]
+            if isinstance(made, ModelCall):
+                return [_call(run, coder, made)]
+            coder.tools += 1
+            return [(_TOOL, (run, coder.tools, _packed(made.model_dump_json())))]
 
         return self._writer.put(rows)
+
+    def _not_stored(self, run: object) -> None:
+        """What comes next of the run may not go on from what is not there."""
+        if run in self._coders:
+            self._coders[str(run)].restart()
 
     def discard(self, run: str, numbers: Sequence[int]) -> Future[None]:
         """Queue that calls belong to an attempt that failed."""
@@ -124,7 +112,7 @@ class TraceStore:
         """Queue the end of a run: the trace without what `add` has stored."""
 
         def rows() -> list[Statement]:
-            trace, coder = self._changed(make()), self._coders.pop(run)
+            trace, coder = make(), self._coders.pop(run)
             row = dict(zip(_COLUMNS, _run(trace, "", 0, score), strict=True))
             row["exactness"] = coder.exactness or row["exactness"]
             row["version"] = coder.version or row["version"]
@@ -153,9 +141,8 @@ class TraceStore:
             runs = [str(row[0]) for row in self._tables.read(query, given[0])]
         if not runs:
             raise BadInput(f"Expected a trace of {given[0]!r}, found none in {self.place}.")
-        now = time.time()
-        rows = [(uuid.uuid4().hex, run, key, float(value), comment, now) for run in runs]
-        self._writer.put(lambda: [(_FEEDBACK, row) for row in rows]).result()
+        said = Feedback(key=key, value=value, comment=comment, at=time.time())
+        self._writer.put(lambda: [_said(run, said) for run in runs]).result()
         return len(runs)
 
     def certify(self, adapter: str, rows: Sequence[tuple[str, int, ModelCall]]) -> Future[None]:
@@ -167,8 +154,19 @@ class TraceStore:
         return self._writer.put(lambda: [(_TRAINED, row) for row in found])
 
     def discard_from(self, phase: str, step: int) -> None:
-        """Remove traces of steps that were never committed."""
-        self._delete("phase = ? AND step >= ?", phase, step)
+        """Remove traces of steps that were never committed, and what was learned from them."""
+        uncommitted = "SELECT id FROM runs WHERE phase = ? AND step >= ?"
+
+        def erase() -> None:
+            with self._tables.transaction():
+                self._tables.write(
+                    f"DELETE FROM trained WHERE run IN ({uncommitted})", [(phase, step)]
+                )
+                self._tables.write(
+                    "DELETE FROM runs WHERE phase = ? AND step >= ?", [(phase, step)]
+                )
+
+        self._writer.alone(erase)
 
     def forget(self, customer: str) -> tuple[int, list[str]]:
         """Erase every run of a customer; how many there were, and the adapters that learned from them."""
@@ -192,7 +190,7 @@ class TraceStore:
             removed += self._delete("started < ?", time.time() - days * 86_400)
         if megabytes is not None:
             room, doomed = megabytes * 1e6, []
-            for run, size in self._tables.read(_SIZES):
+            for run, size in self._tables.read(SIZES):
                 room -= size
                 if room < 0:
                     doomed.append(str(run))
@@ -230,7 +228,20 @@ class TraceStore:
         ):
             if number == limit:
                 return
-            yield self._trace(row)
+            yield self.trace_of(row)
+
+    def graded(self, *, phase: str | None = None) -> Iterator[tuple[str, int, str | None, Trace]]:
+        """Phase, step, score (as JSON) and trace, oldest first, one by one."""
+        where, values = ("phase = ?", (phase,)) if phase is not None else ("1 = 1", ())
+        for row in self._tables.read(
+            f"SELECT phase, step, score, id, status, head FROM runs WHERE {where} ORDER BY step, started, id",
+            *values,
+        ):
+            yield str(row[0]), int(row[1]), row[2], self.trace_of(row[3:])
+
+    def ids(self) -> Iterator[Row]:
+        """The ids of all traces, a row each."""
+        return self._tables.read("SELECT id FROM runs")
 
     def get(self, trace_id: str) -> Trace:
         """A trace by its id or an unambiguous beginning of it."""
@@ -274,74 +285,32 @@ class TraceStore:
         ((count,),) = self._tables.read(f"SELECT COUNT(*) FROM runs WHERE {where}", *values)
         return int(count)
 
-    def verify(self) -> Iterator[str]:
-        """What is wrong with the store, and with the certificates of adapters trained from it, one by one."""
-        for run, digests in self._digests():
-            yield from self._wrong(run, digests)
-        query = (
-            "SELECT trained.adapter, trained.run, trained.number, trained.response_id, trained.digest, trained.version, "
-            "calls.response_id, calls.digest, calls.version, runs.id FROM trained "
-            "LEFT JOIN runs ON runs.id = trained.run "
-            "LEFT JOIN calls ON calls.run = trained.run AND calls.number = trained.number "
-            "ORDER BY trained.adapter, trained.run, trained.number"
-        )
-        for adapter, run, number, *columns, there in self._tables.read(query):
-            learned, found = tuple(columns[:3]), tuple(columns[3:])
-            where = f"{adapter} learned from call {number} of trace {run[:12]}"
-            if there is None:
-                continue  # forgotten or pruned, as `forget` says
-            if learned != found:
-                yield f"{where}: expected response, tokens and version {learned}, found {found}"
-
     def certified(self) -> int:
         """Rows that an adapter learned from."""
         ((count,),) = self._tables.read("SELECT COUNT(*) FROM trained")
         return int(count)
 
-    def _digests(self) -> Iterator[tuple[Row, dict[int, tuple[str, str, str]]]]:
-        for row in self._tables.read("SELECT id, status, head FROM runs ORDER BY started, id"):
-            rows = self._tables.read(
-                "SELECT number, digest, response_id, version FROM calls WHERE run = ?", row[0]
-            )
-            yield row, {int(n): (d, r, v) for n, d, r, v in rows}
+    def rows(self) -> Iterator[Row]:
+        """Id, status and head of each run, oldest first; `trace_of` reads them."""
+        return self._tables.read("SELECT id, status, head FROM runs ORDER BY started, id")
 
-    def _wrong(self, row: Row, digests: dict[int, tuple[str, str, str]]) -> Iterator[str]:
-        run = str(row[0])[:12]
-        try:
-            trace = self._trace(row)
-        except (ValueError, zlib.error, KeyError) as error:
-            yield f"trace {run} cannot be read: {str(error).splitlines()[0]}"
-            return
-        for number, call in enumerate(trace.model_calls):
-            kept = digests.get(number)
-            if kept is None:
-                yield f"trace {run}: call {number} is missing"
-                return
-            if kept != (digest(call), call.response_id, call.version):
-                yield f"trace {run}, call {number} ({call.response_id}): its tokens are not those that were stored"
-        ids = [call.response_id for call in trace.calls if call.exactness == "exact"]
-        for twice in sorted({one for one in ids if ids.count(one) > 1}):
-            yield f"trace {run}: the response {twice} is there twice"
+    def read(self, sql: str, *values: object) -> Iterator[Row]:
+        """Rows of a query of one's own, for who knows the tables (`traces/tables.py`)."""
+        return self._tables.read(sql, *values)
 
-    def _trace(self, row: Row) -> Trace:
+    def trace_of(self, row: Row) -> Trace:
         run, status, head = row
         fields = json.loads(zlib.decompress(head))
         trace = Trace.model_validate({**fields, "status": status})
         coder = Coder()
         calls = []
-        for discarded, base, shared, prompt, sampled, logprobs, about in self._tables.read(
-            "SELECT discarded, base, shared, prompt, sampled, logprobs, about FROM calls WHERE run = ? ORDER BY number",
+        for number, discarded, *columns in self._tables.read(
+            "SELECT number, discarded, base, shared, prompt, sampled, logprobs, about, digest FROM calls WHERE run = ? "
+            "ORDER BY number",
             run,
         ):
-            coded = Coded(
-                base=base,
-                shared=shared,
-                prompt=prompt,
-                sampled=sampled,
-                logprobs=logprobs,
-                about=about,
-            )
-            call = coder.decode(coded)
+            coded = Coded(**dict(zip(_CODED, columns, strict=True)))
+            call = coder.decode(coded, number)
             calls.append(call.model_copy(update={"discarded": True}) if discarded else call)
         tools = [
             ToolCall.model_validate_json(zlib.decompress(body))
@@ -385,9 +354,6 @@ class TraceStore:
         with self._tables.transaction():
             return self._tables.write(f"DELETE FROM runs WHERE {where}", [values])
 
-    def _changed(self, trace: Trace) -> Trace:
-        return trace if self._change is None else self._change(trace)
-
     def _migrate(self) -> None:
         """Traces of a store of version 1, which kept each as one body."""
         try:
@@ -399,7 +365,7 @@ class TraceStore:
         with self._tables.transaction():
             for phase, step, _, score, body in old:
                 fields = json.loads(zlib.decompress(body))
-                trace = self._changed(Trace.model_validate(fields))
+                trace = Trace.model_validate(fields)
                 told = None if score is None else Score.model_validate_json(score)
                 coder = Coder()
                 self._tables.write(_RUN, [_run(trace, phase, step, told)])
@@ -409,7 +375,8 @@ class TraceStore:
             self._tables.write("DROP TABLE traces_1", [()])
 
 
-_SIZES = (
+_CODED = ("base", "shared", "prompt", "sampled", "logprobs", "about", "digest")
+SIZES = (
     "SELECT runs.id, LENGTH(head) + COALESCE((SELECT SUM(LENGTH(prompt) + LENGTH(sampled) + LENGTH(logprobs) + "
     "LENGTH(about)) FROM calls WHERE calls.run = runs.id), 0) + COALESCE((SELECT SUM(LENGTH(body)) FROM tools "
     "WHERE tools.run = runs.id), 0) FROM runs ORDER BY started DESC, runs.id"
@@ -436,10 +403,16 @@ def _run(trace: Trace, phase: str, step: int, score: Score | None) -> Row:
     )  # fmt: skip
 
 
+def _said(run: str, feedback: Feedback) -> Statement:
+    return _FEEDBACK, (
+        uuid.uuid4().hex, run, feedback.key, feedback.value, feedback.comment, feedback.at,
+    )  # fmt: skip
+
+
 def _call(run: str, coder: Coder, call: ModelCall) -> Statement:
     number = len(coder)
     coded = coder.encode(call)
     return _CALL, (
-        run, number, call.response_id, call.version, digest(call), int(call.discarded), coded.base,
+        run, number, call.response_id, call.version, coded.digest, int(call.discarded), coded.base,
         coded.shared, coded.prompt, coded.sampled, coded.logprobs, coded.about,
     )  # fmt: skip

@@ -4,6 +4,7 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from itertools import groupby
@@ -14,13 +15,17 @@ from stateset_agents.traces.tables import Tables
 Statement = tuple[str, Sequence[object]]
 Make = Callable[[], list[Statement]]
 BATCH = 512
+GATHERS = 0.01
+"""Seconds in which more may come before a batch is written. A writer that woke for every call would take the
+interpreter from whoever records, each time."""
 
 
 class Writer:
     """Takes work from any thread, in order."""
 
-    def __init__(self, tables: Tables) -> None:
-        self._tables = tables
+    def __init__(self, tables: Tables, *, lost: Callable[[object], None]) -> None:
+        """`lost` is told the run of every record that could not be written."""
+        self._tables, self._lost = tables, lost
         self._waiting: queue.SimpleQueue[tuple[Make, Future[None], bool] | None] = (
             queue.SimpleQueue()
         )
@@ -52,6 +57,8 @@ class Writer:
     def _run(self) -> None:
         while True:
             batch = [self._waiting.get()]
+            if batch[0] is not None and not batch[0][2]:
+                time.sleep(GATHERS)
             try:
                 while len(batch) < BATCH and batch[-1] is not None and not batch[-1][2]:
                     batch.append(self._waiting.get_nowait())
@@ -74,20 +81,29 @@ class Writer:
                 _fail(done, error)
         try:
             self._write([statement for statements, _ in made for statement in statements])
-        except Exception as error:  # noqa: BLE001 (who waits gets it)
-            if len(made) == 1:
-                _fail(made[0][1], self._explained(error))
-                return
-            for statements, done in made:
-                try:
-                    self._write(statements)
-                except Exception as problem:  # noqa: BLE001 (who waits gets it)
-                    _fail(done, self._explained(problem))
-                else:
-                    done.set_result(None)
-            return
-        for _, done in made:
-            done.set_result(None)
+        except Exception:  # noqa: BLE001 (each is tried alone)
+            self._one_by_one(made)
+        else:
+            for _, done in made:
+                done.set_result(None)
+
+    def _one_by_one(self, made: list[tuple[list[Statement], Future[None]]]) -> None:
+        broken: set[object] = set()
+        for statements, done in made:
+            runs = {row[0] for _, row in statements}
+            try:
+                if runs & broken:  # it may go on from what was not stored
+                    raise RunBroken(
+                        "Expected the records before it to be stored, found that one was not."
+                    )
+                self._write(statements)
+            except Exception as error:  # noqa: BLE001 (who waits gets it)
+                broken |= runs
+                _fail(done, self._explained(error))
+            else:
+                done.set_result(None)
+        for run in broken:
+            self._lost(run)
 
     def _write(self, statements: list[Statement]) -> None:
         if not statements:

@@ -1,0 +1,140 @@
+"""`traces`: look into a store, prove it, move it, and forget what has to be forgotten."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+traces = typer.Typer(no_args_is_help=True, help="Look into recorded traces, prove and move them.")
+
+Place = Annotated[
+    str, typer.Argument(help="A run's folder, a store's file, or postgresql://…", metavar="STORE")
+]
+
+
+@traces.command("list")
+def traces_list(store: Place, phase: str | None = None, limit: int = 20) -> None:
+    """The newest traces."""
+    from stateset_agents.terminal import trace_table
+
+    with _store(store) as opened:
+        trace_table(opened.newest(phase=phase, limit=limit), opened.count(phase))
+
+
+@traces.command("show")
+def traces_show(store: Place, trace: str) -> None:
+    """One conversation with its tool calls, tokens and outcome."""
+    from stateset_agents.terminal import show_trace
+
+    with _store(store) as opened:
+        show_trace(opened.get(trace))
+
+
+@traces.command("export")
+def traces_export(
+    store: Place,
+    out: Annotated[Path, typer.Option(help="A .jsonl or .parquet file.")],
+    phase: str | None = None,
+) -> None:
+    """All traces as JSON lines or Parquet."""
+    from stateset_agents.traces.transfer import export
+
+    with _store(store) as opened:
+        count = export(opened, out, phase=phase)
+    print(f"{count} traces in {out}")
+
+
+@traces.command("import")
+def traces_import(
+    store: Place, file: Annotated[Path, typer.Argument(help="What `traces export` wrote.")]
+) -> None:
+    """Put exported traces into a store, which is made where there is none."""
+    from stateset_agents.traces.transfer import load
+
+    with _store(store, create=True) as opened:
+        new, known = load(opened, file)
+    print(f"{new} traces from {file}, {known} were there already")
+
+
+@traces.command("verify")
+def traces_verify(store: Place) -> None:
+    """Prove that every token is as it was recorded, and that adapters learned from tokens of the version named."""
+    from stateset_agents.traces.verification import problems
+
+    with _store(store) as opened:
+        found = 0
+        for problem in problems(opened):
+            found += 1
+            if found <= 20:
+                print(problem)
+        count, learned = opened.count(), opened.certified()
+    print(
+        f"{count} traces, {learned} trained rows, {found or 'no'} problem{'' if found == 1 else 's'}"
+    )
+    raise typer.Exit(2 if found else 0)
+
+
+@traces.command("feedback")
+def traces_feedback(
+    store: Place,
+    key: Annotated[str, typer.Argument(help="Such as thumbs, csat, resolved.")],
+    value: float,
+    trace: Annotated[str, typer.Option(help="A trace's id, or its beginning.")] = "",
+    thread: Annotated[str, typer.Option(help="All runs of this thread.")] = "",
+    response: Annotated[str, typer.Option(help="The run of this response id.")] = "",
+    comment: str = "",
+) -> None:
+    """Attach what somebody said afterwards; `--reward` can pay for it (rewards/feedback.py)."""
+    with _store(store) as opened:
+        count = opened.feedback(
+            key, value, trace=trace, thread=thread, response=response, comment=comment
+        )
+    print(f"{key} {value:g} for {count} trace{'' if count == 1 else 's'}")
+
+
+@traces.command("forget")
+def traces_forget(
+    store: Place, customer: Annotated[str, typer.Option(help="Whose traces are erased.")]
+) -> None:
+    """Erase every trace of a customer, and name the adapters that learned from them."""
+    with _store(store) as opened:
+        count, adapters = opened.forget(customer)
+    print(f"{count} traces of {customer} erased")
+    for adapter in adapters:
+        print(f"{adapter} learned from them: train it again without, or retire it")
+
+
+@traces.command("prune")
+def traces_prune(
+    store: Place,
+    days: Annotated[float | None, typer.Option(help="Erase what is older.", min=0)] = None,
+    megabytes: Annotated[
+        float | None, typer.Option(help="Erase the oldest beyond this size.", min=0)
+    ] = None,
+) -> None:
+    """Erase old traces, by age, by size, or both."""
+    from stateset_agents.errors import BadInput
+
+    if days is None and megabytes is None:
+        raise BadInput("Expected --days, --megabytes or both, found neither.")
+    with _store(store) as opened:
+        print(
+            f"{opened.prune(days=days, megabytes=megabytes)} traces erased, {opened.count()} left"
+        )
+
+
+@traces.command("key")
+def traces_key() -> None:
+    """A new key under which tokens of redacted calls can be kept sealed."""
+    from stateset_agents.traces.redaction import new_key
+
+    print(new_key().decode())
+
+
+def _store(place: str, *, create: bool = False) -> Any:
+    from stateset_agents.traces.store import TraceStore
+
+    folder = Path(place)
+    if not place.startswith(("postgresql://", "postgres://")) and folder.is_dir():
+        place = str(folder / "traces.db")
+    return TraceStore(place, create=create)

@@ -1,0 +1,153 @@
+"""What a recorder heard, made into the parts of a trace: later, and by whoever keeps it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_openai_messages
+from langgraph.errors import GraphRecursionError
+from langgraph.types import Command
+
+from stateset_agents.errors import ContextFull
+from stateset_agents.policy import Sampled
+from stateset_agents.trace import ModelCall, Status, ToolCall, Trace
+
+
+@dataclass(slots=True)
+class Asked:
+    """A model that was called, and where."""
+
+    node: str
+    namespace: str
+    attempt: int
+    messages: Sequence[BaseMessage]
+    parameters: dict[str, Any]
+    clock: float
+
+
+def _asked_fields(asked: Asked, seconds: float, texts: bool) -> dict[str, Any]:
+    temperature = asked.parameters.get("temperature")
+    fields: dict[str, Any] = {
+        "node": asked.node,
+        "namespace": asked.namespace,
+        "attempt": asked.attempt,
+        "temperature": 1.0 if temperature is None else float(temperature),
+        "seconds": seconds,
+    }
+    if texts:
+        fields["messages"] = tuple(_openai(message) for message in asked.messages)
+        fields["tools"] = tuple(_plain(tool) for tool in asked.parameters.get("tools") or ())
+    return fields
+
+
+def answered(
+    asked: Asked, message: BaseMessage | None, response_id: str, tokens: Sampled | None, seconds: float,
+    texts: bool,
+) -> ModelCall:  # fmt: skip
+    fields = _asked_fields(asked, seconds, texts)
+    about = message.response_metadata if message is not None else {}
+    fields["version"] = str(about.get("model_name") or asked.parameters.get("model") or "")
+    fields["finish_reason"] = str(about.get("finish_reason") or "")
+    if tokens is not None:
+        fields |= {
+            "version": tokens.version,
+            "prompt_ids": tokens.prompt_ids,
+            "sampled_ids": tokens.sampled_ids,
+            "logprobs": tokens.logprobs,
+            "finish_reason": tokens.finish_reason,
+        }
+        if len(tokens.logprobs) != len(tokens.sampled_ids):  # no training on what is not whole
+            fields["logprobs"] = ()
+    if texts and message is not None:
+        fields["answer"] = _openai(message)
+    return ModelCall(response_id=response_id, **fields)
+
+
+def unanswered(
+    asked: Asked, error: BaseException, run_id: str, seconds: float, texts: bool
+) -> ModelCall:
+    told = f"{type(error).__name__}: {error}"
+    return ModelCall(response_id=run_id, error=told, **_asked_fields(asked, seconds, texts))
+
+
+def used(name: str, call: str, inputs: Any, output: Any, error: BaseException | None) -> ToolCall:
+    arguments = _plain(inputs)
+    result: Any = f"{type(error).__name__}: {error}" if error is not None else _result(output)
+    broke = error is not None or getattr(output, "status", "") == "error"
+    return ToolCall(
+        id=call,
+        name=name,
+        arguments=arguments if isinstance(arguments, dict) else {"input": arguments},
+        status="failed" if broke else "done",
+        result=result if isinstance(result, dict) else str(result),
+    )
+
+
+def finished(
+    trace: Trace, output: Any, error: BaseException | None, waiting: bool, seconds: float
+) -> Trace:
+    state = output if isinstance(output, dict) else {}
+    said = state.get("messages") if state else [output] if isinstance(output, AIMessage) else None
+    messages = (
+        [m for m in said or [] if isinstance(m, BaseMessage)] if isinstance(said, list) else []
+    )
+    status: Status = "waiting" if waiting else "completed"
+    if error is not None:
+        cut = isinstance(error, GraphRecursionError | ContextFull)
+        status = "truncated" if cut else "failed"
+    session = state.get("session")
+    customer = session.get("customer") if isinstance(session, dict) else None
+    return trace.model_copy(
+        update={
+            "status": status,
+            "error": None if error is None else f"{type(error).__name__}: {error}",
+            "customer": str(customer or trace.customer),
+            "messages": tuple(_openai(message) for message in messages),
+            "tool_calls": _own_tools(state.get("tool_calls")),
+            "output": {k: v for k, v in state.items() if isinstance(v, str | int | float | bool)}
+            or None,
+            "seconds": seconds,
+        }
+    )
+
+
+def _own_tools(attempts: Any) -> tuple[ToolCall, ...]:
+    """The attempts in the state of an agent of ours, whose tools are not LangChain's."""
+    if not isinstance(attempts, list) or not all(
+        isinstance(one, dict) and {"id", "name", "arguments", "status", "result"} <= one.keys()
+        for one in attempts
+    ):
+        return ()
+    return tuple(ToolCall.model_validate(one) for one in attempts)
+
+
+def _openai(message: BaseMessage) -> dict[str, Any]:
+    made: Any = convert_to_openai_messages(message)
+    return dict(_plain(made))
+
+
+def _result(output: Any) -> Any:
+    if isinstance(output, Command):
+        return {"command": _plain(output.update)}
+    content = getattr(output, "content", output)
+    if isinstance(content, str):
+        try:
+            read = json.loads(content)
+        except ValueError:
+            return content
+        return read if isinstance(read, dict) else content
+    return _plain(content)
+
+
+def _plain(value: Any) -> Any:
+    """Data that JSON can hold; what it cannot is told in words."""
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, BaseMessage):
+        return _openai(value)
+    return str(value)

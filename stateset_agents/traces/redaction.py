@@ -1,0 +1,201 @@
+"""Personal data is taken out before anything is stored: e-mail addresses, phones, cards, IBANs, streets.
+
+What is found becomes `[email]`, `[phone]`, `[card]`, `[iban]`, `[address]`. The tokens of a call in which something was found
+are dropped with it, since they say the same: such a call is `text`, and nothing is trained on it as sampled. With a
+key they are kept, encrypted, for `unseal`.
+
+Phones: the library phonenumbers. Cards and IBANs: the checksums of python-stdnum.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import phonenumbers
+import stdnum.iban
+import stdnum.luhn
+
+from stateset_agents.errors import BadInput
+from stateset_agents.trace import ModelCall, ToolCall, Trace
+from stateset_agents.traces.keeper import Keeper
+
+REGIONS = ("US", "GB", "DE", "FR", "ES", "PT", "BR")
+"""Where a phone number without a country's code may be from."""
+_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+_CARD = re.compile(r"(?<![\d-])(?:\d[ -]?){12,18}\d(?![\d-])")
+_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{2,4}){3,8}\b")
+_DIGITS = re.compile(r"(?:\d[\s()./+-]*){8,}")
+_STREET = re.compile(
+    r"\b\d{1,5}[a-zA-Z]? (?:[A-Z][\w'.-]+ ){1,3}(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Boulevard|Blvd|Way|"
+    r"Court|Ct|Place|Pl|Close|Square|Terrace)\b\.?"
+    r"|\b[A-ZÄÖÜ][\wäöüß-]*(?:straße|strasse|str\.|weg|gasse|platz|allee) \d{1,4}[a-z]?\b"
+    r"|\b\d{1,4}(?: bis)?,? (?:rue|avenue|boulevard|place|chemin|allée)(?: [\wàâçéèêëîïôûùüÿ'\u2019-]+){1,4}"
+    r"|\b(?:[Cc]alle|[Aa]venida|[Pp]laza|[Rr]ua|[Aa]v\.|C/)(?: [\wáéíóúñãõç.'-]+){1,4},? (?:n\.?º? ?)?\d{1,4}\b"
+)
+
+
+class Redactor:
+    """Takes personal data out of texts, calls and traces. With `key` (of `new_key`) dropped tokens are kept sealed."""
+
+    def __init__(self, *, key: bytes | None = None) -> None:
+        self._seal = None if key is None else _fernet(key)
+        self._known = functools.lru_cache(maxsize=4096)(_redacted)
+
+    def text(self, text: str) -> str:
+        return self._known(text)
+
+    def value(self, value: Any) -> Any:
+        """A text, or every text in lists and dicts; keys are left."""
+        if isinstance(value, str):
+            return self._known(value)
+        if isinstance(value, dict):
+            return {key: self.value(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.value(item) for item in value)
+        return value
+
+    def call(self, call: ModelCall) -> ModelCall:
+        messages, answer = self.value(call.messages), self.value(call.answer)
+        error = None if call.error is None else self.text(call.error)
+        if (messages, answer, error) == (call.messages, call.answer, call.error):
+            return call
+        return self._without_tokens(
+            call.model_copy(update={"messages": messages, "answer": answer, "error": error})
+        )
+
+    def tool(self, call: ToolCall) -> ToolCall:
+        return call.model_copy(
+            update={
+                "arguments": self.value(call.arguments),
+                "result": self.value(call.result),
+                "facts": self.value(call.facts),
+            }
+        )
+
+    def trace(self, trace: Trace) -> Trace:
+        """A whole trace. Where its conversation holds personal data, no call of it keeps its tokens."""
+        messages = self.value(trace.messages)
+        calls = tuple(self.call(call) for call in trace.model_calls)
+        if messages != trace.messages:
+            calls = tuple(self._without_tokens(call) for call in calls)
+        return trace.model_copy(
+            update={
+                "messages": messages,
+                "model_calls": calls,
+                "tool_calls": tuple(self.tool(call) for call in trace.tool_calls),
+                "output": self.value(trace.output),
+                "error": None if trace.error is None else self.text(trace.error),
+            }
+        )
+
+    def _without_tokens(self, call: ModelCall) -> ModelCall:
+        if not call.prompt_ids and not call.sampled_ids:
+            return call
+        sealed = ""
+        if self._seal is not None:
+            tokens = [call.prompt_ids, call.sampled_ids, call.logprobs]
+            sealed = self._seal.encrypt(json.dumps(tokens).encode()).decode()
+        return call.model_copy(
+            update={"prompt_ids": (), "sampled_ids": (), "logprobs": (), "sealed": sealed}
+        )
+
+
+class Redacted:
+    """A keeper that hears everything without personal data."""
+
+    def __init__(self, keeper: Keeper, redactor: Redactor) -> None:
+        self._keeper, self._redactor = keeper, redactor
+
+    def begin(self, trace: Trace) -> object:
+        return self._keeper.begin(trace)
+
+    def add(self, run: str, make: Callable[[], ModelCall | ToolCall]) -> object:
+        def made() -> ModelCall | ToolCall:
+            call = make()
+            return (
+                self._redactor.call(call)
+                if isinstance(call, ModelCall)
+                else self._redactor.tool(call)
+            )
+
+        return self._keeper.add(run, made)
+
+    def discard(self, run: str, numbers: Sequence[int]) -> object:
+        return self._keeper.discard(run, numbers)
+
+    def end(self, run: str, make: Callable[[], Trace]) -> object:
+        return self._keeper.end(run, lambda: self._redactor.trace(make()))
+
+
+def unseal(trace: Trace, key: bytes) -> Trace:
+    """The trace with the tokens that were sealed under this key. Raises BadInput where it is another key."""
+    from cryptography.fernet import InvalidToken
+
+    fernet = _fernet(key)
+    calls = []
+    for call in trace.model_calls:
+        if not call.sealed:
+            calls.append(call)
+            continue
+        try:
+            prompt, sampled, logprobs = json.loads(fernet.decrypt(call.sealed.encode()))
+        except InvalidToken:
+            raise BadInput(
+                f"Expected the key that trace {trace.id[:12]} was sealed under, found another."
+            ) from None
+        update = {
+            "prompt_ids": tuple(prompt), "sampled_ids": tuple(sampled), "logprobs": tuple(logprobs), "sealed": "",
+        }  # fmt: skip
+        calls.append(call.model_copy(update=update))
+    return trace.model_copy(update={"model_calls": tuple(calls)})
+
+
+def new_key() -> bytes:
+    """A key to seal tokens under. Extra: `seal`."""
+    from cryptography.fernet import Fernet
+
+    return Fernet.generate_key()
+
+
+def _fernet(key: bytes) -> Any:
+    try:
+        from cryptography.fernet import Fernet
+    except ImportError:
+        raise BadInput("Expected cryptography, found none: install the extra 'seal'.") from None
+    try:
+        return Fernet(key)
+    except ValueError as error:
+        raise BadInput(f"Expected a key of `traces key`, found: {error}") from None
+
+
+def _redacted(text: str) -> str:
+    """A text without personal data.
+
+    >>> _redacted("Mail ann@example.com, card 4111 1111 1111 1111, order W20417.")
+    'Mail [email], card [card], order W20417.'
+    """
+    if "@" in text:
+        text = _EMAIL.sub("[email]", text)
+    if _DIGITS.search(text):
+        text = _CARD.sub(lambda m: "[card]" if _is_card(m[0]) else m[0], text)
+        text = _IBAN.sub(lambda m: "[iban]" if stdnum.iban.is_valid(m[0]) else m[0], text)
+        text = _without_phones(text)
+    return _STREET.sub("[address]", text)
+
+
+def _is_card(found: str) -> bool:
+    return bool(stdnum.luhn.is_valid(re.sub(r"\D", "", found)))
+
+
+def _without_phones(text: str) -> str:
+    if not _DIGITS.search(text):
+        return text
+    found: dict[int, int] = {}
+    for region in REGIONS:
+        for match in phonenumbers.PhoneNumberMatcher(text, region):
+            found[match.start] = max(match.end, found.get(match.start, 0))
+    for start in sorted(found, reverse=True):
+        text = f"{text[:start]}[phone]{text[found[start] :]}"
+    return text
