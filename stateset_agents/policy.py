@@ -169,7 +169,7 @@ class Policy(ChatOpenAI):
             pieces = _streams.setdefault(chunk["id"], [])
             pieces.append(chunk)
             if chunk["choices"][0].get("finish_reason"):
-                leave(_joined(_streams.pop(chunk["id"])))
+                leave(joined(_streams.pop(chunk["id"])))
             while len(_streams) > WAITING:  # streams that nobody read to their end
                 del _streams[next(iter(_streams))]
         made = super()._convert_chunk_to_generation_chunk(
@@ -205,7 +205,7 @@ def sampled(raw: dict[str, Any]) -> Sampled:
     )
 
 
-def _joined(chunks: Sequence[dict[str, Any]]) -> Sampled:
+def joined(chunks: Sequence[dict[str, Any]]) -> Sampled:
     """The tokens of a streamed answer."""
     parts = [sampled(chunk) for chunk in chunks]
     return Sampled(

@@ -138,3 +138,31 @@ def _store(place: str, *, create: bool = False) -> Any:
     if not place.startswith(("postgresql://", "postgres://")) and folder.is_dir():
         place = str(folder / "traces.db")
     return TraceStore(place, create=create)
+
+
+@traces.command("proxy")
+def traces_proxy(
+    to: Annotated[str, typer.Option(help="An OpenAI-compatible URL that ends in /v1.")],
+    store: Annotated[
+        str, typer.Option("--traces", help="A store's file or postgresql://…")
+    ] = "traces.db",
+    exact: Annotated[
+        bool, typer.Option(help="Ask for token ids: vLLM and the embedded engine give them.")
+    ] = False,
+    redact: Annotated[bool, typer.Option(help="Keep no personal data.")] = True,
+    host: str = "127.0.0.1",
+    port: int = 8002,
+) -> None:
+    """Record an app in any language: point its base URL here."""
+    import asyncio
+    import contextlib
+
+    from stateset_agents.server.engine.process import port_is_free
+    from stateset_agents.server.proxy import Proxy, serve
+    from stateset_agents.traces.redaction import Redacted, Redactor
+
+    port_is_free(host, port)
+    with _store(store, create=True) as opened, contextlib.suppress(KeyboardInterrupt):
+        keeper = Redacted(opened, Redactor()) if redact else opened
+        print(f"http://{host}:{port}/v1 passes to {to} and records into {store}", flush=True)
+        asyncio.run(serve(Proxy(to, keeper, exact=exact), host=host, port=port))

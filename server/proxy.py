@@ -1,0 +1,275 @@
+"""A recording proxy for apps in any language: OpenAI's protocol in, OpenAI's protocol out, and every call in a store.
+
+    stateset-agents traces proxy --to http://policy:8001/v1 --traces traces.db      # then point the app's base URL at it
+
+Who calls says so in headers: `x-stateset-thread`, `x-stateset-node`, `x-stateset-customer`. What is not a chat completion passes through.
+"""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from stateset_agents.policy import Sampled, joined, sampled
+from stateset_agents.trace import ModelCall, Trace
+from stateset_agents.traces.keeper import Keeper
+
+THREAD, NODE, CUSTOMER = "x-stateset-thread", "x-stateset-node", "x-stateset-customer"
+_HOP = {
+    "host",
+    "content-length",
+    "connection",
+    "transfer-encoding",
+    "content-encoding",
+    "accept-encoding",
+    "keep-alive",
+}
+"""Headers that are between two machines, and not passed on."""
+MOST = 64 * 2**20
+"""Bytes of a request."""
+
+
+class Proxy:
+    """Passes calls to `to` (ends in /v1) and keeps them. With `exact` it asks vLLM, or the embedded engine, for token ids,
+    which the client does not see unless it asked for them."""
+
+    def __init__(self, to: str, keeper: Keeper, *, exact: bool) -> None:
+        self.to = to.rstrip("/")
+        self.keeper = keeper
+        self.exact = exact
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=MOST)
+        app.cleanup_ctx.append(self._connected)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_route("*", "/v1/{rest:.*}", self._pass)
+        return app
+
+    async def _connected(self, app: web.Application) -> AsyncIterator[None]:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+        # Shorter than the server keeps it: a request that meets the server's closing is lost.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
+        self.session = aiohttp.ClientSession(timeout=timeout, connector=connector)
+        yield
+        await self.session.close()
+
+    async def _pass(self, request: web.Request) -> web.StreamResponse:
+        url = f"{self.to}/{request.match_info['rest']}"
+        body = await request.read()
+        try:
+            async with self.session.request(
+                request.method,
+                url,
+                params=request.query,
+                data=body,
+                headers=_passed(request.headers),
+            ) as answer:
+                return web.Response(
+                    status=answer.status, body=await answer.read(), headers=_passed(answer.headers)
+                )
+        except aiohttp.ClientError as error:
+            return self._unreachable(error)
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        raw = await request.read()
+        try:
+            body = json.loads(raw)
+            if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
+                raise ValueError("no messages")
+        except ValueError as error:
+            return _refusal(
+                400, f"Expected a chat completion's JSON body, found: {error}", "invalid_body"
+            )
+        asks_ids = bool(body.get("return_token_ids"))
+        sent = {**body, "logprobs": True, "return_token_ids": True} if self.exact else body
+        heard = _Heard(self.keeper, request.headers, body)
+        try:
+            async with self.session.post(
+                f"{self.to}/chat/completions", json=sent, headers=_passed(request.headers)
+            ) as answer:
+                headers = _passed(answer.headers)
+                if answer.status == 200 and answer.content_type == "text/event-stream":
+                    hides = (
+                        _Hides(ids=not asks_ids, logprobs=not body.get("logprobs"))
+                        if self.exact
+                        else None
+                    )
+                    return await self._streamed(request, answer, headers, heard, hides)
+                data = await answer.read()
+                if answer.status != 200:
+                    heard.failed(f"{answer.status}: {data[:300].decode(errors='replace')}")
+                    return web.Response(status=answer.status, body=data, headers=headers)
+                told = json.loads(data)
+                heard.answered(sampled(told), told["choices"][0]["message"])
+                if self.exact:
+                    _Hides(ids=not asks_ids, logprobs=not body.get("logprobs")).hide(told)
+                    data = json.dumps(told).encode()
+                return web.Response(body=data, headers=headers)
+        except asyncio.CancelledError:
+            heard.failed("the client left")
+            raise
+        except aiohttp.ClientError as error:
+            heard.failed(f"{type(error).__name__}: {error}")
+            return self._unreachable(error)
+
+    async def _streamed(
+        self, request: web.Request, answer: aiohttp.ClientResponse, headers: dict[str, str], heard: "_Heard",
+        hides: "_Hides | None",
+    ) -> web.StreamResponse:  # fmt: skip
+        out = web.StreamResponse(headers=headers)
+        await out.prepare(request)
+        chunks: list[dict[str, Any]] = []
+        try:
+            async for line in answer.content:
+                if line.startswith(b"data: {"):
+                    chunk = json.loads(line[6:])
+                    if chunk.get("choices"):
+                        chunks.append(chunk)
+                    if hides is not None:
+                        line = f"data: {json.dumps(hides.hidden(chunk))}\n".encode()
+                await out.write(line)
+        except (aiohttp.ClientError, ConnectionError, asyncio.CancelledError) as error:
+            heard.failed(f"the stream broke off: {type(error).__name__}")
+            raise
+        if chunks and chunks[-1]["choices"][0].get("finish_reason"):
+            heard.answered(joined(chunks), _message(chunks))
+        else:
+            heard.failed("the stream ended without a finish reason")
+        await out.write_eof()
+        return out
+
+    def _unreachable(self, error: Exception) -> web.Response:
+        told = f"Expected a server at {self.to}, found {type(error).__name__}: {error}"
+        return _refusal(502, told, "upstream_unreachable")
+
+
+class _Heard:
+    """One call: a run of its own on the caller's thread."""
+
+    def __init__(self, keeper: Keeper, headers: Any, body: dict[str, Any]) -> None:
+        self.keeper, self.body = keeper, body
+        self.node = headers.get(NODE, "")
+        self.clock = time.perf_counter()
+        self.trace = Trace(
+            id=uuid.uuid4().hex, thread=headers.get(THREAD, ""), customer=headers.get(CUSTOMER, ""), graph="proxy",
+            started=time.time(),
+        )  # fmt: skip
+
+    def answered(self, tokens: Sampled, message: dict[str, Any]) -> None:
+        answer = {name: value for name, value in message.items() if value not in (None, [], "")}
+        answer.setdefault("content", "")
+        self._keep(tokens, answer, None)
+
+    def failed(self, error: str) -> None:
+        self._keep(None, None, error)
+
+    def _keep(
+        self, tokens: Sampled | None, answer: dict[str, Any] | None, error: str | None
+    ) -> None:
+        seconds = time.perf_counter() - self.clock
+        self.keeper.begin(self.trace)
+        self.keeper.add(
+            self.trace.id, partial(_call, self.node, self.body, tokens, answer, error, seconds)
+        )
+        update = {
+            "status": "failed" if error else "completed",
+            "error": error,
+            "messages": (*self.body["messages"], *([answer] if answer else [])),
+            "seconds": seconds,
+        }
+        self.keeper.end(self.trace.id, partial(self.trace.model_copy, update=update))
+
+
+class _Hides:
+    """Takes out of an answer what the client did not ask for."""
+
+    def __init__(self, *, ids: bool, logprobs: bool) -> None:
+        self.ids, self.logprobs = ids, logprobs
+
+    def hide(self, answer: dict[str, Any]) -> None:
+        if self.ids:
+            answer.pop("prompt_token_ids", None)
+        for choice in answer.get("choices") or []:
+            if self.ids:
+                choice.pop("token_ids", None)
+            if self.logprobs and "logprobs" in choice:
+                choice["logprobs"] = None
+
+    def hidden(self, chunk: dict[str, Any]) -> dict[str, Any]:
+        """A copy: what was there is still to be recorded."""
+        copy = {**chunk, "choices": [dict(choice) for choice in chunk.get("choices") or []]}
+        self.hide(copy)
+        return copy
+
+
+def _call(
+    node: str, body: dict[str, Any], tokens: Sampled | None, answer: dict[str, Any] | None, error: str | None,
+    seconds: float,
+) -> ModelCall:  # fmt: skip
+    temperature = body.get("temperature")
+    whole = tokens is not None and len(tokens.logprobs) == len(tokens.sampled_ids)
+    return ModelCall(
+        response_id=tokens.response_id if tokens else uuid.uuid4().hex,
+        node=node,
+        version=tokens.version if tokens else str(body.get("model") or ""),
+        messages=tuple(body["messages"]),
+        tools=tuple(body.get("tools") or ()),
+        answer=answer,
+        prompt_ids=tokens.prompt_ids if tokens else (),
+        sampled_ids=tokens.sampled_ids if tokens else (),
+        logprobs=tokens.logprobs if tokens and whole else (),
+        finish_reason=tokens.finish_reason if tokens else "",
+        temperature=1.0 if temperature is None else float(temperature),
+        seconds=seconds,
+        error=error,
+    )
+
+
+def _message(chunks: list[dict[str, Any]]) -> dict[str, Any]:
+    """The message that a stream's pieces make."""
+    text, calls = "", dict[int, dict[str, Any]]()
+    for chunk in chunks:
+        delta = chunk["choices"][0].get("delta") or {}
+        text += delta.get("content") or ""
+        for piece in delta.get("tool_calls") or []:
+            whole = calls.setdefault(
+                piece.get("index", 0),
+                {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
+            )
+            whole["id"] = piece.get("id") or whole["id"]
+            for name, part in (piece.get("function") or {}).items():
+                whole["function"][name] += part or ""
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    return {**message, "tool_calls": list(calls.values())} if calls else message
+
+
+def _passed(headers: Any) -> dict[str, str]:
+    ours = (THREAD, NODE, CUSTOMER)
+    return {k: v for k, v in headers.items() if k.lower() not in _HOP and k.lower() not in ours}
+
+
+def _refusal(status: int, message: str, code: str) -> web.Response:
+    error = {
+        "message": message,
+        "type": "invalid_request_error" if status < 500 else "server_error",
+        "param": None,
+        "code": code,
+    }
+    return web.json_response({"error": error}, status=status)
+
+
+async def serve(proxy: Proxy, *, host: str, port: int) -> None:
+    """Serve until cancelled."""
+    runner = web.AppRunner(proxy.app(), handler_cancellation=True, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
