@@ -80,11 +80,11 @@ class Proxy:
         raw = await request.read()
         try:
             body = json.loads(raw)
-            if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
-                raise ValueError("no messages")
-        except ValueError as error:
+        except ValueError:
+            body = None
+        if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
             return _refusal(
-                400, f"Expected a chat completion's JSON body, found: {error}", "invalid_body"
+                400, "Expected a JSON body with a list of messages, found none.", "invalid_body"
             )
         asks_ids = bool(body.get("return_token_ids"))
         sent = {**body, "logprobs": True, "return_token_ids": True} if self.exact else body
@@ -111,12 +111,12 @@ class Proxy:
                     _Hides(ids=not asks_ids, logprobs=not body.get("logprobs")).hide(told)
                     data = json.dumps(told).encode()
                 return web.Response(body=data, headers=headers)
-        except asyncio.CancelledError:
-            heard.failed("the client left")
-            raise
         except aiohttp.ClientError as error:
             heard.failed(f"{type(error).__name__}: {error}")
             return self._unreachable(error)
+        except asyncio.CancelledError:
+            heard.failed("the client left")
+            raise
 
     async def _streamed(
         self, request: web.Request, answer: aiohttp.ClientResponse, headers: dict[str, str], heard: "_Heard",
@@ -134,9 +134,14 @@ class Proxy:
                     if hides is not None:
                         line = f"data: {json.dumps(hides.hidden(chunk))}\n".encode()
                 await out.write(line)
-        except (aiohttp.ClientError, ConnectionError, asyncio.CancelledError) as error:
-            heard.failed(f"the stream broke off: {type(error).__name__}")
+        except asyncio.CancelledError:
+            heard.failed("the client left")
             raise
+        except (aiohttp.ClientError, ConnectionError) as error:
+            heard.failed(f"the stream broke off: {type(error).__name__}")
+            if request.transport is not None:  # an end that looks like one would be a lie
+                request.transport.abort()
+            return out
         if chunks and chunks[-1]["choices"][0].get("finish_reason"):
             heard.answered(joined(chunks), _message(chunks))
         else:
@@ -154,6 +159,7 @@ class _Heard:
 
     def __init__(self, keeper: Keeper, headers: Any, body: dict[str, Any]) -> None:
         self.keeper, self.body = keeper, body
+        self.kept = False
         self.node = headers.get(NODE, "")
         self.clock = time.perf_counter()
         self.trace = Trace(
@@ -172,6 +178,9 @@ class _Heard:
     def _keep(
         self, tokens: Sampled | None, answer: dict[str, Any] | None, error: str | None
     ) -> None:
+        if self.kept:  # the first word on it counts
+            return
+        self.kept = True
         seconds = time.perf_counter() - self.clock
         self.keeper.begin(self.trace)
         self.keeper.add(
