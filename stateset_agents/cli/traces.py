@@ -166,3 +166,63 @@ def traces_proxy(
         keeper = Redacted(opened, Redactor()) if redact else opened
         print(f"http://{host}:{port}/v1 passes to {to} and records into {store}", flush=True)
         asyncio.run(serve(Proxy(to, keeper, exact=exact), host=host, port=port))
+
+
+langsmith = typer.Typer(
+    no_args_is_help=True, help="Runs of LangSmith as traces, and traces as runs."
+)
+traces.add_typer(langsmith, name="langsmith")
+
+
+@langsmith.command("import")
+def langsmith_import(
+    store: Place,
+    project: Annotated[
+        str | None, typer.Option(help="A project of LangSmith (LANGSMITH_API_KEY).")
+    ] = None,
+    days: Annotated[float, typer.Option(help="How far back.", min=0)] = 1.0,
+    file: Annotated[Path | None, typer.Option(help="An export: .jsonl or .parquet.")] = None,
+    redact: Annotated[bool, typer.Option(help="Keep no personal data.")] = True,
+) -> None:
+    """Put LangSmith's runs into a store, which is made where there is none."""
+    import asyncio
+    import datetime
+
+    from stateset_agents.errors import BadInput
+    from stateset_agents.traces import langsmith as smith
+    from stateset_agents.traces.redaction import Redactor
+
+    if (project is None) == (file is None):
+        raise BadInput(
+            "Expected --project or --file, found " + ("both." if project else "neither.")
+        )
+
+    async def live(name: str) -> list[Any]:
+        from langsmith import Client
+
+        since = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)
+        return [run async for run in smith.fetched(Client(), name, since=since)]
+
+    runs = smith.read(file) if file is not None else asyncio.run(live(str(project)))
+    found = list(smith.traces_of(runs))
+    if redact:
+        found = [Redactor().trace(trace) for trace in found]
+    with _store(store, create=True) as opened:
+        new, known = smith.store_all(opened, found)
+    print(f"{new} traces, {known} were there already; all are text: LangSmith keeps no token ids")
+
+
+@langsmith.command("export")
+def langsmith_export(
+    store: Place,
+    project: Annotated[str, typer.Option(help="A project of LangSmith (LANGSMITH_API_KEY).")],
+    phase: str | None = None,
+) -> None:
+    """Send a store's traces to LangSmith, with scores, policy versions and feedback."""
+    from langsmith import Client
+
+    from stateset_agents.traces.langsmith import upload
+
+    with _store(store) as opened:
+        count = upload(opened, Client(), project, phase=phase)
+    print(f"{count} traces in project {project}")

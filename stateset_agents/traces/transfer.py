@@ -115,7 +115,7 @@ def _from_lines(file: Path) -> Iterator[Entry]:
 
 
 def _to_parquet(found: Iterator[Entry], file: Path) -> int:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = pyarrow()
     text, number = arrow.string(), arrow.int64()
     columns = {
         "id": text, "thread": text, "graph": text, "status": text, "exactness": text, "intent": text,
@@ -156,7 +156,7 @@ def _columns(entry: Entry) -> dict[str, Any]:
 
 
 def _from_parquet(file: Path) -> Iterator[Entry]:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = pyarrow()
     try:
         with parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=BATCH, columns=["entry"]):
@@ -167,7 +167,7 @@ def _from_parquet(file: Path) -> Iterator[Entry]:
         raise BadInput(f"Expected an export at {str(file)!r}, found: {reason}") from None
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def pyarrow() -> tuple[Any, Any]:
     try:
         return import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:

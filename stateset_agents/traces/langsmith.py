@@ -1,0 +1,301 @@
+"""LangSmith both ways: its runs become traces of stated exactness, our traces become its runs, with feedback.
+
+    stateset-agents traces langsmith import traces.db --project shop --days 7     # or --file export.jsonl | .parquet
+    stateset-agents traces langsmith export traces.db --project shop
+
+LangSmith keeps messages and no token ids: what comes from there is `text`.
+"""
+
+import datetime
+import json
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from langsmith import Client
+
+from stateset_agents.errors import BadInput
+from stateset_agents.trace import Feedback, ModelCall, Status, ToolCall, Trace
+from stateset_agents.traces.store import TraceStore
+
+Run = Mapping[str, Any]
+SELECTS: list[Any] = [
+    "ID", "NAME", "RUN_TYPE", "STATUS", "START_TIME", "END_TIME", "ERROR", "EXTRA", "METADATA", "INPUTS", "OUTPUTS",
+    "PARENT_RUN_IDS", "TRACE_ID", "THREAD_ID", "DOTTED_ORDER", "IS_ROOT", "FEEDBACK_STATS",
+]  # fmt: skip
+_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
+
+
+async def fetched(client: Client, project: str, *, since: datetime.datetime) -> AsyncIterator[Run]:
+    """The runs of a project since a time. Raises BadInput for a project that is not there."""
+    from langsmith.utils import LangSmithError
+
+    try:
+        found = client.read_project(project_name=project)
+    except LangSmithError as error:
+        raise BadInput(
+            f"--project: expected a project {project!r}, found: {str(error)[:200]}"
+        ) from None
+    query = client.runs.query(
+        project_ids=[str(found.id)], min_start_time=since, selects=SELECTS, page_size=100
+    )
+    async for run in query:
+        yield run.model_dump(mode="json")
+
+
+def read(file: Path) -> Iterator[Run]:
+    """The runs of an export, JSON lines or Parquet. Raises BadInput with the line for what is none."""
+    if file.suffix == ".parquet":
+        from stateset_agents.traces.transfer import pyarrow
+
+        arrow, parquet = pyarrow()
+        try:
+            with parquet.ParquetFile(file) as table:
+                for batch in table.iter_batches(batch_size=200):
+                    yield from batch.to_pylist()
+        except (OSError, arrow.ArrowException) as error:
+            raise BadInput(f"Expected an export at {str(file)!r}, found: {error}") from None
+        return
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise BadInput(f"Expected an export at {str(file)!r}, found {error.strerror}.") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            run = json.loads(line)
+            if not isinstance(run, dict) or "id" not in run:
+                raise ValueError("no id")
+        except ValueError as error:
+            raise BadInput(f"{file}, line {number}: expected a run, found: {error}") from None
+        yield run
+
+
+def traces_of(runs: Iterable[Run]) -> Iterator[Trace]:
+    """Runs as traces: a trace for each root, its model and tool calls in their order."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        plain = {name: _decoded(value) for name, value in run.items()}
+        groups[str(plain.get("trace_id") or plain["id"])].append(plain)
+    for trace_id, members in groups.items():
+        members.sort(key=lambda run: str(run.get("dotted_order") or run.get("start_time") or ""))
+        root = next((run for run in members if str(run["id"]) == trace_id), members[0])
+        yield _trace(root, members)
+
+
+def _trace(root: dict[str, Any], members: list[dict[str, Any]]) -> Trace:
+    about = _metadata(root)
+    outputs = root.get("outputs") or {}
+    said = outputs.get("messages") if isinstance(outputs, dict) else None
+    calls = [_call(run) for run in members if run.get("run_type") in ("llm", "LLM")]
+    if not said and calls:
+        last = calls[-1]
+        said = [*last.messages, *([last.answer] if last.answer else [])]
+    status: Status = (
+        "failed" if root.get("error") else "completed" if root.get("end_time") else "interrupted"
+    )
+    started, ended = _seconds(root.get("start_time")), _seconds(root.get("end_time"))
+    return Trace(
+        id=uuid.UUID(str(root["id"])).hex,
+        thread=str(root.get("thread_id") or about.get("thread_id") or ""),
+        customer=str(about.get("customer") or about.get("user_id") or ""),
+        graph=str(root.get("name") or ""),
+        status=status,
+        error=root.get("error"),
+        messages=tuple(_message(one) for one in said or []),
+        model_calls=tuple(calls),
+        tool_calls=tuple(_tool(run) for run in members if run.get("run_type") in ("tool", "TOOL")),
+        feedback=tuple(_feedback(root.get("feedback_stats") or {})),
+        started=started,
+        seconds=max(0.0, ended - started) if ended else 0.0,
+    )
+
+
+def _call(run: dict[str, Any]) -> ModelCall:
+    about, inputs = _metadata(run), run.get("inputs") or {}
+    parameters = (run.get("extra") or {}).get("invocation_params") or {}
+    sent = inputs.get("messages") or []
+    if sent and isinstance(sent[0], list):  # LangChain sends batches
+        sent = sent[0]
+    started, ended = _seconds(run.get("start_time")), _seconds(run.get("end_time"))
+    temperature = parameters.get("temperature")
+    return ModelCall(
+        response_id=str(about.get("response_id") or run["id"]),
+        node=str(about.get("langgraph_node") or ""),
+        namespace=str(about.get("langgraph_checkpoint_ns") or ""),
+        version=str(about.get("ls_model_name") or parameters.get("model") or ""),
+        messages=tuple(_message(one) for one in sent),
+        tools=tuple(parameters.get("tools") or inputs.get("tools") or ()),
+        answer=_answer(run.get("outputs") or {}),
+        temperature=1.0 if temperature is None else float(temperature),
+        seconds=max(0.0, ended - started) if ended else 0.0,
+        error=run.get("error"),
+    )
+
+
+def _tool(run: dict[str, Any]) -> ToolCall:
+    inputs, outputs = run.get("inputs") or {}, run.get("outputs") or {}
+    result = outputs.get("output", outputs) if isinstance(outputs, dict) else outputs
+    if isinstance(result, dict) and "content" in result:
+        result = result["content"]
+    return ToolCall(
+        id=str(_metadata(run).get("tool_call_id") or run["id"]),
+        name=str(run.get("name") or ""),
+        arguments=inputs if isinstance(inputs, dict) else {"input": inputs},
+        status="failed" if run.get("error") else "done",
+        result=run.get("error") or (result if isinstance(result, dict) else str(result)),
+    )
+
+
+def _answer(outputs: dict[str, Any]) -> dict[str, Any] | None:
+    """An answer as LangChain writes it, as OpenAI does, or as a bare message."""
+    generations, choices = outputs.get("generations"), outputs.get("choices")
+    if generations:
+        first = generations[0][0] if isinstance(generations[0], list) else generations[0]
+        return _message(
+            first.get("message") or {"role": "assistant", "content": first.get("text", "")}
+        )
+    if choices:
+        return _message(choices[0]["message"])
+    if outputs.get("messages"):
+        return _message(outputs["messages"][-1])
+    return _message(outputs) if "content" in outputs else None
+
+
+def _message(told: Any) -> dict[str, Any]:
+    """A message of OpenAI's or LangChain's, as a constructor or plain, in OpenAI's form."""
+    if isinstance(told, dict) and told.get("lc") and told.get("type") == "constructor":
+        told = {**(told.get("kwargs") or {}), "type": str((told.get("id") or [""])[-1]).lower()}
+    if not isinstance(told, dict):
+        return {"role": "user", "content": str(told)}
+    if "role" in told:
+        return told
+    kind = str(told.get("type") or "").removesuffix("message").removesuffix("messagechunk")
+    body = told.get("data") or told
+    message = {"role": _ROLES.get(kind, kind or "user"), "content": body.get("content") or ""}
+    calls = body.get("tool_calls")
+    if calls:
+        message["tool_calls"] = [
+            {"id": c.get("id"), "type": "function",
+             "function": {"name": c.get("name"), "arguments": json.dumps(c.get("args") or {})}} for c in calls
+        ]  # fmt: skip
+    if body.get("tool_call_id"):
+        message["tool_call_id"] = body["tool_call_id"]
+    return message
+
+
+def _metadata(run: dict[str, Any]) -> dict[str, Any]:
+    return {**((run.get("extra") or {}).get("metadata") or {}), **(run.get("metadata") or {})}
+
+
+def _feedback(stats: dict[str, Any]) -> Iterator[Feedback]:
+    for key, told in stats.items():
+        mean = told.get("avg") if isinstance(told, dict) else told
+        if isinstance(mean, int | float):
+            yield Feedback(key=key, value=float(mean))
+
+
+def _decoded(value: Any) -> Any:
+    """What a Parquet export has as JSON text."""
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _seconds(told: Any) -> float:
+    if not told:
+        return 0.0
+    when = (
+        told if isinstance(told, datetime.datetime) else datetime.datetime.fromisoformat(str(told))
+    )
+    return when.replace(tzinfo=when.tzinfo or datetime.UTC).timestamp()
+
+
+def store_all(store: TraceStore, found: Iterable[Trace]) -> tuple[int, int]:
+    """Put traces into a store; how many, and how many were there already."""
+    there = {str(row[0]) for row in store.ids()}
+    new = known = 0
+    for trace in found:
+        if trace.id in there:
+            known += 1
+        else:
+            store.append(trace, phase="langsmith")
+            new += 1
+    store.flush()
+    return new, known
+
+
+def upload(store: TraceStore, client: Client, project: str, *, phase: str | None = None) -> int:
+    """Send a store's traces to a project as runs, with scores, policy versions and feedback; how many."""
+    count = 0
+    there = client.create_project(project, upsert=True).id
+    for found, step, score, trace in store.graded(phase=phase):
+        started = datetime.datetime.fromtimestamp(trace.started, datetime.UTC)
+        root = _uploaded(client, project, trace, {"phase": found, "step": step})
+        told = [] if score is None else [("reward", json.loads(score)["value"], "")]
+        if trace.goal_score is not None:
+            told.append(("success", float(trace.goal_score.success), ""))
+        told += [(said.key, said.value, said.comment) for said in trace.feedback]
+        for key, value, comment in told:
+            client.create_feedback(
+                root, key, score=value, comment=comment or None, trace_id=root, session_id=there, start_time=started
+            )  # fmt: skip
+        count += 1
+    client.flush()
+    return count
+
+
+def _uploaded(client: Client, project: str, trace: Trace, about: dict[str, Any]) -> uuid.UUID:
+    root = _uuid(trace.id)
+    started = datetime.datetime.fromtimestamp(trace.started, datetime.UTC)
+    order = f"{started:%Y%m%dT%H%M%S%fZ}{root}"
+    first = [m for m in trace.messages if m["role"] == "user"][:1]
+    client.create_run(
+        trace.graph or "run", {"messages": first}, "chain", id=root, trace_id=root, dotted_order=order,
+        project_name=project, start_time=started, end_time=started + datetime.timedelta(seconds=trace.seconds),
+        outputs={"messages": list(trace.messages), "status": trace.status}, error=trace.error,
+        extra={"metadata": {
+            **about, "thread_id": trace.thread, "exactness": trace.exactness, "status": trace.status,
+            "policy_versions": sorted({call.version for call in trace.calls if call.version}),
+            "scenario": trace.scenario.id if trace.scenario else None,
+        }},
+    )  # fmt: skip
+    at = started
+    for number, call in enumerate(trace.model_calls):
+        mine = _uuid(f"{trace.id}/{number}")
+        later = at + datetime.timedelta(seconds=call.seconds)
+        client.create_run(
+            call.node or "model", {"messages": list(call.messages)}, "llm", id=mine, trace_id=root,
+            parent_run_id=root, dotted_order=f"{order}.{at:%Y%m%dT%H%M%S%fZ}{mine}", project_name=project, start_time=at,
+            end_time=later, outputs={"choices": [{"message": call.answer}]} if call.answer else {}, error=call.error,
+            extra={
+                "invocation_params": {"model": call.version, "temperature": call.temperature, "tools": list(call.tools)},
+                "metadata": {
+                    "langgraph_node": call.node, "langgraph_checkpoint_ns": call.namespace, "attempt": call.attempt,
+                    "discarded": call.discarded, "ls_model_name": call.version, "exactness": call.exactness,
+                    "response_id": call.response_id, "thread_id": trace.thread,
+                },
+            },
+        )  # fmt: skip
+        at = later
+    for number, used in enumerate(trace.tool_calls):
+        mine = _uuid(f"{trace.id}/tool/{number}")
+        client.create_run(
+            used.name, used.arguments, "tool", id=mine, trace_id=root, parent_run_id=root,
+            dotted_order=f"{order}.{at:%Y%m%dT%H%M%S%fZ}{mine}", project_name=project, start_time=at, end_time=at,
+            outputs={"output": used.result}, error=None if used.status == "done" else f"{used.status}: {used.rule or ''}",
+            extra={"metadata": {"tool_call_id": used.id, "status": used.status, "rule": used.rule}},
+        )  # fmt: skip
+    return root
+
+
+def _uuid(name: str) -> uuid.UUID:
+    """A trace's id where it is one; else one that is always the same for it."""
+    try:
+        return uuid.UUID(name)
+    except ValueError:
+        return uuid.uuid5(uuid.NAMESPACE_OID, name)
