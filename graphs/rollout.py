@@ -1,5 +1,6 @@
 """A roll-out is one episode: a scenario played to its end on a clone of its shop, kept as a trace."""
 
+from collections.abc import Callable
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -16,6 +17,7 @@ from stateset_agents.graphs.ending import ending
 from stateset_agents.nodes.customer import simulate
 from stateset_agents.policy import Policy
 from stateset_agents.scenario import Scenario
+from stateset_agents.tools.backend import Backend
 from stateset_agents.tools.complications import arrange_all
 from stateset_agents.tools.world import generate
 from stateset_agents.trace import Sampling, ToolCall, Trace
@@ -33,9 +35,11 @@ async def converse(
     graph: str | None = None,
     customer: BaseChatModel | None = None,
     max_turns: int | None = None,
+    around: Callable[[Backend], Backend] | None = None,
 ) -> Trace:
     """Play a scenario with the agent whose business it is, or the graph named; a failure is a trace as well.
-    `customer` is a chat model to play the customer, in the place of rules."""
+    `customer` is a chat model to play the customer, in the place of rules; `around` is put around the backend of an
+    agent that acts alone."""
     name = graph or scenario.graph
     shop = generate(
         scenario.shop_seed, "train" if scenario.split == "user" else scenario.split
@@ -54,7 +58,9 @@ async def converse(
     else:
         domain = DOMAINS[name]
         agent, limit = build(domain, saver), STEP_LIMIT
-        agents = context_of(domain, model, over(domain, shop), thread=thread)
+        backend: Backend = over(domain, shop)
+        backend = around(backend) if around else backend
+        agents = context_of(domain, model, backend, thread=thread)
     context = ConversationContext(
         customer=simulate(scenario, customer),
         agent=agent,

@@ -119,6 +119,8 @@ class Trace(Frozen):
     status: Status = "completed"
     error: str | None = None
     sampling: Sampling = Sampling()
+    input: Any = None
+    """What a recorded run was started with, as plain data: messages as OpenAI's, a resume as `{"resume": …}`."""
     messages: tuple[dict[str, Any], ...] = ()
     """The conversation as OpenAI messages, without the system prompt."""
     model_calls: tuple[ModelCall, ...] = ()

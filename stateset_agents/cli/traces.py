@@ -140,6 +140,56 @@ def _store(place: str, *, create: bool = False) -> Any:
     return TraceStore(place, create=create)
 
 
+@traces.command("replay")
+def traces_replay(
+    store: Place,
+    trace: str,
+    graph: Annotated[
+        str | None, typer.Option(help="package.module:graph, for a run that `record` kept.")
+    ] = None,
+    swap: Annotated[
+        str | None,
+        typer.Option("--set", help='TOOL=RESULT, such as \'get_order={"status": "shipped"}\'.'),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="A run's folder: who goes on after --set.")
+    ] = None,
+    model: str = "seed",
+    base_url: str | None = None,
+) -> None:
+    """Play a run again from its record, and name the first difference; with --set, give a tool another result and let
+    the policy (or, with --graph, the app's own models and tools) go on from there."""
+    import asyncio
+
+    from stateset_agents import replaying
+    from stateset_agents.terminal import show_trace
+
+    with _store(store) as opened:
+        found = opened.get(trace)
+        before = list(opened.traces(thread=found.thread)) if found.thread else [found]
+    change = None if swap is None else replaying.swap_of(swap)
+    if graph is not None:
+        earlier = [run for run in before if run.started <= found.started]
+        made, differs = asyncio.run(replaying.app(graph, earlier, change))
+    elif change is None:
+        made, differs = asyncio.run(replaying.episode(found))
+    else:
+        made, differs = (
+            asyncio.run(replaying.going_on(found, change, policy, model, base_url)),
+            None,
+        )
+    if change is not None:
+        show_trace(made)
+    print(
+        f"{found.id[:12]} differs: {differs}"
+        if differs
+        else ""
+        if change
+        else f"{found.id[:12]} is the same to the byte"
+    )
+    raise typer.Exit(2 if differs else 0)
+
+
 @traces.command("proxy")
 def traces_proxy(
     to: Annotated[str, typer.Option(help="An OpenAI-compatible URL that ends in /v1.")],

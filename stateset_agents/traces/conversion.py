@@ -85,7 +85,12 @@ def used(name: str, call: str, inputs: Any, output: Any, error: BaseException | 
 
 
 def finished(
-    trace: Trace, output: Any, error: BaseException | None, waiting: bool, seconds: float
+    trace: Trace,
+    given: Any,
+    output: Any,
+    error: BaseException | None,
+    waiting: bool,
+    seconds: float,
 ) -> Trace:
     state = output if isinstance(output, dict) else {}
     said = state.get("messages") if state else [output] if isinstance(output, AIMessage) else None
@@ -103,6 +108,9 @@ def finished(
             "status": status,
             "error": None if error is None else f"{type(error).__name__}: {error}",
             "customer": str(customer or trace.customer),
+            "input": {"resume": _plain(given.resume)}
+            if isinstance(given, Command)
+            else _plain(given),
             "messages": tuple(_openai(message) for message in messages),
             "tool_calls": _own_tools(state.get("tool_calls")),
             "output": {k: v for k, v in state.items() if isinstance(v, str | int | float | bool)}
@@ -151,3 +159,28 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseMessage):
         return _openai(value)
     return str(value)
+
+
+_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
+
+
+def openai_message(told: Any) -> dict[str, Any]:
+    """A message of OpenAI's or LangChain's, as a constructor or plain, in OpenAI's form."""
+    if isinstance(told, dict) and told.get("lc") and told.get("type") == "constructor":
+        told = {**(told.get("kwargs") or {}), "type": str((told.get("id") or [""])[-1]).lower()}
+    if not isinstance(told, dict):
+        return {"role": "user", "content": str(told)}
+    if "role" in told:
+        return told
+    kind = str(told.get("type") or "").removesuffix("message").removesuffix("messagechunk")
+    body = told.get("data") or told
+    message = {"role": _ROLES.get(kind, kind or "user"), "content": body.get("content") or ""}
+    calls = body.get("tool_calls")
+    if calls:
+        message["tool_calls"] = [
+            {"id": c.get("id"), "type": "function",
+             "function": {"name": c.get("name"), "arguments": json.dumps(c.get("args") or {})}} for c in calls
+        ]  # fmt: skip
+    if body.get("tool_call_id"):
+        message["tool_call_id"] = body["tool_call_id"]
+    return message

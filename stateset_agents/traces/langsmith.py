@@ -18,6 +18,7 @@ from langsmith import Client
 
 from stateset_agents.errors import BadInput
 from stateset_agents.trace import Feedback, ModelCall, Status, ToolCall, Trace
+from stateset_agents.traces.conversion import openai_message
 from stateset_agents.traces.store import TraceStore
 
 Run = Mapping[str, Any]
@@ -25,7 +26,6 @@ SELECTS: list[Any] = [
     "ID", "NAME", "RUN_TYPE", "STATUS", "START_TIME", "END_TIME", "ERROR", "EXTRA", "METADATA", "INPUTS", "OUTPUTS",
     "PARENT_RUN_IDS", "TRACE_ID", "THREAD_ID", "DOTTED_ORDER", "IS_ROOT", "FEEDBACK_STATS",
 ]  # fmt: skip
-_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
 
 
 async def fetched(client: Client, project: str, *, since: datetime.datetime) -> AsyncIterator[Run]:
@@ -103,7 +103,7 @@ def _trace(root: dict[str, Any], members: list[dict[str, Any]]) -> Trace:
         graph=str(root.get("name") or ""),
         status=status,
         error=root.get("error"),
-        messages=tuple(_message(one) for one in said or []),
+        messages=tuple(openai_message(one) for one in said or []),
         model_calls=tuple(calls),
         tool_calls=tuple(_tool(run) for run in members if run.get("run_type") in ("tool", "TOOL")),
         feedback=tuple(_feedback(root.get("feedback_stats") or {})),
@@ -125,7 +125,7 @@ def _call(run: dict[str, Any]) -> ModelCall:
         node=str(about.get("langgraph_node") or ""),
         namespace=str(about.get("langgraph_checkpoint_ns") or ""),
         version=str(about.get("ls_model_name") or parameters.get("model") or ""),
-        messages=tuple(_message(one) for one in sent),
+        messages=tuple(openai_message(one) for one in sent),
         tools=tuple(parameters.get("tools") or inputs.get("tools") or ()),
         answer=_answer(run.get("outputs") or {}),
         temperature=1.0 if temperature is None else float(temperature),
@@ -153,36 +153,14 @@ def _answer(outputs: dict[str, Any]) -> dict[str, Any] | None:
     generations, choices = outputs.get("generations"), outputs.get("choices")
     if generations:
         first = generations[0][0] if isinstance(generations[0], list) else generations[0]
-        return _message(
+        return openai_message(
             first.get("message") or {"role": "assistant", "content": first.get("text", "")}
         )
     if choices:
-        return _message(choices[0]["message"])
+        return openai_message(choices[0]["message"])
     if outputs.get("messages"):
-        return _message(outputs["messages"][-1])
-    return _message(outputs) if "content" in outputs else None
-
-
-def _message(told: Any) -> dict[str, Any]:
-    """A message of OpenAI's or LangChain's, as a constructor or plain, in OpenAI's form."""
-    if isinstance(told, dict) and told.get("lc") and told.get("type") == "constructor":
-        told = {**(told.get("kwargs") or {}), "type": str((told.get("id") or [""])[-1]).lower()}
-    if not isinstance(told, dict):
-        return {"role": "user", "content": str(told)}
-    if "role" in told:
-        return told
-    kind = str(told.get("type") or "").removesuffix("message").removesuffix("messagechunk")
-    body = told.get("data") or told
-    message = {"role": _ROLES.get(kind, kind or "user"), "content": body.get("content") or ""}
-    calls = body.get("tool_calls")
-    if calls:
-        message["tool_calls"] = [
-            {"id": c.get("id"), "type": "function",
-             "function": {"name": c.get("name"), "arguments": json.dumps(c.get("args") or {})}} for c in calls
-        ]  # fmt: skip
-    if body.get("tool_call_id"):
-        message["tool_call_id"] = body["tool_call_id"]
-    return message
+        return openai_message(outputs["messages"][-1])
+    return openai_message(outputs) if "content" in outputs else None
 
 
 def _metadata(run: dict[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class _Run:
     trace: Trace
     root: int
     clock: float
+    input: Any = None
     calls: int = 0
     waiting: bool = False
     attempts: dict[str, int] = field(default_factory=dict)
@@ -90,6 +91,7 @@ class Recorder(GraphCallbackHandler):
         above = self._places.get(parent_run_id.int) if parent_run_id is not None else None
         if above is None:
             run = self._begin(run_id, about, str(kwargs.get("name") or ""))
+            run.input = inputs
             self._places[run_id.int] = _Place(run, None, False)
             return
         node, namespace = about.get("langgraph_node"), str(about.get("langgraph_checkpoint_ns", ""))
@@ -229,9 +231,8 @@ class Recorder(GraphCallbackHandler):
             self._end(place.run, output, error)
 
     def _end(self, run: _Run, output: Any, error: BaseException | None) -> None:
-        make = partial(
-            finished, run.trace, output, error, run.waiting, time.perf_counter() - run.clock
-        )
+        seconds = time.perf_counter() - run.clock
+        make = partial(finished, run.trace, run.input, output, error, run.waiting, seconds)
         self._keeper.end(run.trace.id, make)
 
     def _add_call(self, place: _Place, make: Callable[[], ModelCall]) -> None:

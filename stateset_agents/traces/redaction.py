@@ -83,6 +83,7 @@ class Redactor:
         return trace.model_copy(
             update={
                 "messages": messages,
+                "input": self.value(trace.input),
                 "model_calls": calls,
                 "tool_calls": tuple(self.tool(call) for call in trace.tool_calls),
                 "output": self.value(trace.output),

@@ -1,0 +1,158 @@
+"""An episode again: with the answers that were recorded, to prove it; or with another tool result, to see what would have been.
+
+same        shop of the scenario, customer, recorded answers  ->  the same messages, tool calls and changes, or the first difference
+with SWAP   recorded answers up to the tool's call, its result replaced  ->  the policy goes on from there
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
+from langchain_core.outputs import ChatGeneration, ChatResult
+from pydantic import ConfigDict
+
+from stateset_agents.errors import BadInput
+from stateset_agents.graphs.rollout import converse
+from stateset_agents.tools.backend import Ability, Backend, Offer
+from stateset_agents.tools.executor import Outcome
+from stateset_agents.tools.tool import Session
+from stateset_agents.trace import Trace
+
+
+class Swap:
+    """One result of a tool, replaced once."""
+
+    def __init__(self, tool: str, result: dict[str, Any]) -> None:
+        self.tool, self.result = tool, result
+        self.done = False
+
+    def take(self, session: Session, name: str) -> Outcome | None:
+        if self.done or name != self.tool:
+            return None
+        self.done = True
+        return Outcome(status="done", result=self.result, session=session)
+
+
+class Remembered(BaseChatModel):
+    """Answers as it was recorded; once a result is swapped, `live` answers."""
+
+    answers: Sequence[AIMessage]
+    swap: Swap | None = None
+    live: BaseChatModel | None = None
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    @property
+    def _llm_type(self) -> str:
+        return "remembered"
+
+    def _next(self, messages: list[BaseMessage]) -> ChatResult:
+        given = sum(isinstance(message, AIMessage) for message in messages)
+        if given >= len(self.answers):
+            raise LookupError(f"the run goes on after its {len(self.answers)} recorded answers")
+        return ChatResult(generations=[ChatGeneration(message=self.answers[given])])
+
+    def _generate(
+        self, messages: list[BaseMessage], stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any,
+    ) -> ChatResult:  # fmt: skip
+        return self._next(messages)
+
+    async def _agenerate(
+        self, messages: list[BaseMessage], stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any,
+    ) -> ChatResult:  # fmt: skip
+        if self.swap is not None and self.swap.done and self.live is not None:
+            answer = await self.live.ainvoke(messages, stop=stop, **kwargs)
+            return ChatResult(generations=[ChatGeneration(message=answer)])
+        return self._next(messages)
+
+
+class Swapped:
+    """A backend in which one result is another."""
+
+    def __init__(self, backend: Backend, swap: Swap) -> None:
+        self._backend, self._swap = backend, swap
+
+    @property
+    def can(self) -> frozenset[Ability]:
+        return self._backend.can
+
+    @property
+    def offers(self) -> Mapping[str, Offer]:
+        return self._backend.offers
+
+    async def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
+        return self._swap.take(session, name) or await self._backend.propose(
+            session, name, arguments
+        )
+
+    async def commit(
+        self, session: Session, name: str, arguments: dict[str, Any], **options: Any
+    ) -> Outcome:
+        return await self._backend.commit(session, name, arguments, **options)
+
+    async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
+        return await self._backend.decline(session, name, arguments)
+
+
+async def replay(trace: Trace) -> tuple[Trace, str | None]:
+    """The episode again, and where it first differs from the record; None where it is the same to the byte.
+
+    Raises BadInput for a trace that is no episode of one of the shop's graphs.
+    """
+    again = await _played(trace, Remembered(answers=_answers(trace)), None)
+    return again, difference(trace, again)
+
+
+async def counterfactual(trace: Trace, swap: Swap, policy: BaseChatModel) -> Trace:
+    """What `policy` would have done, had a tool answered something else. Raises BadInput where the tool was not used."""
+    if all(call.name != swap.tool for call in trace.tool_calls):
+        used = ", ".join(dict.fromkeys(call.name for call in trace.tool_calls)) or "none"
+        raise BadInput(
+            f"--set: expected a tool that the episode used ({used}), found {swap.tool!r}."
+        )
+    model = Remembered(answers=_answers(trace), swap=swap, live=policy)
+    again = await _played(trace, model, swap)
+    return again.model_copy(update={"id": f"{trace.id[:12]}-with-{swap.tool}"})
+
+
+async def _played(trace: Trace, model: BaseChatModel, swap: Swap | None) -> Trace:
+    if trace.scenario is None:
+        raise BadInput(
+            f"Expected an episode, found that trace {trace.id[:12]} has no scenario: give --graph module:graph to replay a "
+            "recorded app."
+        )
+    around = None if swap is None else lambda backend: Swapped(backend, swap)
+    return await converse(trace.scenario, model, trace.sampling, graph=trace.graph, around=around)
+
+
+def _answers(trace: Trace) -> list[AIMessage]:
+    """What the model said: the first messages of the assistant, as many as there were calls. A hand-off's words come
+    after them."""
+    made = convert_to_messages([dict(m) for m in trace.messages if m["role"] == "assistant"])
+    said = [message for message in made if isinstance(message, AIMessage)]
+    return said[: len(trace.calls)]
+
+
+def difference(before: Trace, after: Trace) -> str | None:
+    """The first thing that is not the same in two runs, in the order in which it happened."""
+    for number, (one, other) in enumerate(itertools.zip_longest(before.messages, after.messages)):
+        if one != other:
+            return f"message {number}: expected {one}, found {other}"
+    for number, (call, again) in enumerate(
+        itertools.zip_longest(before.tool_calls, after.tool_calls)
+    ):
+        if call != again:
+            return f"tool call {number}: expected {call}, found {again}"
+    if before.changes != after.changes:
+        odd = sorted({str(c) for c in {*before.changes} ^ {*after.changes}})
+        return f"changes of the shop: {odd[0]} is in one of them alone"
+    if (before.status, before.error) != (after.status, after.error):
+        return (
+            f"expected it to end {before.status}, found {after.status} {after.error or ''}".strip()
+        )
+    return None

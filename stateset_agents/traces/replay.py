@@ -1,0 +1,168 @@
+"""A recorded run of somebody's graph again, with the recorded answers of its models and tools instead of theirs.
+
+Models are answered through LangChain's cache, tools in place of their own `run`; whatever is asked that the record does not hold is the first
+divergence. For a process of its own (`traces replay --graph`): both hooks are the process's.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from langchain_core.caches import BaseCache
+from langchain_core.globals import get_llm_cache, set_llm_cache
+from langchain_core.messages import (
+    AIMessage,
+    ToolMessage,
+    convert_to_messages,
+    convert_to_openai_messages,
+)
+from langchain_core.outputs import ChatGeneration
+from langchain_core.tools import BaseTool
+from langgraph.types import Command
+
+from stateset_agents.errors import BadInput, StatesetError
+from stateset_agents.trace import ModelCall, ToolCall, Trace
+from stateset_agents.traces.conversion import openai_message
+
+
+class Diverged(StatesetError):
+    """The run asks for what the record does not hold."""
+
+
+class _Script(BaseCache):
+    """What the record says, each thing once, whoever asks first. After a swap, what it does not hold is really asked."""
+
+    def __init__(self, traces: Sequence[Trace], swap: tuple[str, Any] | None) -> None:
+        self.calls = [call for trace in traces for call in trace.calls]
+        self.tools = [call for trace in traces for call in trace.tool_calls]
+        self.swap = swap
+        self.swapped = False
+
+    def lookup(self, prompt: str, llm_string: str) -> Any:
+        asked = [_comparable(openai_message(told)) for told in json.loads(prompt)]
+        for call in self.calls:
+            if [_comparable(message) for message in call.messages] == asked:
+                self.calls.remove(call)
+                return [ChatGeneration(message=_answer(call))]
+        if self.swapped:
+            return None
+        expected = self.calls[0].messages[-1] if self.calls else "no further call"
+        raise Diverged(f"a model is asked {asked[-1]}; the record goes on with {expected}")
+
+    def update(self, prompt: str, llm_string: str, return_val: Any) -> None: ...
+
+    def clear(self, **kwargs: Any) -> None: ...
+
+    def use(self, name: str, arguments: Any) -> ToolCall | None:
+        """The recorded call, None where the tool is to be really used."""
+        given = arguments if isinstance(arguments, dict) else {"input": arguments}
+        for call in self.tools:
+            if call.name == name and call.arguments == given:
+                self.tools.remove(call)
+                if self.swap is not None and self.swap[0] == name and not self.swapped:
+                    self.swapped = True
+                    return call.model_copy(update={"result": self.swap[1], "status": "done"})
+                return call
+        if self.swapped:
+            return None
+        raise Diverged(f"the tool {name} is used with {given}, which the record does not hold")
+
+
+async def replay(
+    graph: Any, traces: Sequence[Trace], *, swap: tuple[str, Any] | None = None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Run `graph` from the inputs of a thread's runs, in order; the messages at the end of the last, and the first
+    divergence, None where it is the same. With `swap`, a tool's first result is another one, and models and tools
+    that the record does not know are really used.
+
+    Raises BadInput for a run that has no input on record.
+    """
+    script = _Script(traces, swap)
+    config: Any = {"configurable": {"thread_id": f"replay-{traces[0].id}"}, "recursion_limit": 100}
+    state: Any = {}
+    with _scripted(script):
+        for trace in traces:
+            if trace.input is None:
+                raise BadInput(
+                    f"Expected the input of trace {trace.id[:12]} on record, found none."
+                )
+            try:
+                state = await graph.ainvoke(_given(trace.input), config)
+            except Diverged as error:
+                return [], str(error)
+    said = state.get("messages") if isinstance(state, dict) else None
+    again = [openai_message(convert_to_openai_messages(message)) for message in said or []]
+    if swap is not None:
+        return again, None
+    for number, (one, other) in enumerate(zip(traces[-1].messages, again, strict=False)):
+        if _comparable(one) != _comparable(other):
+            return again, f"message {number}: expected {one}, found {other}"
+    if len(again) != len(traces[-1].messages):
+        return again, f"expected {len(traces[-1].messages)} messages, found {len(again)}"
+    if script.calls:
+        return again, f"the record has {len(script.calls)} model calls more"
+    return again, None
+
+
+@contextmanager
+def _scripted(script: _Script) -> Iterator[None]:
+    every: Any = BaseTool
+    before, run, arun = get_llm_cache(), every.run, every.arun
+
+    def result(tool: BaseTool, call: ToolCall, options: dict[str, Any]) -> Any:
+        text = call.result if isinstance(call.result, str) else json.dumps(call.result)
+        asked = options.get("tool_call_id")
+        if asked is None:
+            return call.result
+        status: Any = "error" if call.status == "failed" else "success"
+        return ToolMessage(text, tool_call_id=asked, name=tool.name, status=status)
+
+    def scripted(tool: BaseTool, tool_input: Any, *args: Any, **options: Any) -> Any:
+        call = script.use(tool.name, tool_input)
+        if call is None or _hands_over(call):
+            return run(tool, tool_input, *args, **options)
+        return result(tool, call, options)
+
+    async def ascripted(tool: BaseTool, tool_input: Any, *args: Any, **options: Any) -> Any:
+        call = script.use(tool.name, tool_input)
+        if call is None or _hands_over(call):
+            return await arun(tool, tool_input, *args, **options)
+        return result(tool, call, options)
+
+    set_llm_cache(script)
+    every.run, every.arun = scripted, ascripted
+    try:
+        yield
+    finally:
+        set_llm_cache(before)
+        every.run, every.arun = run, arun
+
+
+def _hands_over(call: ToolCall) -> bool:
+    """A tool that answers with a command to the graph: that is the graph's own doing, and done again."""
+    return isinstance(call.result, dict) and "command" in call.result
+
+
+def _given(told: Any) -> Any:
+    if isinstance(told, dict) and set(told) == {"resume"}:
+        return Command(resume=told["resume"])
+    if isinstance(told, dict) and isinstance(told.get("messages"), list):
+        return {**told, "messages": convert_to_messages(told["messages"])}
+    return told
+
+
+def _answer(call: ModelCall) -> AIMessage:
+    assert call.answer is not None
+    (message,) = convert_to_messages([{"content": "", **call.answer}])
+    assert isinstance(message, AIMessage)
+    return message
+
+
+def _comparable(message: dict[str, Any]) -> dict[str, Any]:
+    """What counts of a message: who says what, and calls by name and arguments."""
+    calls = [
+        (call["function"]["name"], json.loads(call["function"]["arguments"] or "{}"))
+        for call in message.get("tool_calls") or []
+    ]
+    return {"role": message.get("role"), "content": message.get("content") or "", "calls": calls}
