@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -387,6 +388,71 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     report("end", summary)
     return summary
+
+
+async def recorded_job(
+    config: JobConfig, source: str, run: Path, report: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Train on the exact traces of a store, without a policy server. Returns the summary.
+
+    Raises BadInput where there is nothing to learn from, with what was found.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from stateset_agents.trainers import loop
+
+    torch.set_num_threads(config.threads)
+    reward = find_reward(config.reward)
+    with TraceStore(source, create=False) as store:
+        every = list(store.traces())
+        exact = [trace for trace in every if trace.calls and trace.exactness == "exact"]
+        hot = sorted({call.temperature for trace in exact for call in trace.calls})
+        grouped: dict[str, list[Trace]] = defaultdict(list)
+        for trace in exact:
+            grouped[_asked(trace)].append(trace)
+        groups = [group for group in grouped.values() if len(group) > 1]
+        found = f"{len(every)} traces, {len(exact)} of them exact, {len(groups)} groups of the same request"
+        if not groups:
+            raise BadInput(
+                f"--from-traces: expected exact traces that answer the same request more than once, found {found}."
+            )
+        if len(hot) != 1 or hot[0] == 0:
+            raise BadInput(
+                f"--from-traces: expected one temperature above 0, found {', '.join(map(str, hot))}."
+            )
+        (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+        options = config.model_dump(include={
+            "steps", "groups", "learning_rate", "rank", "beta", "seed", "algorithm", "shuffle_rewards",
+        })  # fmt: skip
+        adapter, log = await loop.train_recorded(
+            base=model_path(config.model),
+            tokenizer=AutoTokenizer.from_pretrained(model_path(config.model)),
+            groups=groups, reward=reward, store=store, run=run, report=report,
+            config=loop.TrainConfig(**options, temperature=hot[0]),
+        )  # fmt: skip
+    link = run / "adapter"
+    if not link.exists():
+        link.symlink_to(adapter.relative_to(run))
+    summary = {
+        "from": source,
+        "traces": len(every),
+        "exact": len(exact),
+        "groups": len(groups),
+        "steps": len(log),
+        "tokens_trained": sum(line["tokens_trained"] for line in log),
+        "mean_reward": [line["reward"] for line in log],
+    }
+    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _asked(trace: Trace) -> str:
+    """What makes traces comparable: one scenario, or the very same input."""
+    if trace.scenario is not None:
+        return f"scenario {trace.scenario.id}"
+    first = next((m for m in trace.messages if m["role"] == "user"), None)
+    return json.dumps(trace.input or first, sort_keys=True)
 
 
 def _clock(run: Path) -> Callable[[], float]:

@@ -156,6 +156,61 @@ async def train(
     return checkpoints.adapter(config.steps), log
 
 
+async def train_recorded(
+    *,
+    base: str,
+    tokenizer: PreTrainedTokenizerBase,
+    groups: Sequence[Sequence[Trace]],
+    reward: Reward,
+    store: TraceStore,
+    run: Path,
+    config: TrainConfig,
+    report: Report,
+    nodes: Sequence[str] | None = None,
+) -> tuple[Path, list[dict[str, Any]]]:
+    """One pass over recorded groups, without a policy server: what was sampled is weighted by how likely it is now
+    against what was recorded, clipped. Returns the adapter's folder and a log line per step.
+
+    `store` is where the traces are from; it keeps the certificates. Raises RunBroken where the first step finds that
+    another policy sampled them.
+    """
+    checkpoints = Checkpoints(run)
+    committed = checkpoints.newest()
+    done = committed.step if committed else 0
+    log = list(committed.log) if committed else []
+    adapter = str(committed.adapter) if committed else None
+    trainer = grpo_trainer(
+        lora_model(base, rank=config.rank, seed=config.seed, adapter=adapter), tokenizer, run,
+        learning_rate=config.learning_rate, group_size=config.group_size, temperature=config.temperature,
+        beta=config.beta, clip_high=config.clip_high,
+    )  # fmt: skip
+    if committed:
+        trainer.optimizer.load_state_dict(committed.optimiser)
+    steps = min(config.steps, -(-len(groups) // config.groups))
+    for step in range(done + 1, steps + 1):
+        chosen = groups[(step - 1) * config.groups : step * config.groups]
+        began = time.perf_counter()
+        graded = [await reward(list(group)) for group in chosen]
+        line, learned = await asyncio.to_thread(
+            _learn, trainer, chosen, graded, nodes, config.algorithm
+        )
+        if step == 1 and abs(line["ratio"] - 1.0) > FAR:
+            raise RunBroken(
+                f"Expected traces that {base!r} sampled, or one close to it, found that it is {line['ratio']:.2f} times as likely "
+                "to say the same. Train the model that sampled them: `traces list` names its version."
+            )
+        await asyncio.wrap_future(store.certify(version(run, step), _certificate(chosen, learned)))
+        line |= {"step": step, "seconds_train": time.perf_counter() - began}
+        log.append(line)
+        checkpoints.commit(step, trainer.model, trainer.optimizer, log)
+        report(line)
+    return checkpoints.adapter(steps), log
+
+
+FAR = 0.5
+"""How far the mean importance ratio may be from 1 where training on recorded traces begins."""
+
+
 async def play(
     scenarios: Sequence[Scenario], rollout: Rollout, config: TrainConfig, step: int, served: str
 ) -> list[list[Trace]]:

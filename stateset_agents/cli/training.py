@@ -45,6 +45,10 @@ def train(
         str | None, typer.Option(help="A running vLLM, as http://host:port/v1.")
     ] = None,
     customer: Annotated[str | None, typer.Option(help=CUSTOMER)] = None,
+    from_traces: Annotated[
+        str | None,
+        typer.Option(help="Train on a store's exact traces alone: a file or postgresql://…"),
+    ] = None,
     steps: int = 32,
     groups: Annotated[int, typer.Option(help="Scenarios a step.")] = 8,
     group_size: Annotated[int, typer.Option(help="Episodes a scenario.")] = 8,
@@ -67,6 +71,13 @@ def train(
     """Improve a policy with GRPO on episodes of a graph."""
     if resume is not None:
         _nothing_else(ctx, "resume", "dry_run")
+    if from_traces is not None:
+        _from_traces(
+            from_traces, out,
+            {"reward": reward, "model": model, "steps": steps, "groups": groups, "learning_rate": learning_rate,
+             "rank": rank, "beta": beta, "algorithm": algorithm, "seed": seed},
+        )  # fmt: skip
+        return
     _train(
         {"graph": graph, "reward": reward, "scenarios": scenarios, "model": model,
          "base_url": base_url, "customer": customer, "steps": steps, "groups": groups, "group_size": group_size,
@@ -75,6 +86,30 @@ def train(
          "held_out_seed": held_out_seed, "seed": seed},
         out=out, resume=resume, dry_run=dry_run,
     )  # fmt: skip
+
+
+def _from_traces(source: str, out: Path | None, values: dict[str, Any]) -> None:
+    """One pass over a store's traces."""
+    from stateset_agents import jobs
+    from stateset_agents.settings import load_settings
+
+    settings = load_settings()
+    config = jobs.check_config({"threads": settings.threads, **values})
+    place = str(Path(source) / "traces.db") if Path(source).is_dir() else source
+    _quiet_libraries()
+    run = jobs.new_run(out or settings.runs)
+
+    def told(line: dict[str, Any]) -> None:
+        reward = "-" if line["reward"] is None else f"{line['reward']:.3f}"
+        print(
+            f"step {line['step']}: {line['episodes']} traces, reward {reward}, {line['tokens_trained']} tokens trained, "
+            f"importance ratio {line['ratio']:.3f}",
+            flush=True,
+        )
+
+    summary = asyncio.run(jobs.recorded_job(config, place, run, told))
+    print(f"{summary['steps']} steps on {summary['exact']} exact traces of {summary['traces']}")
+    print(f"adapter in {run / 'adapter'}; try it: stateset-agents chat --policy {run}")
 
 
 def _nothing_else(ctx: typer.Context, *allowed: str) -> None:
