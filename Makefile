@@ -20,12 +20,12 @@ check: $(STAMP)dev
 	$(BIN)/python tests/check_wheel.py
 
 prove: $(STAMP)dev
-	$(BIN)/python benchmarks/prove.py
+	$(BIN)/python -m benchmarks.prove
 
 bench: $(STAMP)dev
 	$(BIN)/python benchmarks/world.py
 	$(BIN)/python benchmarks/rollout.py
-	$(BIN)/python benchmarks/traces.py
+	$(BIN)/python -m benchmarks.traces
 
 $(STAMP)run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

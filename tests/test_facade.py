@@ -66,6 +66,12 @@ def test_a_graph_that_is_not_commerce_gets_better(tmp_path: Path) -> None:
     assert summary["gain"] > 0.05
 
 
+def test_an_app_that_is_not_ours_is_recorded_and_trained_on_its_traces() -> None:
+    said = run_example("-m", "examples.record_your_app", cwd=ROOT)
+    assert "importance ratio 1.000" in said
+    assert said.rstrip().endswith("no problems")
+
+
 async def test_auto_trainer_chooses_its_reward(tmp_path: Path) -> None:
     async with MultiTurnAgent(AgentConfig(model_name="seed")) as agent:
         env = ConversationEnvironment(scenarios=[DEMO], max_turns=3)

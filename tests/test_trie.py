@@ -52,3 +52,14 @@ def test_a_segment_sees_exactly_its_ancestors(rows: list[list[int]]) -> None:
         for place, node in enumerate(path):
             seen = [n for start, end in owner[node] for n in range(start, end) if n <= node]
             assert seen == path[: place + 1]
+
+
+@given(ROWS)
+def test_a_segment_is_as_long_as_it_can_be(rows: list[list[int]]) -> None:
+    """One for each beginning and each branch: more of them would be more work for attention."""
+    following: dict[tuple[int, ...], set[int]] = {}
+    for row in rows:
+        for end in range(len(row)):
+            following.setdefault(tuple(row[:end]), set()).add(row[end])
+    branches = sum(len(next_) for prefix, next_ in following.items() if prefix and len(next_) > 1)
+    assert len(fold(rows).segments) == len(following[()]) + branches

@@ -60,11 +60,15 @@ def fold(rows: Sequence[Sequence[int]]) -> Trie:
     ]
     while stack:
         edge, path, deep = stack.pop()
-        edge.start = len(ids)
+        first = edge.start = len(ids)
         ids.extend(edge.tokens)
-        below = deep + len(edge.tokens)
+        while len(edge.children) == 1:  # a row that goes on where another ended: the same segment
+            (edge,) = edge.children.values()
+            edge.start = len(ids)
+            ids.extend(edge.tokens)
+        below = deep + len(ids) - first
         depth.extend(range(deep, below))
-        path = [*path, (edge.start, len(ids))]
+        path = [*path, (first, len(ids))]
         segments.append(path)
         stack.extend((child, path, below) for child in reversed(edge.children.values()))
     return Trie(ids=ids, depth=depth, segments=segments, runs=[_runs(root, row) for row in whole])
