@@ -77,7 +77,7 @@ def trained_on(name: str) -> list[tuple[list[str], int]]:
     newest = max((run / "steps").glob("[0-9]*"))
     log = json.loads((newest / "log.json").read_text())
     with TraceStore(run / "traces.db", create=False) as store:
-        counts = dict(
+        counts: dict[Any, Any] = dict(
             store.read("SELECT step, COUNT(*) FROM runs WHERE phase = 'train' GROUP BY step")
         )
     return [(line["scenarios"], counts[line["step"]]) for line in log]
