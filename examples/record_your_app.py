@@ -1,6 +1,6 @@
 """An app that is not ours: a LangGraph graph that files letters. One line records it; its traces train its model.
 
-python examples/record_your_app.py                    # serves the bundled model, runs the app, then trains on its traces
+python -m examples.record_your_app                    # serves the bundled model, runs the app, then trains on its traces
 """
 
 import asyncio

@@ -29,6 +29,7 @@ from stateset_agents.graphs.your_graph import own_graph
 from stateset_agents.policy import close_connections, connect
 from stateset_agents.reward import Reward, Score
 from stateset_agents.rewards.composite import shop_reward
+from stateset_agents.rewards.feedback import FeedbackReward
 from stateset_agents.scenario import Frozen, Scenario, load_scenarios
 from stateset_agents.tools.scenarios import intents_of
 from stateset_agents.tools.scenarios import scenarios as generate_scenarios
@@ -147,9 +148,12 @@ class FunctionReward:
 
 
 def find_reward(reward: str | None) -> Reward:
-    """The shop's reward, an object with our protocol, or a function of a trace."""
+    """The shop's reward, feedback of one kind (`feedback:csat:1:5`), an object with our protocol, or a function of a
+    trace."""
     if reward is None:
         return shop_reward()
+    if reward.startswith("feedback:"):
+        return _feedback_reward(reward)
     found = load_object(reward, "--reward")
     if inspect.isclass(found):
         found = found()
@@ -159,6 +163,17 @@ def find_reward(reward: str | None) -> Reward:
         raise BadInput(f"Expected {reward!r} to be callable, found {type(found).__name__}.")
     result: Reward = found
     return result
+
+
+def _feedback_reward(told: str) -> Reward:
+    _, key, *ends = told.split(":")
+    try:
+        low, high = map(float, ends) if ends else (0.0, 1.0)
+    except ValueError:
+        raise BadInput(
+            f"--reward: expected feedback:KEY or feedback:KEY:LOW:HIGH, such as feedback:csat:1:5, found {told!r}."
+        ) from None
+    return FeedbackReward(key, low=low, high=high)
 
 
 def find_scenarios(

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stateset_agents.errors import BadInput
+from stateset_agents.jobs import find_reward
 from stateset_agents.reward import Score
 from stateset_agents.rewards.feedback import FeedbackReward
 from stateset_agents.trace import Feedback, ModelCall, ToolCall, Trace
@@ -190,6 +191,11 @@ def test_feedback_comes_at_any_later_time_and_becomes_a_reward(place: str) -> No
     assert graded["b"] is None
     assert graded["a"] is not None
     assert graded["a"].value == 0.5
+    named = find_reward("feedback:csat:1:5")
+    assert isinstance(named, FeedbackReward)
+    assert (named.key, named.low, named.high) == ("csat", 1.0, 5.0)
+    with pytest.raises(BadInput, match="feedback:KEY"):
+        find_reward("feedback:csat:1")
 
 
 def test_a_customer_is_forgotten_and_the_adapters_are_named(place: str) -> None:

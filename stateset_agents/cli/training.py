@@ -37,7 +37,10 @@ def train(
         str, typer.Option(help="One of the shop's, such as 'service', or package.module:graph.")
     ] = "service",
     reward: Annotated[
-        str | None, typer.Option(help="package.module:reward; the shop's own by default.")
+        str | None,
+        typer.Option(
+            help="package.module:reward or feedback:KEY:LOW:HIGH; the shop's own by default."
+        ),
     ] = None,
     scenarios: Annotated[str | None, typer.Option(help="JSON file of scenarios.")] = None,
     model: Annotated[str, typer.Option(help="'seed', a path, or a Hugging Face name.")] = "seed",
