@@ -193,8 +193,10 @@ class Turn:
         self.kept, self.served, self.conversation, self.messages, self.send = (
             kept, served, conversation, messages, send,
         )  # fmt: skip
+        self.id = uuid.uuid4()
+        """Of the graph's run, so of its trace: what the client is told is what feedback comes back for."""
         self.head = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "id": f"chatcmpl-{self.id.hex}",
             "created": int(time.time()),
             "model": name,
         }
@@ -220,7 +222,7 @@ class Turn:
     async def _run(self, say: Callable[[str], None]) -> None:
         """Run the graph to its end or its interrupt, then keep the conversation."""
         graph = self.served.compile(self.kept.saver)
-        config = _config(self.served, self.conversation)
+        config: RunnableConfig = {**_config(self.served, self.conversation), "run_id": self.id}
         speaking = ""
         try:
             steps: AsyncIterator[Any] = graph.astream(

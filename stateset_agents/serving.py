@@ -1,8 +1,10 @@
 """`serve`: a shop, a policy and the endpoint, wired together."""
 
+import dataclasses
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +21,10 @@ from stateset_agents.server.conversations import Conversations, kept_in
 from stateset_agents.server.engine.process import port_is_free
 from stateset_agents.tools.database import Database
 from stateset_agents.tools.rules import Rule
+from stateset_agents.traces.keeper import Keeper
+from stateset_agents.traces.recorder import record
+from stateset_agents.traces.redaction import Redacted, Redactor
+from stateset_agents.traces.store import TraceStore
 
 
 def service_app(
@@ -31,9 +37,11 @@ def service_app(
     rules: Sequence[Rule] | None = None,
     guard: bool = True,
     conversations: Conversations | None = None,
+    keeper: Keeper | None = None,
 ) -> FastAPI:
-    """The endpoint for one of the shop's graphs, with a served policy and rules of one's own."""
-    model = connect(base_url, policy, exact=False).model_copy(
+    """The endpoint for one of the shop's graphs, with a served policy and rules of one's own; each answer is a trace
+    where `keeper` is given, under the id that the client is told."""
+    model = connect(base_url, policy, exact=keeper is not None).model_copy(
         update={
             "temperature": 0.0,
             "disable_streaming": guard,  # a guarded reply is seen whole or not at all
@@ -42,7 +50,22 @@ def service_app(
         }
     )
     served = _served(graph, model, shop, rules, guard)
+    if keeper is not None:
+        served_compile = served.compile
+        served = dataclasses.replace(
+            served, compile=lambda saver: record(served_compile(saver), keeper, redact=False)
+        )
     return build({graph: served}, key=key, conversations=conversations)
+
+
+@asynccontextmanager
+async def _recording(traces: str | None) -> AsyncIterator[Keeper | None]:
+    """A store that hears everything without personal data."""
+    if traces is None:
+        yield None
+        return
+    with TraceStore(traces) as store:
+        yield Redacted(store, Redactor())
 
 
 def _served(
@@ -75,6 +98,7 @@ async def serve_graph(
     rules: Sequence[Rule] | None = None,
     guard: bool = True,
     state: str | None = None,
+    traces: str | None = None,
 ) -> None:
     """Serve until stopped. Beyond loopback a key is needed; without one it is made and shown once."""
     if config.graph not in GRAPHS:
@@ -87,11 +111,12 @@ async def serve_graph(
     with tempfile.TemporaryDirectory() as folder:
         async with (
             kept_in(state) as conversations,
+            _recording(traces) as keeper,
             served_policy(config, adapter, Path(folder)) as (url, name),
         ):
             app = service_app(
                 shop, url, name, key=key, graph=config.graph, rules=rules, guard=guard,
-                conversations=conversations,
+                conversations=conversations, keeper=keeper,
             )  # fmt: skip
             example = shop.the(
                 "SELECT orders.id, customers.zip FROM orders JOIN customers ON customer_id = customers.id "

@@ -14,8 +14,10 @@ from stateset_agents.scenario import Act
 from stateset_agents.server import conversations
 from stateset_agents.server.app import Served, build
 from stateset_agents.server.conversations import Conversations, kept_in
+from stateset_agents.serving import service_app
 from stateset_agents.tools.shop import Shop
 from stateset_agents.tools.world import generate
+from stateset_agents.traces.store import TraceStore
 from tests.test_server import Running
 
 
@@ -94,3 +96,30 @@ async def test_a_database_that_cannot_be_opened_is_named(
     with pytest.raises(BadInput, match="postgresql://"):
         async with kept_in("postgresql://nobody@127.0.0.1:1/none"):
             pass
+
+
+async def test_each_answer_is_a_trace_under_the_id_that_the_client_is_told(
+    engine: str, tmp_path: Path
+) -> None:
+    shop = generate(1, "train").clone()
+    with TraceStore(tmp_path / "traces.db") as store:
+        app = service_app(shop, engine, "policy", key=None, keeper=store)
+        async with (
+            Running(app) as url,
+            openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,
+        ):
+            messages: list[Any] = [{"role": "user", "content": "Where is my order?"}]
+            first = await client.chat.completions.create(model="service", messages=messages)
+            messages += [
+                first.choices[0].message.model_dump(exclude_none=True),
+                {"role": "user", "content": "W1234"},
+            ]
+            second = await client.chat.completions.create(model="service", messages=messages)
+        store.flush()
+        assert store.feedback("thumbs", 1, response=second.id) == 1
+        one, two = store.traces()
+    assert (one.thread, one.exactness, two.exactness) == (two.thread, "exact", "exact")
+    assert [said.key for said in two.feedback] == ["thumbs"]
+    assert one.feedback == ()
+    assert {call.node for call in two.model_calls} == {"policy"}
+    assert two.messages[0]["content"] == "Where is my order?"

@@ -60,6 +60,9 @@ def serve(
             help="Where conversations are kept: a SQLite file or postgresql://…; memory without it."
         ),
     ] = None,
+    traces: Annotated[
+        str | None, typer.Option(help="Record every answer into a store, personal data redacted.")
+    ] = None,
     host: str = "127.0.0.1",
     port: int = 8000,
 ) -> None:
@@ -77,7 +80,7 @@ def serve(
     asyncio.run(
         serve_graph(
             config, adapter, shop_from(database, schema, shop_seed, meaning), host=host, port=port, key=key,
-            rules=rules_from(rules), guard=guard, state=state,
+            rules=rules_from(rules), guard=guard, state=state, traces=traces,
         )
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ hands them to.
 
 import atexit
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -76,6 +77,7 @@ class Recorder(GraphCallbackHandler):
     def __init__(self, keeper: Keeper, *, texts: bool = True) -> None:
         self._keeper = keeper
         self._texts = texts
+        self._in_order = threading.Lock()
         # Keyed by the ids' integers: a UUID is hashed in Python, ten times a call.
         self._places: dict[int, _Place] = {}
         self._asked: dict[int, tuple[_Place, Asked]] = {}
@@ -236,13 +238,14 @@ class Recorder(GraphCallbackHandler):
         self._keeper.end(run.trace.id, make)
 
     def _add_call(self, place: _Place, make: Callable[[], ModelCall]) -> None:
-        number = place.run.calls
-        place.run.calls += 1
+        with self._in_order:  # nodes of a sync graph run in threads: numbers are those of the store
+            number = place.run.calls
+            place.run.calls += 1
+            self._keeper.add(place.run.trace.id, make)
         above = place.attempt
         while above is not None:
             above.calls.append(number)
             above = above.above
-        self._keeper.add(place.run.trace.id, make)
 
 
 def record(graph: Graph, keeper: Keeper, *, redact: Redactor | bool = True) -> Graph:

@@ -124,8 +124,8 @@ class TraceStore:
         self, key: str, value: float, *, trace: str = "", thread: str = "", response: str = "",
         comment: str = "",
     ) -> int:  # fmt: skip
-        """Attach feedback to a trace, to all runs of a thread, or to the run that a response id belongs to; how
-        many traces got it. Raises BadInput where there is none."""
+        """Attach feedback to a trace, to all runs of a thread, or to the run that a response id (a model's, or our
+        endpoint's) belongs to; how many traces got it. Raises BadInput where there is none."""
         given = [name for name in (trace, thread, response) if name]
         if len(given) != 1:
             raise BadInput("Expected one of trace, thread or response, found "
@@ -136,9 +136,10 @@ class TraceStore:
             query = (
                 "SELECT id FROM runs WHERE thread = ?"
                 if thread
-                else "SELECT run FROM calls WHERE response_id = ?"
+                else "SELECT run FROM calls WHERE response_id = ? UNION SELECT id FROM runs WHERE id = ?"
             )
-            runs = [str(row[0]) for row in self._tables.read(query, given[0])]
+            values = (thread,) if thread else (response, response.removeprefix("chatcmpl-"))
+            runs = [str(row[0]) for row in self._tables.read(query, *values)]
         if not runs:
             raise BadInput(f"Expected a trace of {given[0]!r}, found none in {self.place}.")
         said = Feedback(key=key, value=value, comment=comment, at=time.time())
