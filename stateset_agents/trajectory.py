@@ -8,6 +8,7 @@ Rows are what the engine saw, never rendered again; a trie folds their shared pr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from stateset_agents.errors import NotExact
 from stateset_agents.trace import Trace
@@ -24,12 +25,26 @@ class Row:
     version: str
     number: int = 0
     """Which of its trace's model calls it is."""
+    namespace: str = ""
+
+    @property
+    def agent(self) -> str:
+        """The agent below an orchestrator whose row it is, by its node there; '' where there is one agent alone."""
+        above, inside, _ = self.namespace.partition("|")
+        return above.partition(":")[0] if inside else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
     trace_id: str
     rows: tuple[Row, ...]
+
+    def by(self, of: Literal["node", "agent"]) -> dict[str, tuple[Row, ...]]:
+        """Its rows, node by node or agent by agent, each in their order."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.node if of == "node" else row.agent, []).append(row)
+        return {name: tuple(rows) for name, rows in found.items()}
 
     @property
     def tokens(self) -> int:
@@ -61,6 +76,7 @@ def trajectory(trace: Trace, *, nodes: Sequence[str] | None = None) -> Trajector
                 node=call.node,
                 version=call.version,
                 number=number,
+                namespace=call.namespace,
             )
         )
     return Trajectory(trace_id=trace.id, rows=tuple(rows))

@@ -192,3 +192,26 @@ async def test_trained_tokens_are_the_engines_and_not_those_of_the_text(tmp_path
     assert {row.version for row in rows} == {"v7"}
     naive = tokenizer.encode(str(trace.messages[1]["content"]), add_special_tokens=False)
     assert tuple(naive) != rows[0].sampled
+
+
+def test_rows_are_told_apart_by_node_and_by_agent() -> None:
+    places = [
+        ("choose", "orchestrator:1"),
+        ("policy", "service:2|policy:3"),
+        ("policy", "risk:4|policy:5"),
+        ("policy", "service:6|policy:7"),
+    ]
+    calls = [
+        call([1], [2], node=node, name=f"r{n}").model_copy(update={"namespace": namespace})
+        for n, (node, namespace) in enumerate(places)
+    ]
+    whole = trajectory(Trace(model_calls=tuple(calls)))
+    assert {name: [row.number for row in rows] for name, rows in whole.by("node").items()} == {
+        "choose": [0],
+        "policy": [1, 2, 3],
+    }
+    assert {name: [row.number for row in rows] for name, rows in whole.by("agent").items()} == {
+        "": [0],
+        "service": [1, 3],
+        "risk": [2],
+    }
