@@ -28,7 +28,7 @@ for run in itertools.count():
         call = ModelCall(response_id=f"r{run}-{number}", node="policy", prompt_ids=tuple(prompt), sampled_ids=sampled,
                          logprobs=(-1.0,) * 30)
         prompt += sampled
-        pending.append((number, call, store.add(trace.id, partial(ModelCall.model_copy, call))))
+        pending.append((number, call, store.add_call(trace.id, number, partial(ModelCall.model_copy, call))))
     ended = store.end(trace.id, partial(Trace.model_copy, trace))
     for number, call, done in pending:
         done.result()

@@ -76,6 +76,11 @@ class Conversations:
         value = {"id": after.id, "checkpoint": after.checkpoint, "pending": after.pending}
         await self.store.aput(_PLACE, new, value)
         if self._keys is not None:
+            replaced = self._keys.get(
+                new
+            )  # who said the very same words cannot go on: drop what was kept
+            if replaced not in (None, after.id) and replaced not in self.answering:
+                await self.saver.adelete_thread(str(replaced))
             self._keys[new] = after.id
             self._keys.move_to_end(new)
             while len(self._keys) > MAX_CONVERSATIONS:

@@ -7,6 +7,8 @@ Who calls says so in headers: `x-stateset-thread`, `x-stateset-node`, `x-statese
 
 import asyncio
 import json
+import logging
+import signal
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -18,6 +20,7 @@ from aiohttp import web
 
 from stateset_agents.policy import Sampled, joined, sampled
 from stateset_agents.trace import ModelCall, Trace
+from stateset_agents.traces.conversion import openai_message, sampling
 from stateset_agents.traces.keeper import Keeper
 
 THREAD, NODE, CUSTOMER = "x-stateset-thread", "x-stateset-node", "x-stateset-customer"
@@ -86,32 +89,39 @@ class Proxy:
             return _refusal(
                 400, "Expected a JSON body with a list of messages, found none.", "invalid_body"
             )
-        asks_ids = bool(body.get("return_token_ids"))
         sent = {**body, "logprobs": True, "return_token_ids": True} if self.exact else body
         heard = _Heard(self.keeper, request.headers, body)
+        hides = (
+            _Hides(ids=not body.get("return_token_ids"), logprobs=not body.get("logprobs"))
+            if self.exact
+            else None
+        )
         try:
             async with self.session.post(
                 f"{self.to}/chat/completions", json=sent, headers=_passed(request.headers)
             ) as answer:
                 headers = _passed(answer.headers)
                 if answer.status == 200 and answer.content_type == "text/event-stream":
-                    hides = (
-                        _Hides(ids=not asks_ids, logprobs=not body.get("logprobs"))
-                        if self.exact
-                        else None
-                    )
                     return await self._streamed(request, answer, headers, heard, hides)
                 data = await answer.read()
                 if answer.status != 200:
                     heard.failed(f"{answer.status}: {data[:300].decode(errors='replace')}")
                     return web.Response(status=answer.status, body=data, headers=headers)
-                told = json.loads(data)
-                heard.answered(sampled(told), told["choices"][0]["message"])
-                if self.exact:
-                    _Hides(ids=not asks_ids, logprobs=not body.get("logprobs")).hide(told)
+                told = _completion(data)
+                if told is None:
+                    heard.failed(f"no chat completion: {data[:300].decode(errors='replace')}")
+                    return web.Response(body=data, headers=headers)
+                heard.answered(
+                    [
+                        (sampled(told, n), choice["message"])
+                        for n, choice in enumerate(told["choices"])
+                    ]
+                )
+                if hides is not None:
+                    hides.hide(told)
                     data = json.dumps(told).encode()
                 return web.Response(body=data, headers=headers)
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, TimeoutError) as error:
             heard.failed(f"{type(error).__name__}: {error}")
             return self._unreachable(error)
         except asyncio.CancelledError:
@@ -124,28 +134,26 @@ class Proxy:
     ) -> web.StreamResponse:  # fmt: skip
         out = web.StreamResponse(headers=headers)
         await out.prepare(request)
-        chunks: list[dict[str, Any]] = []
+        choices = _Choices(int(heard.body.get("n") or 1))
         try:
-            async for line in answer.content:
+            async for line in _lines(answer.content):
                 if line.startswith(b"data: {"):
                     chunk = json.loads(line[6:])
-                    if chunk.get("choices"):
-                        chunks.append(chunk)
+                    choices.add(chunk)
+                    if choices.whole:  # a client may leave at its end, before we know of it
+                        heard.answered(choices.answers())
                     if hides is not None:
                         line = f"data: {json.dumps(hides.hidden(chunk))}\n".encode()
                 await out.write(line)
         except asyncio.CancelledError:
             heard.failed("the client left")
             raise
-        except (aiohttp.ClientError, ConnectionError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             heard.failed(f"the stream broke off: {type(error).__name__}")
             if request.transport is not None:  # an end that looks like one would be a lie
                 request.transport.abort()
             return out
-        if chunks and chunks[-1]["choices"][0].get("finish_reason"):
-            heard.answered(joined(chunks), _message(chunks))
-        else:
-            heard.failed("the stream ended without a finish reason")
+        heard.failed("the stream ended without a finish reason")
         await out.write_eof()
         return out
 
@@ -154,8 +162,36 @@ class Proxy:
         return _refusal(502, told, "upstream_unreachable")
 
 
+class _Choices:
+    """The choices of a streamed answer, put together again."""
+
+    def __init__(self, asked: int) -> None:
+        self._asked = asked
+        self._chunks: dict[int, list[dict[str, Any]]] = {}
+        self._ended: set[int] = set()
+
+    def add(self, chunk: dict[str, Any]) -> None:
+        for choice in chunk.get("choices") or []:
+            index = int(choice.get("index") or 0)
+            mine = self._chunks.setdefault(index, [])
+            mine.append({**chunk, "choices": [{**choice, "index": 0}]})
+            if choice.get("finish_reason"):
+                self._ended.add(index)
+
+    @property
+    def whole(self) -> bool:
+        return len(self._ended) >= self._asked
+
+    def answers(self) -> "Answers":
+        return [(joined(chunks), _message(chunks)) for _, chunks in sorted(self._chunks.items())]
+
+
+Answers = list[tuple[Sampled, dict[str, Any]]]
+"""The tokens and the message of each choice."""
+
+
 class _Heard:
-    """One call: a run of its own on the caller's thread."""
+    """One request: a run of its own on the caller's thread. What goes wrong here is logged, and is not the client's."""
 
     def __init__(self, keeper: Keeper, headers: Any, body: dict[str, Any]) -> None:
         self.keeper, self.body = keeper, body
@@ -167,29 +203,37 @@ class _Heard:
             started=time.time(),
         )  # fmt: skip
 
-    def answered(self, tokens: Sampled, message: dict[str, Any]) -> None:
-        answer = {name: value for name, value in message.items() if value not in (None, [], "")}
-        answer.setdefault("content", "")
-        self._keep(tokens, answer, None)
+    def answered(self, answers: Answers) -> None:
+        """The first word on a request counts."""
+        self._keep(answers, None)
 
     def failed(self, error: str) -> None:
-        self._keep(None, None, error)
+        self._keep([], error)
 
-    def _keep(
-        self, tokens: Sampled | None, answer: dict[str, Any] | None, error: str | None
-    ) -> None:
-        if self.kept:  # the first word on it counts
+    def _keep(self, answers: Answers, error: str | None) -> None:
+        if self.kept:
             return
         self.kept = True
+        try:
+            self._hand_over(answers, error)
+        except Exception:
+            logging.getLogger(__name__).exception("a call was not recorded")
+
+    def _hand_over(self, answers: Answers, error: str | None) -> None:
         seconds = time.perf_counter() - self.clock
+        told = partial(_call, self.node, self.body, seconds)
         self.keeper.begin(self.trace)
-        self.keeper.add(
-            self.trace.id, partial(_call, self.node, self.body, tokens, answer, error, seconds)
-        )
+        for number, (tokens, message) in enumerate(answers):
+            self.keeper.add_call(
+                self.trace.id, number, partial(told, number, tokens, message, None)
+            )
+        if error is not None:
+            self.keeper.add_call(self.trace.id, 0, partial(told, 0, None, None, error))
+        first = [_spoken(message) for _, message in answers[:1]]
         update = {
             "status": "failed" if error else "completed",
             "error": error,
-            "messages": (*self.body["messages"], *([answer] if answer else [])),
+            "messages": (*self.body["messages"], *first),
             "seconds": seconds,
         }
         self.keeper.end(self.trace.id, partial(self.trace.model_copy, update=update))
@@ -218,34 +262,66 @@ class _Hides:
 
 
 def _call(
-    node: str, body: dict[str, Any], tokens: Sampled | None, answer: dict[str, Any] | None, error: str | None,
-    seconds: float,
+    node: str, body: dict[str, Any], seconds: float, number: int, tokens: Sampled | None,
+    message: dict[str, Any] | None, error: str | None,
 ) -> ModelCall:  # fmt: skip
-    temperature = body.get("temperature")
     whole = tokens is not None and len(tokens.logprobs) == len(tokens.sampled_ids)
+    response = tokens.response_id if tokens else uuid.uuid4().hex
     return ModelCall(
-        response_id=tokens.response_id if tokens else uuid.uuid4().hex,
+        response_id=f"{response}/{number}" if number else response,
         node=node,
+        turn=sum(told.get("role") == "user" for told in body["messages"] if isinstance(told, dict)),
         version=tokens.version if tokens else str(body.get("model") or ""),
-        messages=tuple(body["messages"]),
+        messages=tuple(openai_message(told) for told in body["messages"]),
         tools=tuple(body.get("tools") or ()),
-        answer=answer,
+        answer=None if message is None else _spoken(message),
         prompt_ids=tokens.prompt_ids if tokens else (),
         sampled_ids=tokens.sampled_ids if tokens else (),
         logprobs=tokens.logprobs if tokens and whole else (),
         finish_reason=tokens.finish_reason if tokens else "",
-        temperature=1.0 if temperature is None else float(temperature),
         seconds=seconds,
         error=error,
+        **sampling(body),
     )
+
+
+def _completion(data: bytes) -> dict[str, Any] | None:
+    try:
+        told = json.loads(data)
+    except ValueError:
+        return None
+    choices = told.get("choices") if isinstance(told, dict) else None
+    good = isinstance(choices, list) and choices and all("message" in one for one in choices)
+    return told if good and "id" in told else None
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Lines with their ends, however long: a chunk that carries a prompt's ids is."""
+    rest = b""
+    async for data in content.iter_any():
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield line + b"\n"
+    if rest:
+        yield rest
+
+
+_TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
+"""What a message says, in pieces where it is streamed."""
+
+
+def _spoken(message: dict[str, Any]) -> dict[str, Any]:
+    said = {name: value for name, value in message.items() if value not in (None, [], "")}
+    return {"content": "", **said}
 
 
 def _message(chunks: list[dict[str, Any]]) -> dict[str, Any]:
     """The message that a stream's pieces make."""
-    text, calls = "", dict[int, dict[str, Any]]()
+    said, calls = dict.fromkeys(_TEXTS, ""), dict[int, dict[str, Any]]()
     for chunk in chunks:
         delta = chunk["choices"][0].get("delta") or {}
-        text += delta.get("content") or ""
+        for name in _TEXTS:
+            said[name] += delta.get(name) or ""
         for piece in delta.get("tool_calls") or []:
             whole = calls.setdefault(
                 piece.get("index", 0),
@@ -253,8 +329,8 @@ def _message(chunks: list[dict[str, Any]]) -> dict[str, Any]:
             )
             whole["id"] = piece.get("id") or whole["id"]
             for name, part in (piece.get("function") or {}).items():
-                whole["function"][name] += part or ""
-    message: dict[str, Any] = {"role": "assistant", "content": text}
+                whole["function"][name] = whole["function"].get(name, "") + (part or "")
+    message: dict[str, Any] = {"role": "assistant", **said}
     return {**message, "tool_calls": list(calls.values())} if calls else message
 
 
@@ -274,11 +350,16 @@ def _refusal(status: int, message: str, code: str) -> web.Response:
 
 
 async def serve(proxy: Proxy, *, host: str, port: int) -> None:
-    """Serve until cancelled."""
-    runner = web.AppRunner(proxy.app(), handler_cancellation=True, access_log=None)
+    """Serve until the process is told to end (SIGINT or SIGTERM) or the task is cancelled."""
+    ends = asyncio.Event()
+    for signal_ in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signal_, ends.set)
+    runner = web.AppRunner(
+        proxy.app(), handler_cancellation=True, access_log=None, shutdown_timeout=5
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
-        await asyncio.Event().wait()
+        await ends.wait()
     finally:
         await runner.cleanup()

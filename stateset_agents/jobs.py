@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from array import array
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from stateset_agents.rewards.feedback import FeedbackReward
 from stateset_agents.scenario import Frozen, Scenario, load_scenarios
 from stateset_agents.tools.scenarios import intents_of
 from stateset_agents.tools.scenarios import scenarios as generate_scenarios
-from stateset_agents.trace import Sampling, Trace
+from stateset_agents.trace import ModelCall, Sampling, Trace
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.advantages import Algorithm
 
@@ -260,12 +261,12 @@ async def evaluate(
 
     traces = list(await asyncio.gather(*(one(i, s) for i, s in enumerate(scenarios))))
     scores = await reward(traces)
-    written = [
+    pending = [
         store.append(trace, phase=phase, score=score)
         for trace, score in zip(traces, scores, strict=True)
     ]
-    for future in written:
-        await asyncio.wrap_future(future)
+    for written in pending:
+        await written
     return measure(traces, scores, version=version, temperature=temperature)
 
 
@@ -421,20 +422,31 @@ async def recorded_job(
     reward = find_reward(config.reward)
     with TraceStore(source, create=False) as store:
         every = list(store.traces())
-        exact = [trace for trace in every if trace.calls and trace.exactness == "exact"]
-        hot = sorted({call.temperature for trace in exact for call in trace.calls})
-        grouped: dict[str, list[Trace]] = defaultdict(list)
-        for trace in exact:
+        ended = [
+            trace
+            for trace in every
+            if trace.status in ("completed", "truncated") and not _measures(trace)
+        ]
+        exact = [trace for trace in ended if trace.calls and trace.exactness == "exact"]
+        plain = [trace for trace in exact if not any(_bent(call) for call in trace.calls)]
+        hot = sorted({call.temperature for trace in plain for call in trace.calls}, key=str)
+        grouped: dict[tuple[str, ...], list[Trace]] = defaultdict(list)
+        for trace in plain:
             grouped[_asked(trace)].append(trace)
         groups = [group for group in grouped.values() if len(group) > 1]
-        found = f"{len(every)} traces, {len(exact)} of them exact, {len(groups)} groups of the same request"
+        found = (
+            f"{len(every)} traces, {len(ended)} that ended and measure nothing, {len(exact)} of them exact, {len(plain)} sampled without top_p "
+            f"and its like, {len(groups)} groups of the same request"
+        )
         if not groups:
             raise BadInput(
                 f"--from-traces: expected exact traces that answer the same request more than once, found {found}."
             )
-        if len(hot) != 1 or hot[0] == 0:
+        temperature = hot[0]
+        if len(hot) != 1 or not temperature:
             raise BadInput(
-                f"--from-traces: expected one temperature above 0, found {', '.join(map(str, hot))}."
+                "--from-traces: expected one temperature above 0, named in every request, found "
+                f"{', '.join('none named' if one is None else str(one) for one in hot)}."
             )
         (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
         options = config.model_dump(include={
@@ -444,7 +456,7 @@ async def recorded_job(
             base=model_path(config.model),
             tokenizer=AutoTokenizer.from_pretrained(model_path(config.model)),
             groups=groups, reward=reward, store=store, run=run, report=report,
-            config=loop.TrainConfig(**options, temperature=hot[0]),
+            config=loop.TrainConfig(**options, temperature=temperature),
         )  # fmt: skip
     link = run / "adapter"
     if not link.exists():
@@ -462,12 +474,31 @@ async def recorded_job(
     return summary
 
 
-def _asked(trace: Trace) -> str:
-    """What makes traces comparable: one scenario, or the very same input."""
-    if trace.scenario is not None:
-        return f"scenario {trace.scenario.id}"
-    first = next((m for m in trace.messages if m["role"] == "user"), None)
-    return json.dumps(trace.input or first, sort_keys=True)
+def _measures(trace: Trace) -> bool:
+    """Whether it was played to measure a policy: what is measured on is never learned from."""
+    return trace.scenario is not None and trace.scenario.split not in ("train", "user")
+
+
+def _asked(trace: Trace) -> tuple[str, ...]:
+    """What makes traces comparable: they began with the very same tokens, at the same node, in the same scenario."""
+    first = trace.calls[0]
+    prompt = hashlib.sha256(array("i", first.prompt_ids)).hexdigest()
+    return trace.scenario.id if trace.scenario else "", first.node, prompt
+
+
+_NEUTRAL = {
+    "top_p": 1, "top_k": (0, -1), "min_p": 0, "presence_penalty": 0, "frequency_penalty": 0,
+    "repetition_penalty": 1, "logit_bias": {}, "response_format": {"type": "text"},
+}  # fmt: skip
+
+
+def _bent(call: ModelCall) -> bool:
+    """Whether a call was sampled from another distribution than softmax(logits / temperature), which a trainer computes."""
+    for name, value in call.sampling.items():
+        neutral = _NEUTRAL.get(name, ())
+        if value not in (neutral if isinstance(neutral, tuple) else (neutral,)):
+            return True
+    return False
 
 
 def _clock(run: Path) -> Callable[[], float]:

@@ -168,6 +168,7 @@ class Policy(ChatOpenAI):
         if self.exact and chunk.get("choices"):
             pieces = _streams.setdefault(chunk["id"], [])
             pieces.append(chunk)
+            # Of several choices every one has an end; what comes after the first is under an id that is taken.
             if chunk["choices"][0].get("finish_reason"):
                 leave(joined(_streams.pop(chunk["id"])))
             while len(_streams) > WAITING:  # streams that nobody read to their end
@@ -191,9 +192,10 @@ def _problem(where: str, status: int | str, reason: object) -> ContextFull | Pol
     return PolicyUnreachable(f"Expected an answer from {where}, found {status}: {reason}")
 
 
-def sampled(raw: dict[str, Any]) -> Sampled:
-    """The tokens in a chat completion of vLLM or of the embedded engine; empty where it has none."""
-    choice = raw["choices"][0]
+def sampled(raw: dict[str, Any], index: int = 0) -> Sampled:
+    """The tokens in a chat completion of vLLM or of the embedded engine, of one of its choices; empty where it has
+    none."""
+    choice = raw["choices"][index]
     entries = (choice.get("logprobs") or {}).get("content") or []
     return Sampled(
         response_id=raw["id"],
@@ -206,15 +208,20 @@ def sampled(raw: dict[str, Any]) -> Sampled:
 
 
 def joined(chunks: Sequence[dict[str, Any]]) -> Sampled:
-    """The tokens of a streamed answer."""
+    """The tokens of a streamed answer, of its chunks with one choice each; empty where they are those of several
+    answers, which nobody can take apart again."""
     parts = [sampled(chunk) for chunk in chunks]
+    prompts = [part.prompt_ids for part in parts if part.prompt_ids]
+    whole = {chunk["choices"][0].get("index", 0) for chunk in chunks} == {0} and len(prompts) == 1
     return Sampled(
         response_id=parts[0].response_id,
         version=parts[0].version,
-        prompt_ids=next((part.prompt_ids for part in parts if part.prompt_ids), ()),
-        sampled_ids=tuple(token for part in parts for token in part.sampled_ids),
-        logprobs=tuple(logprob for part in parts for logprob in part.logprobs),
-        finish_reason=parts[-1].finish_reason,
+        prompt_ids=prompts[0] if whole else (),
+        sampled_ids=tuple(token for part in parts for token in part.sampled_ids) if whole else (),
+        logprobs=tuple(logprob for part in parts for logprob in part.logprobs) if whole else (),
+        finish_reason=next(
+            (part.finish_reason for part in reversed(parts) if part.finish_reason), ""
+        ),
     )
 
 

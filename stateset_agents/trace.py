@@ -40,6 +40,8 @@ class ModelCall(Frozen):
     """LangGraph's checkpoint namespace, which tells parallel branches apart."""
     attempt: int = 1
     """Which attempt of the node it was, where the node was tried again."""
+    turn: int = 0
+    """The customer's how-manieth message it answers, counted from 1; 0 where it is not known."""
     discarded: bool = False
     """Of an attempt that failed: what came of it went nowhere."""
     messages: tuple[dict[str, Any], ...] = ()
@@ -55,7 +57,10 @@ class ModelCall(Frozen):
     logprobs: tuple[float, ...] = ()
     """Log-probability of each sampled token under the distribution it was drawn from."""
     finish_reason: str = ""
-    temperature: float = 1.0
+    temperature: float | None = 1.0
+    """None where the request named none: the server's own default, which nobody here knows."""
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    """What else the request said of how to sample, such as `top_p`."""
     seconds: float = 0.0
     error: str | None = None
     sealed: str = ""
@@ -130,6 +135,8 @@ class Trace(Frozen):
     output: dict[str, Any] | None = None
     """The final state of a graph of one's own, where it is plain data."""
     feedback: tuple[Feedback, ...] = ()
+    lost: int = 0
+    """Calls that could not be stored, or not be read again; what is left of such a run is `text`."""
     started: float = 0.0
     seconds: float = 0.0
 
@@ -141,7 +148,7 @@ class Trace(Frozen):
     @property
     def exactness(self) -> Exactness:
         kinds = {call.exactness for call in self.calls}
-        return "exact" if kinds == {"exact"} else "text"
+        return "exact" if kinds == {"exact"} and not self.lost else "text"
 
     @property
     def said(self) -> str:

@@ -26,6 +26,7 @@ class Row:
     number: int = 0
     """Which of its trace's model calls it is."""
     namespace: str = ""
+    turn: int = 0
 
     @property
     def agent(self) -> str:
@@ -39,11 +40,11 @@ class Trajectory:
     trace_id: str
     rows: tuple[Row, ...]
 
-    def by(self, of: Literal["node", "agent"]) -> dict[str, tuple[Row, ...]]:
-        """Its rows, node by node or agent by agent, each in their order."""
+    def by(self, of: Literal["node", "agent", "turn"]) -> dict[str, tuple[Row, ...]]:
+        """Its rows, node by node, agent by agent, or turn by turn (`"1"`, `"2"`, …), each in their order."""
         found: dict[str, list[Row]] = {}
         for row in self.rows:
-            found.setdefault(row.node if of == "node" else row.agent, []).append(row)
+            found.setdefault(str(getattr(row, of)), []).append(row)
         return {name: tuple(rows) for name, rows in found.items()}
 
     @property
@@ -55,8 +56,13 @@ class Trajectory:
 def trajectory(trace: Trace, *, nodes: Sequence[str] | None = None) -> Trajectory:
     """The exact rows of a trace, of all nodes or of the named ones.
 
-    Raises NotExact where token ids or log-probabilities of a call are missing.
+    Raises NotExact where token ids or log-probabilities of a call are missing, or a call is.
     """
+    if trace.lost:
+        raise NotExact(
+            f"Expected every call of trace {trace.id!r}, found that {trace.lost} could not be stored or read: "
+            f"{trace.error}"
+        )
     rows = []
     for number, call in enumerate(trace.model_calls):
         counts = call.error is None and not call.discarded
@@ -77,6 +83,7 @@ def trajectory(trace: Trace, *, nodes: Sequence[str] | None = None) -> Trajector
                 version=call.version,
                 number=number,
                 namespace=call.namespace,
+                turn=call.turn,
             )
         )
     return Trajectory(trace_id=trace.id, rows=tuple(rows))

@@ -215,3 +215,12 @@ def test_rows_are_told_apart_by_node_and_by_agent() -> None:
         "service": [1, 3],
         "risk": [2],
     }
+    turns = [
+        one.model_copy(update={"turn": turn}) for one, turn in zip(calls, (1, 1, 2, 3), strict=True)
+    ]
+    by_turn = trajectory(Trace(model_calls=tuple(turns))).by("turn")
+    assert {name: [row.number for row in rows] for name, rows in by_turn.items()} == {
+        "1": [0, 1],
+        "2": [2],
+        "3": [3],
+    }

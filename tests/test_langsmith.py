@@ -54,9 +54,9 @@ def trace() -> Trace:
         messages=(question, asked, told, answer),
         model_calls=(
             ModelCall(response_id="r1", node="policy", namespace="policy:1", version="v3", messages=(question,),
-                      tools=(offered,), answer=asked, temperature=0.5, seconds=0.5),
+                      tools=(offered,), answer=asked, turn=1, temperature=0.5, seconds=0.5),
             ModelCall(response_id="r2", node="policy", namespace="policy:2", version="v3",
-                      messages=(question, asked, told), tools=(offered,), answer=answer, temperature=0.5, seconds=0.5),
+                      messages=(question, asked, told), tools=(offered,), answer=answer, turn=1, temperature=0.5, seconds=0.5),
         ),
         tool_calls=(ToolCall(id="c1", name="track", arguments={"order": "W20417"}, status="done", result={"arrives": "3 May"}),),
         feedback=(Feedback(key="csat", value=4.0, at=1.0),),
@@ -145,6 +145,27 @@ def test_exports_of_langsmith_are_read(ending: str, tmp_path: Path) -> None:
     assert call.answer is not None
     assert call.answer["content"] == "Hello."
     assert [(said.key, said.value) for said in found.feedback] == [("thumbs", 0.5)]
+
+
+def test_a_line_ends_where_it_ends_and_not_inside_a_text(tmp_path: Path) -> None:
+    runs, file = as_langchain_writes(), tmp_path / "runs.jsonl"
+    runs[1]["outputs"] = {"messages": [{"role": "assistant", "content": "one\u2028two\x85three"}]}
+    file.write_text("".join(json.dumps(run, ensure_ascii=False) + "\n" for run in runs))
+    (found,) = traces_of(read(file))
+    assert found.messages[0]["content"] == "one\u2028two\x85three"
+
+
+def test_a_run_that_was_under_way_is_replaced_by_its_whole(tmp_path: Path) -> None:
+    llm, root = as_langchain_writes()
+    with TraceStore(tmp_path / "traces.db") as store:
+        assert store_all(store, traces_of([llm])) == (1, 0)  # its root is not there yet
+        (partly,) = store.traces()
+        root["end_time"] = "2026-11-01T10:00:03"
+        assert store_all(store, traces_of([llm, root])) == (1, 0)
+        assert store_all(store, traces_of([llm, root])) == (0, 1)
+        (whole,) = store.traces()
+    assert partly.id == whole.id
+    assert (partly.status, whole.status, len(whole.model_calls)) == ("interrupted", "completed", 1)
 
 
 def test_a_file_that_is_no_export_is_named(tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ import openai
 import pytest
 from aiohttp import web
 
+from stateset_agents.policy import connect
 from stateset_agents.server.proxy import Proxy
 from stateset_agents.trace import Trace
+from stateset_agents.traces.recorder import record
 from stateset_agents.traces.store import TraceStore
 from tests.servers import free_port
 
@@ -103,7 +105,6 @@ async def test_what_the_client_asks_for_it_gets(engine: str, tmp_path: Path) -> 
 async def scripted(request: web.Request) -> web.StreamResponse:
     """A server that is no vLLM: tool calls in pieces, errors, streams that break off."""
     body = await request.json()
-    assert "return_token_ids" not in body
     kind = body["messages"][-1]["content"]
     if kind == "busy":
         return web.json_response({"error": {"message": "slow down", "code": "rate"}}, status=429)
@@ -123,6 +124,26 @@ async def scripted(request: web.Request) -> web.StreamResponse:
         return out
     if kind == "slow":
         await asyncio.sleep(30)
+    if kind == "two":
+        for index, said, reason in (
+            (0, "a", None),
+            (1, "x", None),
+            (0, "b", "stop"),
+            (1, "y", "length"),
+        ):
+            ids = {"prompt_token_ids": [1, 2, 3]} if reason is None else {}
+            choice = {
+                "index": index, "delta": {"content": said, "reasoning_content": f"r{said}"}, "finish_reason": reason,
+                "token_ids": [ord(said)], "logprobs": {"content": [{"logprob": -0.5}]},
+            }  # fmt: skip
+            told = {"id": "c1", "model": "m", "choices": [choice], **ids}
+            await out.write(f"data: {json.dumps(told)}\n\n".encode())
+        await out.write(b"data: [DONE]\n\n")
+        return out
+    if kind == "long":
+        await send({"content": "x" * 3_000_000}, "stop")
+        await send({})
+        await asyncio.sleep(30)  # its client does not wait for that
     call = {"index": 0, "id": "x1", "function": {"name": "stock", "arguments": '{"sku":'}}
     await send({"tool_calls": [call]})
     await send({"tool_calls": [{"index": 0, "function": {"arguments": ' "P1"}'}}]})
@@ -185,7 +206,74 @@ async def test_what_fails_is_passed_on_and_typed(other: str, tmp_path: Path) -> 
     assert all(call.error for trace in traces for call in trace.model_calls)
 
 
-def test_the_command_records_for_an_app_of_any_language(engine: str, tmp_path: Path) -> None:
+def talk(kind: str) -> list[Any]:
+    return [{"role": "user", "content": kind}]
+
+
+async def test_two_choices_of_one_request_are_two_calls_each_exact(
+    other: str, tmp_path: Path
+) -> None:
+    with TraceStore(tmp_path / "traces.db") as store:
+        async with proxied(other, store) as client:
+            async for _ in await client.chat.completions.create(
+                model="m", messages=talk("two"), stream=True, n=2
+            ):
+                pass
+        (trace,) = kept(store)
+    assert trace.exactness == "exact"
+    assert [
+        (c.response_id, c.prompt_ids, c.sampled_ids, c.finish_reason) for c in trace.model_calls
+    ] == [
+        ("c1", (1, 2, 3), (ord("a"), ord("b")), "stop"),
+        ("c1/1", (1, 2, 3), (ord("x"), ord("y")), "length"),
+    ]
+    answer = trace.model_calls[0].answer
+    assert answer is not None
+    assert (answer["content"], answer["reasoning_content"]) == ("ab", "rarb")
+
+
+async def test_a_client_that_leaves_at_the_end_had_its_answer(other: str, tmp_path: Path) -> None:
+    with TraceStore(tmp_path / "traces.db") as store:
+        async with (
+            running(Proxy(other, store, exact=True).app()) as url,
+            aiohttp.ClientSession(read_bufsize=2**24) as session,
+        ):
+            body = {"model": "m", "messages": talk("long"), "stream": True}
+            async with session.post(f"{url}/chat/completions", json=body) as answer:
+                got = 0
+                while got < 3_000_000:
+                    got += len(await answer.content.readany())
+            await asyncio.sleep(0.3)
+        (trace,) = kept(store)
+    assert trace.status == "completed"
+    assert len(trace.messages[-1]["content"]) == 3_000_000
+
+
+async def test_what_cannot_be_recorded_is_answered_all_the_same(
+    engine: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = TraceStore(tmp_path / "traces.db")
+    store.close()
+    async with proxied(engine, store) as client:
+        answer = await client.chat.completions.create(model="policy", messages=ASKED, max_tokens=2)
+    assert answer.choices
+    assert "was not recorded" in caplog.text
+
+
+async def test_a_policy_of_two_choices_in_one_stream_is_text(other: str, tmp_path: Path) -> None:
+    policy = connect(other, "m").model_copy(update={"disable_streaming": False, "n": 2})
+    with TraceStore(tmp_path / "traces.db") as store:
+        model = record(policy, store)
+        async for _ in model.astream("two"):
+            pass
+        (trace,) = kept(store)
+    assert trace.exactness == "text"
+
+
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_records_for_an_app_of_any_language(
+    engine: str, tmp_path: Path, told: signal.Signals
+) -> None:
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "stateset_agents", "traces", "proxy", "--to", engine, "--exact", "--port", str(port),
@@ -202,8 +290,11 @@ def test_the_command_records_for_an_app_of_any_language(engine: str, tmp_path: P
                 break
             except openai.APIConnectionError:
                 time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.send_signal(told)
+    try:
+        process.communicate(timeout=20)
+    finally:
+        process.kill()
     with TraceStore(tmp_path / "traces.db", create=False) as store:
         (trace,) = store.traces()
     assert trace.exactness == "exact"

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.language_models import BaseChatModel
+from langchain_core.documents import Document
+from langchain_core.language_models import BaseChatModel, BaseLLM
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -21,7 +22,14 @@ from langchain_core.messages import (
     HumanMessage,
     ToolMessage,
 )
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import (
+    ChatGeneration,
+    ChatGenerationChunk,
+    ChatResult,
+    Generation,
+    LLMResult,
+)
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.tools import tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -457,6 +465,144 @@ async def test_a_recorded_policy_is_exact_invoked_streamed_and_with_tools(
         assert "token_ids" not in str(trace.messages)
         assert all(call.version == "policy" for call in trace.model_calls)
     assert traces[2].model_calls[0].prompt_ids == traces[3].model_calls[0].prompt_ids
+
+
+async def test_what_an_app_changes_afterwards_is_not_in_the_record(tmp_path: Path) -> None:
+    model = Scripted(answer=lambda messages: "hello")
+
+    async def only(state: MessagesState) -> dict[str, Any]:
+        sent = list(state["messages"])
+        said = await model.ainvoke(sent)
+        sent.append(said)
+        return {"messages": [said]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("only", only)
+    graph.add_edge(START, "only")
+    given = _human("hi")
+    with TraceStore(tmp_path / "traces.db") as store:
+        await record(graph.compile(), store).ainvoke(given)
+        given["messages"].append(HumanMessage("more"))
+        (trace,) = kept(store)
+    assert [m["content"] for m in trace.model_calls[0].messages] == ["hi"]
+    assert [m["content"] for m in trace.input["messages"]] == ["hi"]
+
+
+class Completes(BaseLLM):
+    """A model that completes texts, as older ones do."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "completes"
+
+    def _generate(self, prompts: list[str], *args: Any, **kwargs: Any) -> LLMResult:
+        return LLMResult(generations=[[Generation(text=f"{prompt}!")] for prompt in prompts])
+
+
+class Finds(BaseRetriever):
+    """A retriever with one document."""
+
+    def _get_relevant_documents(self, query: str, **kwargs: Any) -> list[Document]:
+        return [Document(f"on {query}", metadata={"page": 3})]
+
+
+async def test_models_that_complete_and_retrievers_are_recorded_too(tmp_path: Path) -> None:
+    async def only(state: Topics) -> Topics:
+        found = await Finds().ainvoke(state["topic"])
+        return {"best": await Completes().ainvoke(found[0].page_content)}
+
+    graph = StateGraph(Topics)
+    graph.add_node("only", only)
+    graph.add_edge(START, "only")
+    with TraceStore(tmp_path / "traces.db") as store:
+        end = await record(graph.compile(), store).ainvoke({"topic": "lamps"})
+        (trace,) = kept(store)
+    assert end["best"] == "on lamps!"
+    (call,) = trace.model_calls
+    assert (call.node, call.messages[0]["content"]) == ("only", "on lamps")
+    assert call.answer is not None
+    assert call.answer["content"] == "on lamps!"
+    (used,) = trace.tool_calls
+    assert (used.name, used.arguments) == ("Finds", {"query": "lamps"})
+    assert used.result == {"documents": [{"content": "on lamps", "metadata": {"page": 3}}]}
+
+
+async def test_a_call_that_the_run_did_not_wait_for_is_kept_as_unanswered(tmp_path: Path) -> None:
+    never, tasks = asyncio.Event(), []
+
+    class Waits(Scripted):
+        async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
+            await never.wait()
+            raise AssertionError
+
+    async def only(state: MessagesState) -> dict[str, Any]:
+        tasks.append(asyncio.create_task(Waits(answer=lambda m: "").ainvoke(state["messages"])))
+        await asyncio.sleep(0.05)
+        return {"messages": []}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("only", only)
+    graph.add_edge(START, "only")
+    with TraceStore(tmp_path / "traces.db") as store:
+        await record(graph.compile(), store).ainvoke(_human("hi"))
+        tasks[0].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        (trace,) = kept(store)
+    assert trace.status == "completed"
+    assert ["before the model answered" in (call.error or "") for call in trace.model_calls] == [
+        True
+    ]
+    assert trace.lost == 0
+
+
+async def test_a_failed_run_still_says_whose_it_was(tmp_path: Path) -> None:
+    class Service(MessagesState, total=False):
+        session: dict[str, Any]
+
+    def sign_in(state: Service) -> dict[str, Any]:
+        return {"session": {"customer": "C9"}}
+
+    def breaks(state: Service) -> dict[str, Any]:
+        raise ValueError("no")
+
+    graph = StateGraph(Service)
+    graph.add_node("sign_in", sign_in)
+    graph.add_node("breaks", breaks)
+    graph.add_edge(START, "sign_in")
+    graph.add_edge("sign_in", "breaks")
+    with TraceStore(tmp_path / "traces.db") as store:
+        with pytest.raises(ValueError, match="no"):
+            await record(graph.compile(), store).ainvoke(_human("hi"))
+        (trace,) = kept(store)
+        assert (trace.status, trace.customer) == ("failed", "C9")
+        assert store.forget("C9") == (1, [])
+
+
+ENDS = """
+import sys
+from stateset_agents.traces.recorder import record
+from stateset_agents.traces.store import TraceStore
+from tests.test_record import react
+
+made = react()
+graph = record(made.graph, TraceStore(sys.argv[1]))
+graph.invoke(made.inputs[0])
+"""
+
+
+def test_a_script_that_never_closes_its_store_loses_nothing(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    made = subprocess.run(
+        [sys.executable, "-c", ENDS, str(tmp_path / "traces.db")],
+        cwd=root,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0, made.stderr
+    with TraceStore(tmp_path / "traces.db", create=False) as store:
+        (trace,) = store.traces()
+    assert (trace.status, len(trace.model_calls), len(trace.tool_calls)) == ("completed", 2, 1)
 
 
 def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Personal data is out before anything is stored, and tokens that would tell it with it; other text is left alone."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from stateset_agents.policy import connect
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.recorder import record
-from stateset_agents.traces.redaction import Redactor, new_key, unseal
+from stateset_agents.traces.redaction import Redacted, Redactor, new_key, unseal
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trajectory import trajectory
 
@@ -57,6 +58,37 @@ def test_what_shops_customers_say_is_hardly_touched(development: list[Scenario])
         for text in said:
             kept = redactor.text(text)
             assert kept == text or "[address]" in kept
+
+
+def test_what_is_hidden_in_json_numbers_and_keys_is_found() -> None:
+    redactor = Redactor()
+    arguments = '{"to": "ann\\u0040example.com", "card": 4111111111111111, "n": 3}'
+    assert json.loads(redactor.value(arguments)) == {"to": "[email]", "card": "[card]", "n": 3}
+    assert redactor.value({"ann@example.com": [4111111111111111, 12.5, True, 20417]}) == {
+        "[email]": ["[card]", 12.5, True, 20417]
+    }
+    assert redactor.value('{"a": 1}') == '{"a": 1}'
+    picture = "data:image/png;base64," + "iVBORw0KGgo4111111111111111" * 200
+    assert redactor.text(picture) == picture
+
+
+def test_threads_stay_apart_and_feedback_finds_them(tmp_path: Path) -> None:
+    with TraceStore(tmp_path / "traces.db") as store:
+        keeper = Redacted(store, Redactor())
+        for who in ("ann@example.com", "bob@example.com"):
+            run = Trace(thread=f"chat-{who}")
+            keeper.begin(run)
+            keeper.end(run.id, partial(Trace.model_copy, run))
+        store.flush()
+        kept = list(store.traces())
+        assert len({trace.thread for trace in kept}) == 2
+        assert (
+            store.feedback("csat", 5, thread="chat-ann@example.com", comment="call +49 30 901820")
+            == 1
+        )
+        assert [f.comment for t in store.traces() for f in t.feedback] == ["call [phone]"]
+    left = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert b"example.com" not in left
 
 
 async def recorded(engine: str, store: TraceStore, said: str, **options: Any) -> None:

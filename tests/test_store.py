@@ -134,9 +134,9 @@ def test_both_databases_keep_traces_alike(place: str) -> None:
         store.append(whole, phase="p", score=Score(value=0.5))
         grows = Trace(thread="t", started=2.0)
         store.begin(grows)
-        for call in talk(3):
-            store.add(grows.id, partial(ModelCall.model_copy, call))
-        store.add(grows.id, lambda: used)
+        for number, call in enumerate(talk(3)):
+            store.add_call(grows.id, number, partial(ModelCall.model_copy, call))
+        store.add_tool(grows.id, lambda: used)
         store.discard(grows.id, [1])
         store.flush()
         first, unended = store.traces()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from stateset_agents import jobs
+from stateset_agents.errors import BadInput, RunBroken
 from stateset_agents.evaluation import paired_gain, wilson
 from stateset_agents.jobs import SEED_POLICY
 from stateset_agents.traces.store import TraceStore
+from stateset_agents.traces.verification import problems
 from stateset_agents.trajectory import trajectory
 
 TINY = [
@@ -150,6 +154,85 @@ def test_a_killed_run_skips_and_repeats_no_scenario(run: Path, tmp_path: Path) -
     with TraceStore(killed / "traces.db", create=False) as store:
         assert store.count("train") == 32
     assert not list((killed / "steps").glob(".writing-*"))
+
+
+async def learn_from(store: Path, folder: Path, **options: Any) -> dict[str, Any]:
+    folder.mkdir()
+    config = jobs.check_config({"groups": 2, **options})
+    return await jobs.recorded_job(config, str(store), folder, lambda line: None)
+
+
+async def test_a_store_alone_trains_and_says_what_it_learned_from(
+    run: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "traces.db"
+    shutil.copy(run / "traces.db", place)
+    with TraceStore(place) as store:
+        before = store.certified()
+    summary = await learn_from(place, tmp_path / "again")
+    assert summary["groups"] == 8
+    with TraceStore(place) as store:
+        rows = list(
+            store.read(
+                "SELECT DISTINCT run, phase FROM trained JOIN runs ON runs.id = run WHERE adapter LIKE 'again-%'"
+            )
+        )
+        assert store.certified() > before
+        assert rows
+        assert {phase for _, phase in rows} == {"train"}  # what measures is not learned from
+        assert list(problems(store)) == []
+
+
+async def test_traces_of_another_policy_are_refused_though_their_ratios_average_to_one(
+    run: Path, tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    with TraceStore(run / "traces.db") as mine, TraceStore(tmp_path / "other.db") as other:
+        for trace in mine.traces(phase="train"):
+            calls = tuple(
+                call.model_copy(
+                    update={"logprobs": tuple(p + rng.choice((1.3, -0.55)) for p in call.logprobs)}
+                )
+                for call in trace.model_calls
+            )
+            other.append(trace.model_copy(update={"model_calls": calls}))
+    with pytest.raises(RunBroken, match="nats a token"):
+        await learn_from(tmp_path / "other.db", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"temperature": None}, "none named"),
+        ({"temperature": 0.0}, r"found 0\.0"),
+        ({"sampling": {"top_p": 0.9}}, "0 sampled without"),
+        ({"logprobs": ()}, "0 of them exact"),
+    ],
+)
+async def test_what_was_sampled_otherwise_is_not_trained_on(
+    run: Path, tmp_path: Path, change: dict[str, Any], found: str
+) -> None:
+    with TraceStore(run / "traces.db") as mine, TraceStore(tmp_path / "other.db") as other:
+        for trace in mine.traces(phase="train"):
+            calls = tuple(call.model_copy(update=change) for call in trace.model_calls)
+            other.append(trace.model_copy(update={"model_calls": calls}))
+    with pytest.raises(BadInput, match=found):
+        await learn_from(tmp_path / "other.db", tmp_path / "run")
+
+
+async def test_runs_that_broke_off_or_began_otherwise_are_in_no_group(
+    run: Path, tmp_path: Path
+) -> None:
+    with TraceStore(run / "traces.db") as mine, TraceStore(tmp_path / "other.db") as other:
+        first, second, third = list(mine.traces(phase="train"))[:3]
+        assert first.scenario == second.scenario == third.scenario
+        other.append(first)
+        other.append(second.model_copy(update={"status": "waiting"}))
+        calls = third.model_calls
+        later = calls[0].model_copy(update={"prompt_ids": (*calls[0].prompt_ids, 5)})
+        other.append(third.model_copy(update={"model_calls": (later, *calls[1:])}))
+    with pytest.raises(BadInput, match=r"2 that ended and measure nothing.*0 groups"):
+        await learn_from(tmp_path / "other.db", tmp_path / "run")
 
 
 def test_intervals() -> None:

@@ -128,18 +128,20 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
         }
 
     def _drift(self, packed: Sequence[Pass]) -> dict[str, float]:
-        """Importance ratio against what was recorded, and KL (k3) to the base, on the first pass."""
+        """Importance ratio and mean absolute difference (nats a token) against what was recorded, and KL (k3) to the
+        base, on the first pass."""
         if not packed:
-            return {"ratio": 1.0, "kl": 0.0}
+            return {"ratio": 1.0, "gap": 0.0, "kl": 0.0}
         part = packed[0]
         now, _ = self.logprobs(self.model, part)
         assert isinstance(self.model, PeftModel)
         with self.model.disable_adapter():
             base, _ = self.logprobs(self.model, part)
         there = part.mask_BT.bool()
-        gap = (base - now)[there]
+        away, gap = (now - part.recorded_BT)[there], (base - now)[there]
         return {
-            "ratio": float((now - part.recorded_BT)[there].exp().mean()),
+            "ratio": float(away.exp().mean()),
+            "gap": float(away.abs().mean()),
             "kl": float((gap.exp() - gap - 1).mean()),
         }
 

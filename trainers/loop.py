@@ -126,10 +126,10 @@ async def train(
         line, learned = await asyncio.to_thread(
             _learn, trainer, groups, graded, nodes, config.algorithm
         )
-        if abs(line["ratio"] - 1.0) > 0.1:
+        if abs(line["ratio"] - 1.0) > 0.1 or line["gap"] > 0.1:
             raise RunBroken(
                 f"Expected on-policy episodes in step {step}, found that the policy server's "
-                f"log-probabilities differ from the trainer's by a factor of {line['ratio']:.2f}. Start "
+                f"log-probabilities differ from the trainer's by {line['gap']:.2f} nats a token. Start "
                 "vLLM with --logprobs-mode processed_logprobs and the same model in fp32 or bf16."
             )
         pending = [
@@ -137,9 +137,10 @@ async def train(
             for group, scores in zip(groups, graded, strict=True)
             for trace, score in zip(group, scores, strict=True)
         ]
-        pending.append(store.certify(version(run, step), _certificate(groups, learned)))
+        certificate = _certificate(groups, learned)
+        pending.append(store.certify(version(run, step), certificate, parent=served))
         for written in pending:
-            await asyncio.wrap_future(written)
+            await written
         trained = time.perf_counter()
         line |= {
             "step": step,
@@ -194,12 +195,15 @@ async def train_recorded(
         line, learned = await asyncio.to_thread(
             _learn, trainer, chosen, graded, nodes, config.algorithm
         )
-        if step == 1 and abs(line["ratio"] - 1.0) > FAR:
+        if line["gap"] > FAR:
             raise RunBroken(
-                f"Expected traces that {base!r} sampled, or one close to it, found that it is {line['ratio']:.2f} times as likely "
-                "to say the same. Train the model that sampled them: `traces list` names its version."
+                f"Expected traces that {base!r} sampled, or a policy close to it, found in step {step} that its "
+                f"log-probabilities are {line['gap']:.2f} nats a token from the recorded ones. Train the model that sampled "
+                "them: `traces list` names its version. What was committed is kept."
             )
-        await asyncio.wrap_future(store.certify(version(run, step), _certificate(chosen, learned)))
+        parent = version(run, step - 1) if step > 1 else ""
+        certificate = _certificate(chosen, learned)
+        await store.certify(version(run, step), certificate, parent=parent)
         line |= {"step": step, "seconds_train": time.perf_counter() - began}
         log.append(line)
         checkpoints.commit(step, trainer.model, trainer.optimizer, log)
@@ -208,7 +212,8 @@ async def train_recorded(
 
 
 FAR = 0.5
-"""How far the mean importance ratio may be from 1 where training on recorded traces begins."""
+"""Nats a token by which log-probabilities may differ, on average, from those that were recorded: a ratio is near 1 on average for
+any model whatever, since likelier and less likely tokens make up for each other."""
 
 
 async def play(
@@ -257,7 +262,14 @@ def _learn(
                 worth.append(advantage)
     packed = passes(trajectories, worth, every=trainer.beta != 0.0)
     tokens = sum(trajectory.tokens for trajectory in trajectories)
-    learned = {"entropy": 0.0, "clipped": 0.0, "grad_norm": 0.0, "ratio": 1.0, "kl": 0.0}
+    learned = {
+        "entropy": 0.0,
+        "clipped": 0.0,
+        "grad_norm": 0.0,
+        "ratio": 1.0,
+        "gap": 0.0,
+        "kl": 0.0,
+    }
     if packed:
         try:
             learned = trainer.learn(packed, tokens)

@@ -53,7 +53,9 @@ def traces_import(
 
     with _store(store, create=True) as opened:
         new, known = load(opened, file)
-    print(f"{new} traces from {file}, {known} were there already")
+    print(
+        f"{new} traces from {file}, {known} left out: there already, or their customers forgotten"
+    )
 
 
 @traces.command("verify")
@@ -256,7 +258,8 @@ def langsmith_import(
     runs = smith.read(file) if file is not None else asyncio.run(live(str(project)))
     found = list(smith.traces_of(runs))
     if redact:
-        found = [Redactor().trace(trace) for trace in found]
+        redactor = Redactor()
+        found = [redactor.trace(trace) for trace in found]
     with _store(store, create=True) as opened:
         new, known = smith.store_all(opened, found)
     print(f"{new} traces, {known} were there already; all are text: LangSmith keeps no token ids")

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError
+
 from stateset_agents.trace import Exactness, ModelCall
 
 LOOKS_BACK = 8
@@ -57,17 +60,20 @@ class Coder:
         self._exact: set[bool] = set()
         self.tools = 0
         """Tool calls of the run so far."""
+        self.lost = 0
+        """Records of the run that could not be stored."""
         self.version = ""
-
-    def __len__(self) -> int:
-        return len(self._known)
 
     @property
     def exactness(self) -> Exactness | None:
         """Of the calls so far that were answered, None where there are none."""
-        return None if not self._exact else "exact" if self._exact == {True} else "text"
+        if not self._exact:
+            return None
+        return "exact" if self._exact == {True} and not self.lost else "text"
 
-    def encode(self, call: ModelCall) -> Coded:
+    def encode(self, call: ModelCall, number: int) -> Coded:
+        """A call as it is stored. Those of earlier numbers that never came are continued by none."""
+        self._skip(number)
         prompt, sampled = _ints(call.prompt_ids), _ints(call.sampled_ids)
         logprobs = _bytes(array("f", call.logprobs))
         base, shared = self._base(call, prompt)
@@ -76,21 +82,21 @@ class Coder:
         fields["messages"] = [kept, call.messages[kept:]]
         if call.tools != self._tools.get(call.node, ()):
             fields["tools"] = call.tools
-        self._remember(call, prompt + sampled)
+        about = zlib.compress(as_json(fields), 1)
+        self._remember(call, prompt + sampled)  # last: a call that cannot be coded is not continued
         return Coded(
             base=base,
             shared=shared // WIDTH,
             prompt=prompt[shared:],
             sampled=sampled,
             logprobs=logprobs,
-            about=zlib.compress(json.dumps(fields, ensure_ascii=False).encode(), 1),
+            about=about,
             digest=_hashed(prompt, sampled, logprobs),
         )
 
     def decode(self, coded: Coded, number: int) -> ModelCall:
         """The call again. Raises ValueError where it does not follow from the calls before it."""
-        while len(self._known) < number:  # a call that could not be stored: none continues it
-            self._known.append(_Known())
+        self._skip(number)
         base = self._known[coded.base] if 0 <= coded.base < number else _Known()
         shared = base.tokens[: coded.shared * WIDTH]
         fields = json.loads(zlib.decompress(coded.about))
@@ -113,8 +119,13 @@ class Coder:
 
     def restart(self) -> None:
         """Something was not stored: what comes next continues nothing that came before."""
+        self.lost += 1
         self._known = [_Known() for _ in self._known]
         self._tools, self._by_node = {}, {}
+
+    def _skip(self, number: int) -> None:
+        while len(self._known) < number:
+            self._known.append(_Known())
 
     def _base(self, call: ModelCall, prompt: bytes) -> tuple[int, int]:
         """The earlier call that this one continues the longest, and by how many bytes of tokens (none where there are
@@ -148,6 +159,22 @@ class Coder:
 
 WIDTH = 4
 _APART = {"prompt_ids", "sampled_ids", "logprobs", "messages", "tools"}
+
+
+def as_json(value: Any) -> bytes:
+    """JSON in UTF-8, escaped where a text is not Unicode: models do say half a surrogate pair."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value).encode()
+
+
+def model_json(model: BaseModel, **options: Any) -> bytes:
+    """The same of a pydantic model."""
+    try:
+        return model.model_dump_json(**options).encode()
+    except PydanticSerializationError:
+        return as_json(model.model_dump(**options))
 
 
 def digest(call: ModelCall) -> str:

@@ -1,7 +1,7 @@
 """What a recorder heard, made into the parts of a trace: later, and by whoever keeps it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +26,28 @@ class Asked:
     clock: float
 
 
+SAMPLING = (
+    "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias",
+    "response_format", "guided_json", "structured_outputs",
+)  # fmt: skip
+"""What else than the temperature changes the distribution that is sampled from."""
+
+
+def sampling(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a request, what it says of how to sample: its temperature, None where it names none, and the rest."""
+    said = {**parameters, **(parameters.get("extra_body") or {})}
+    temperature = said.get("temperature")
+    rest = {name: _plain(said[name]) for name in SAMPLING if said.get(name) is not None}
+    return {"temperature": None if temperature is None else float(temperature), "sampling": rest}
+
+
 def _asked_fields(asked: Asked, seconds: float, texts: bool) -> dict[str, Any]:
-    temperature = asked.parameters.get("temperature")
     fields: dict[str, Any] = {
         "node": asked.node,
         "namespace": asked.namespace,
         "attempt": asked.attempt,
-        "temperature": 1.0 if temperature is None else float(temperature),
+        "turn": sum(message.type == "human" for message in asked.messages),
+        **sampling(asked.parameters),
         "seconds": seconds,
     }
     if texts:
@@ -42,11 +57,11 @@ def _asked_fields(asked: Asked, seconds: float, texts: bool) -> dict[str, Any]:
 
 
 def answered(
-    asked: Asked, message: BaseMessage | None, response_id: str, tokens: Sampled | None, seconds: float,
+    asked: Asked, message: BaseMessage, response_id: str, tokens: Sampled | None, seconds: float,
     texts: bool,
 ) -> ModelCall:  # fmt: skip
     fields = _asked_fields(asked, seconds, texts)
-    about = message.response_metadata if message is not None else {}
+    about = message.response_metadata
     fields["version"] = str(about.get("model_name") or asked.parameters.get("model") or "")
     fields["finish_reason"] = str(about.get("finish_reason") or "")
     if tokens is not None:
@@ -59,7 +74,7 @@ def answered(
         }
         if len(tokens.logprobs) != len(tokens.sampled_ids):  # no training on what is not whole
             fields["logprobs"] = ()
-    if texts and message is not None:
+    if texts:
         fields["answer"] = _openai(message)
     return ModelCall(response_id=response_id, **fields)
 
@@ -131,7 +146,11 @@ def _own_tools(attempts: Any) -> tuple[ToolCall, ...]:
 
 
 def _openai(message: BaseMessage) -> dict[str, Any]:
-    made: Any = convert_to_openai_messages(message)
+    try:
+        made: Any = convert_to_openai_messages(message)
+    except (ValueError, KeyError, TypeError):  # a block or a kind that OpenAI has no form for
+        role = _ROLES.get(message.type, message.type)
+        made = {"role": role, "content": message.content or str(message)}
     return dict(_plain(made))
 
 
@@ -158,7 +177,10 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, BaseMessage):
         return _openai(value)
-    return str(value)
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 (an object of somebody's app that cannot be printed)
+        return f"<{type(value).__name__}>"
 
 
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}

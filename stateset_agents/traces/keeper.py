@@ -11,7 +11,10 @@ class Keeper(Protocol):
 
     def begin(self, trace: Trace) -> object: ...
 
-    def add(self, run: str, make: Callable[[], ModelCall | ToolCall]) -> object: ...
+    def add_call(self, run: str, number: int, make: Callable[[], ModelCall]) -> object:
+        """`number` counts a run's model calls from 0, in the order in which they ended."""
+
+    def add_tool(self, run: str, make: Callable[[], ToolCall]) -> object: ...
 
     def discard(self, run: str, numbers: Sequence[int]) -> object: ...
 
@@ -22,23 +25,22 @@ class Episode:
     """A keeper in memory, of the calls alone: for roll-outs, which know the rest."""
 
     def __init__(self) -> None:
-        self._calls: list[tuple[str, ModelCall]] = []
+        self._calls: dict[tuple[str, int], ModelCall] = {}
 
     @property
     def calls(self) -> tuple[ModelCall, ...]:
-        return tuple(call for _, call in self._calls)
+        return tuple(self._calls.values())
 
     def begin(self, trace: Trace) -> None: ...
 
-    def add(self, run: str, make: Callable[[], ModelCall | ToolCall]) -> None:
-        made = make()
-        if isinstance(made, ModelCall):
-            self._calls.append((run, made))
+    def add_call(self, run: str, number: int, make: Callable[[], ModelCall]) -> None:
+        self._calls[run, number] = make()
+
+    def add_tool(self, run: str, make: Callable[[], ToolCall]) -> None: ...
 
     def discard(self, run: str, numbers: Sequence[int]) -> None:
-        mine = [place for place, (owner, _) in enumerate(self._calls) if owner == run]
         for number in numbers:
-            call = self._calls[mine[number]][1]
-            self._calls[mine[number]] = (run, call.model_copy(update={"discarded": True}))
+            call = self._calls[run, number]
+            self._calls[run, number] = call.model_copy(update={"discarded": True})
 
     def end(self, run: str, make: Callable[[], Trace]) -> None: ...

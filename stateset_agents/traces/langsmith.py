@@ -18,7 +18,7 @@ from langsmith import Client
 
 from stateset_agents.errors import BadInput
 from stateset_agents.trace import Feedback, ModelCall, Status, ToolCall, Trace
-from stateset_agents.traces.conversion import openai_message
+from stateset_agents.traces.conversion import openai_message, sampling
 from stateset_agents.traces.store import TraceStore
 
 Run = Mapping[str, Any]
@@ -59,17 +59,21 @@ def read(file: Path) -> Iterator[Run]:
             raise BadInput(f"Expected an export at {str(file)!r}, found: {error}") from None
         return
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise BadInput(f"Expected an export at {str(file)!r}, found {error.strerror}.") from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            run = json.loads(line)
-            if not isinstance(run, dict) or "id" not in run:
-                raise ValueError("no id")
-        except ValueError as error:
-            raise BadInput(f"{file}, line {number}: expected a run, found: {error}") from None
-        yield run
+        with file.open(
+            encoding="utf-8", newline="\n"
+        ) as lines:  # other line ends may be inside a text
+            for number, line in enumerate(lines, start=1):
+                try:
+                    run = json.loads(line)
+                    if not isinstance(run, dict) or "id" not in run:
+                        raise ValueError("no id")
+                except ValueError as error:
+                    raise BadInput(
+                        f"{file}, line {number}: expected a run, found: {error}"
+                    ) from None
+                yield run
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"Expected an export at {str(file)!r}, found: {error}") from None
 
 
 def traces_of(runs: Iterable[Run]) -> Iterator[Trace]:
@@ -80,7 +84,9 @@ def traces_of(runs: Iterable[Run]) -> Iterator[Trace]:
         groups[str(plain.get("trace_id") or plain["id"])].append(plain)
     for trace_id, members in groups.items():
         members.sort(key=lambda run: str(run.get("dotted_order") or run.get("start_time") or ""))
-        root = next((run for run in members if str(run["id"]) == trace_id), members[0])
+        # A root that is not among them, as yet: what is there of its trace is kept under its id.
+        unfinished = {"id": trace_id, "start_time": members[0].get("start_time")}
+        root = next((run for run in members if str(run["id"]) == trace_id), unfinished)
         yield _trace(root, members)
 
 
@@ -119,16 +125,17 @@ def _call(run: dict[str, Any]) -> ModelCall:
     if sent and isinstance(sent[0], list):  # LangChain sends batches
         sent = sent[0]
     started, ended = _seconds(run.get("start_time")), _seconds(run.get("end_time"))
-    temperature = parameters.get("temperature")
+    messages = tuple(openai_message(one) for one in sent)
     return ModelCall(
         response_id=str(about.get("response_id") or run["id"]),
         node=str(about.get("langgraph_node") or ""),
         namespace=str(about.get("langgraph_checkpoint_ns") or ""),
         version=str(about.get("ls_model_name") or parameters.get("model") or ""),
-        messages=tuple(openai_message(one) for one in sent),
+        messages=messages,
+        turn=sum(message["role"] == "user" for message in messages),
         tools=tuple(parameters.get("tools") or inputs.get("tools") or ()),
         answer=_answer(run.get("outputs") or {}),
-        temperature=1.0 if temperature is None else float(temperature),
+        **sampling(parameters),
         seconds=max(0.0, ended - started) if ended else 0.0,
         error=run.get("error"),
     )
@@ -194,17 +201,20 @@ def _seconds(told: Any) -> float:
 
 
 def store_all(store: TraceStore, found: Iterable[Trace]) -> tuple[int, int]:
-    """Put traces into a store; how many, and how many were there already."""
-    there = {str(row[0]) for row in store.ids()}
-    new = known = 0
+    """Put traces into a store; how many, and how many were left out: those that were there already, and those of
+    customers who were forgotten. One that was under way when it was imported is replaced by its whole."""
+    there = {str(row[0]): row[1] for row in store.read("SELECT id, status FROM runs")}
+    pending = []
+    known = 0
     for trace in found:
-        if trace.id in there:
+        grown = there.get(trace.id) == "interrupted" != trace.status
+        if (trace.id in there and not grown) or store.forgets(trace):
             known += 1
-        else:
-            store.append(trace, phase="langsmith")
-            new += 1
-    store.flush()
-    return new, known
+            continue
+        pending.append(store.append(trace, phase="langsmith", replace=grown))
+    for written in pending:
+        written.result()
+    return len(pending), known
 
 
 def upload(store: TraceStore, client: Client, project: str, *, phase: str | None = None) -> int:
@@ -251,7 +261,7 @@ def _uploaded(client: Client, project: str, trace: Trace, about: dict[str, Any])
             parent_run_id=root, dotted_order=f"{order}.{at:%Y%m%dT%H%M%S%fZ}{mine}", project_name=project, start_time=at,
             end_time=later, outputs={"choices": [{"message": call.answer}]} if call.answer else {}, error=call.error,
             extra={
-                "invocation_params": {"model": call.version, "temperature": call.temperature, "tools": list(call.tools)},
+                "invocation_params": {"model": call.version, "temperature": call.temperature, **call.sampling, "tools": list(call.tools)},
                 "metadata": {
                     "langgraph_node": call.node, "langgraph_checkpoint_ns": call.namespace, "attempt": call.attempt,
                     "discarded": call.discarded, "ls_model_name": call.version, "exactness": call.exactness,

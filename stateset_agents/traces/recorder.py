@@ -2,11 +2,10 @@
 
     graph = record(graph, store)        # the same graph, with the same results; what it does is in the store
 
-It is a callback handler, works in the event loop, and only takes references: whatever costs more is done by whom it
-hands them to.
+It is a callback handler, works in the event loop, and only takes references (of a list or a dict, a shallow copy: the
+app goes on with its own): whatever costs more is done by whom it hands them to.
 """
 
-import atexit
 import os
 import threading
 import time
@@ -17,7 +16,7 @@ from functools import partial
 from typing import Any, ClassVar, Self, TypeVar
 from uuid import UUID
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
@@ -44,8 +43,12 @@ class _Run:
     input: Any = None
     calls: int = 0
     waiting: bool = False
+    customer: str = ""
+    """Whose it turned out to be."""
     attempts: dict[str, int] = field(default_factory=dict)
     """How often each task was tried, by checkpoint namespace."""
+    open: set[int] = field(default_factory=set)
+    """Ids of the model and tool calls that began in it and have not ended."""
 
 
 @dataclass(slots=True)
@@ -93,7 +96,7 @@ class Recorder(GraphCallbackHandler):
         above = self._places.get(parent_run_id.int) if parent_run_id is not None else None
         if above is None:
             run = self._begin(run_id, about, str(kwargs.get("name") or ""))
-            run.input = inputs
+            run.input = _copied(inputs)
             self._places[run_id.int] = _Place(run, None, False)
             return
         node, namespace = about.get("langgraph_node"), str(about.get("langgraph_checkpoint_ns", ""))
@@ -108,7 +111,14 @@ class Recorder(GraphCallbackHandler):
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         place = self._places.pop(run_id.int, None)
-        if place is not None and place.run.root == run_id.int:
+        if place is None:
+            return
+        if place.opens and isinstance(outputs, dict):
+            # Whose conversation it is: a run that fails later ends without a state to read it from.
+            session = outputs.get("session")
+            if isinstance(session, dict) and session.get("customer"):
+                place.run.customer = str(session["customer"])
+        if place.run.root == run_id.int:
             self._end(place.run, outputs, None)
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -134,18 +144,32 @@ class Recorder(GraphCallbackHandler):
         self, serialized: dict[str, Any] | None, messages: list[list[BaseMessage]], *, run_id: UUID,
         parent_run_id: UUID | None = None, metadata: dict[str, Any] | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        place = self._place(run_id, parent_run_id, metadata or {}, kwargs)
-        parameters = kwargs.get("invocation_params") or {}
+        self._model_starts(messages[0], run_id, parent_run_id, metadata, kwargs)
+
+    def on_llm_start(
+        self, serialized: dict[str, Any] | None, prompts: list[str], *, run_id: UUID,
+        parent_run_id: UUID | None = None, metadata: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """A model that completes texts."""
+        self._model_starts([HumanMessage(prompts[0])], run_id, parent_run_id, metadata, kwargs)
+
+    def _model_starts(
+        self, messages: list[BaseMessage], run_id: UUID, parent: UUID | None, metadata: dict[str, Any] | None,
+        options: dict[str, Any],
+    ) -> None:  # fmt: skip
+        place = self._place(run_id, parent, metadata or {}, options)
+        parameters = options.get("invocation_params") or {}
         attempt = place.attempt
         asked = Asked(
             node=attempt.node if attempt else "",
             namespace=attempt.namespace if attempt else "",
             attempt=attempt.number if attempt else 1,
-            messages=messages[0],
+            messages=list(messages),
             parameters=parameters,
             clock=time.perf_counter(),
         )
         self._asked[run_id.int] = (place, asked)
+        place.run.open.add(run_id.int)
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
         known = self._asked.pop(run_id.int, None)
@@ -153,12 +177,16 @@ class Recorder(GraphCallbackHandler):
             return
         place, asked = known
         seconds = time.perf_counter() - asked.clock
-        generation = response.generations[0][0]
-        message = generation.message if isinstance(generation, ChatGeneration) else None
-        about = message.response_metadata if message is not None else {}
+        generation = next((one for choices in response.generations for one in choices), None)
+        message = (
+            generation.message
+            if isinstance(generation, ChatGeneration)
+            else AIMessage(generation.text if generation is not None else "")
+        )
+        about = message.response_metadata
         # A streamed answer has its id on the message alone.
         found = about.get("id") or (response.llm_output or {}).get("id")
-        given = str(message.id) if message is not None and message.id else ""
+        given = str(message.id or "")
         response_id = str(
             found or (given if not given.startswith(("run-", "lc_run-")) else "") or run_id
         )
@@ -187,7 +215,30 @@ class Recorder(GraphCallbackHandler):
         name = str((serialized or {}).get("name") or kwargs.get("name") or "")
         call = str(kwargs.get("tool_call_id") or run_id)
         self._places[run_id.int] = place
-        self._tools[run_id.int] = (place, name, call, input_str if inputs is None else inputs)
+        self._tools[run_id.int] = (
+            place,
+            name,
+            call,
+            _copied(input_str if inputs is None else inputs),
+        )
+        place.run.open.add(run_id.int)
+
+    def on_retriever_start(
+        self, serialized: dict[str, Any] | None, query: str, *, run_id: UUID, parent_run_id: UUID | None = None,
+        metadata: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """What looks documents up is a tool that is given a query."""
+        self.on_tool_start(
+            serialized, query, run_id=run_id, parent_run_id=parent_run_id, metadata=metadata, inputs={"query": query},
+            **kwargs,
+        )  # fmt: skip
+
+    def on_retriever_end(self, documents: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        found = [{"content": one.page_content, "metadata": one.metadata} for one in documents]
+        self._tool_ended(run_id, {"documents": found}, None)
+
+    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self._tool_ended(run_id, None, error)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         self._tool_ended(run_id, output, None)
@@ -203,7 +254,8 @@ class Recorder(GraphCallbackHandler):
         place, name, call, inputs = known
         if isinstance(error, GraphBubbleUp):
             return  # it asks somebody, and runs again when it is answered
-        self._keeper.add(place.run.trace.id, partial(used, name, call, inputs, output, error))
+        make = partial(used, name, call, inputs, _copied(output), error)
+        self._keeper.add_tool(place.run.trace.id, make)
         self._ended(run_id, place, output, error)
 
     # Runs.
@@ -229,23 +281,42 @@ class Recorder(GraphCallbackHandler):
         return _Run(trace, root.int, time.perf_counter())
 
     def _ended(self, run_id: UUID, place: _Place, output: Any, error: BaseException | None) -> None:
+        place.run.open.discard(run_id.int)
         if place.run.root == run_id.int:
             self._end(place.run, output, error)
 
     def _end(self, run: _Run, output: Any, error: BaseException | None) -> None:
         seconds = time.perf_counter() - run.clock
-        make = partial(finished, run.trace, run.input, output, error, run.waiting, seconds)
+        for number in list(run.open):  # begun and never ended: the run was left, or broke off
+            self._places.pop(number, None)
+            self._tools.pop(number, None)
+            known = self._asked.pop(number, None)
+            if known is not None:
+                place, asked = known
+                left = RuntimeError("the run ended before the model answered")
+                waited = time.perf_counter() - asked.clock
+                told = partial(unanswered, asked, left, UUID(int=number).hex, waited, self._texts)
+                self._add_call(place, told)
+        trace = run.trace.model_copy(update={"customer": run.customer or run.trace.customer})
+        make = partial(finished, trace, run.input, _copied(output), error, run.waiting, seconds)
         self._keeper.end(run.trace.id, make)
 
     def _add_call(self, place: _Place, make: Callable[[], ModelCall]) -> None:
         with self._in_order:  # nodes of a sync graph run in threads: numbers are those of the store
             number = place.run.calls
             place.run.calls += 1
-            self._keeper.add(place.run.trace.id, make)
+            self._keeper.add_call(place.run.trace.id, number, make)
         above = place.attempt
         while above is not None:
             above.calls.append(number)
             above = above.above
+
+
+def _copied(value: Any) -> Any:
+    """The value as it is now: lists and dicts of an app's state go on changing."""
+    if isinstance(value, dict):
+        return {key: list(v) if isinstance(v, list) else v for key, v in value.items()}
+    return list(value) if isinstance(value, list) else value
 
 
 def record(graph: Graph, keeper: Keeper, *, redact: Redactor | bool = True) -> Graph:
@@ -278,7 +349,6 @@ class ProcessRecorder(Recorder):
             store = TraceStore("traces.db" if place in ("1", "true") else place)
             cls._one = super().__new__(cls)
             Recorder.__init__(cls._one, Redacted(store, Redactor()))
-            atexit.register(store.close)
         one: Self = cls._one
         return one
 

@@ -8,9 +8,11 @@ Phones: the library phonenumbers. Cards and IBANs: the checksums of python-stdnu
 """
 
 import functools
+import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import phonenumbers
@@ -21,18 +23,23 @@ from stateset_agents.errors import BadInput
 from stateset_agents.trace import ModelCall, ToolCall, Trace
 from stateset_agents.traces.keeper import Keeper
 
+LONG = 10_000_000
+"""A number from which on it may be a phone's or a card's."""
 REGIONS = ("US", "GB", "DE", "FR", "ES", "PT", "BR")
 """Where a phone number without a country's code may be from."""
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+BLOB = 2000
+"""Characters of base64 in a row from which on a text is data, such as a picture's, in which nobody's phone is looked for."""
+# Every repetition has a bound, or begins where nothing like it is before: time is linear in the text.
+_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
 _CARD = re.compile(r"(?<![\d-])(?:\d[ -]?){12,18}\d(?![\d-])")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{2,4}){3,8}\b")
-_DIGITS = re.compile(r"(?:\d[\s()./+-]*){8,}")
+_DIGITS = re.compile(r"(?:\d[\s()./+-]{0,4}){8}")
 _STREET = re.compile(
-    r"\b\d{1,5}[a-zA-Z]? (?:[A-Z][\w'.-]+ ){1,3}(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Boulevard|Blvd|Way|"
+    r"\b\d{1,5}[a-zA-Z]? (?:[A-Z][\w'.-]{1,40} ){1,3}(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Boulevard|Blvd|Way|"
     r"Court|Ct|Place|Pl|Close|Square|Terrace)\b\.?"
-    r"|\b[A-ZÄÖÜ][\wäöüß-]*(?:straße|strasse|str\.|weg|gasse|platz|allee) \d{1,4}[a-z]?\b"
-    r"|\b\d{1,4}(?: bis)?,? (?:rue|avenue|boulevard|place|chemin|allée)(?: [\wàâçéèêëîïôûùüÿ'\u2019-]+){1,4}"
-    r"|\b(?:[Cc]alle|[Aa]venida|[Pp]laza|[Rr]ua|[Aa]v\.|C/)(?: [\wáéíóúñãõç.'-]+){1,4},? (?:n\.?º? ?)?\d{1,4}\b"
+    r"|(?<![\w-])[A-ZÄÖÜ][\wäöüß-]{0,60}?(?:straße|strasse|str\.|weg|gasse|platz|allee) \d{1,4}[a-z]?\b"
+    r"|\b\d{1,4}(?: bis)?,? (?:rue|avenue|boulevard|place|chemin|allée)(?: [\wàâçéèêëîïôûùüÿ'\u2019-]{1,40}){1,4}"
+    r"|\b(?:[Cc]alle|[Aa]venida|[Pp]laza|[Rr]ua|[Aa]v\.|C/)(?: [\wáéíóúñãõç.'-]{1,40}){1,4},? (?:n\.?º? ?)?\d{1,4}\b"
 )
 
 
@@ -47,23 +54,43 @@ class Redactor:
         return self._known(text)
 
     def value(self, value: Any) -> Any:
-        """A text, or every text in lists and dicts; keys are left."""
+        """A text, a number, or every one in lists and dicts, their keys included. A text that is JSON stays JSON."""
         if isinstance(value, str):
-            return self._known(value)
+            return self._inside(value) if value[:1] in ("{", "[") else self._known(value)
         if isinstance(value, dict):
-            return {key: self.value(item) for key, item in value.items()}
+            return {self.value(key): self.value(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return type(value)(self.value(item) for item in value)
+        if isinstance(value, int) and abs(value) >= LONG:
+            told = self._known(str(value))
+            return value if told == str(value) else told
         return value
 
+    def thread(self, thread: str) -> str:
+        """A thread's id, in whose place stands a hash where it tells who somebody is: threads stay apart."""
+        if self._known(thread) == thread:
+            return thread
+        return f"redacted-{hashlib.sha256(thread.encode(errors='replace')).hexdigest()[:24]}"
+
+    def _inside(self, text: str) -> str:
+        """Of JSON, what is escaped in it as well."""
+        try:
+            value = json.loads(text)
+        except ValueError:
+            return self._known(text)
+        told = self.value(value)
+        return text if told == value else json.dumps(told, ensure_ascii=False)
+
     def call(self, call: ModelCall) -> ModelCall:
-        messages, answer = self.value(call.messages), self.value(call.answer)
-        error = None if call.error is None else self.text(call.error)
-        if (messages, answer, error) == (call.messages, call.answer, call.error):
+        kept = {
+            "messages": self.value(call.messages),
+            "tools": self.value(call.tools),
+            "answer": self.value(call.answer),
+            "error": None if call.error is None else self.text(call.error),
+        }
+        if all(value == getattr(call, name) for name, value in kept.items()):
             return call
-        return self._without_tokens(
-            call.model_copy(update={"messages": messages, "answer": answer, "error": error})
-        )
+        return self._without_tokens(call.model_copy(update=kept))
 
     def tool(self, call: ToolCall) -> ToolCall:
         return call.model_copy(
@@ -80,8 +107,20 @@ class Redactor:
         calls = tuple(self.call(call) for call in trace.model_calls)
         if messages != trace.messages:
             calls = tuple(self._without_tokens(call) for call in calls)
+        changes = trace.changes
+        if trace.scenario is None:  # a shop of ours holds nobody's data
+            changes = tuple(
+                change.model_copy(update={"key": self.value(change.key), "value": self.value(change.value)})
+                for change in changes
+            )  # fmt: skip
         return trace.model_copy(
             update={
+                "thread": self.thread(trace.thread),
+                "changes": changes,
+                "feedback": tuple(
+                    said.model_copy(update={"comment": self.text(said.comment)})
+                    for said in trace.feedback
+                ),
                 "messages": messages,
                 "input": self.value(trace.input),
                 "model_calls": calls,
@@ -110,24 +149,31 @@ class Redacted:
         self._keeper, self._redactor = keeper, redactor
 
     def begin(self, trace: Trace) -> object:
+        thread = self._redactor.thread(trace.thread)
+        if thread != trace.thread:
+            trace = trace.model_copy(update={"thread": thread})
         return self._keeper.begin(trace)
 
-    def add(self, run: str, make: Callable[[], ModelCall | ToolCall]) -> object:
-        def made() -> ModelCall | ToolCall:
-            call = make()
-            return (
-                self._redactor.call(call)
-                if isinstance(call, ModelCall)
-                else self._redactor.tool(call)
-            )
+    def add_call(self, run: str, number: int, make: Callable[[], ModelCall]) -> object:
+        return self._keeper.add_call(run, number, partial(self._call, make))
 
-        return self._keeper.add(run, made)
+    def add_tool(self, run: str, make: Callable[[], ToolCall]) -> object:
+        return self._keeper.add_tool(run, partial(self._tool, make))
 
     def discard(self, run: str, numbers: Sequence[int]) -> object:
         return self._keeper.discard(run, numbers)
 
     def end(self, run: str, make: Callable[[], Trace]) -> object:
-        return self._keeper.end(run, lambda: self._redactor.trace(make()))
+        return self._keeper.end(run, partial(self._trace, make))
+
+    def _call(self, make: Callable[[], ModelCall]) -> ModelCall:
+        return self._redactor.call(make())
+
+    def _tool(self, make: Callable[[], ToolCall]) -> ToolCall:
+        return self._redactor.tool(make())
+
+    def _trace(self, make: Callable[[], Trace]) -> Trace:
+        return self._redactor.trace(make())
 
 
 def unseal(trace: Trace, key: bytes) -> Trace:
@@ -177,6 +223,12 @@ def _redacted(text: str) -> str:
     >>> _redacted("Mail ann@example.com, card 4111 1111 1111 1111, order W20417.")
     'Mail [email], card [card], order W20417.'
     """
+    if len(text) > BLOB:
+        parts = _BLOB.split(text)  # every second one is a blob
+        if len(parts) > 1:
+            return "".join(
+                part if number % 2 else _redacted(part) for number, part in enumerate(parts)
+            )
     if "@" in text:
         text = _EMAIL.sub("[email]", text)
     if _DIGITS.search(text):
@@ -184,6 +236,9 @@ def _redacted(text: str) -> str:
         text = _IBAN.sub(lambda m: "[iban]" if stdnum.iban.is_valid(m[0]) else m[0], text)
         text = _without_phones(text)
     return _STREET.sub("[address]", text)
+
+
+_BLOB = re.compile(rf"([A-Za-z0-9+/=_-]{{{BLOB},}})")
 
 
 def _is_card(found: str) -> bool:

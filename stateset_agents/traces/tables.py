@@ -2,14 +2,15 @@
 
 import abc
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from stateset_agents.errors import BadInput
+from stateset_agents.errors import BadInput, RunBroken
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE runs(
   id TEXT PRIMARY KEY, thread TEXT NOT NULL, graph TEXT NOT NULL, phase TEXT NOT NULL, step INTEGER NOT NULL,
@@ -34,11 +35,26 @@ CREATE TABLE feedback(
 CREATE INDEX feedback_by_run ON feedback(run);
 CREATE TABLE trained(
   run TEXT NOT NULL, number INTEGER NOT NULL, adapter TEXT NOT NULL, response_id TEXT NOT NULL,
-  digest TEXT NOT NULL, version TEXT NOT NULL, PRIMARY KEY(adapter, run, number));
+  digest TEXT NOT NULL, version TEXT NOT NULL, customer TEXT NOT NULL DEFAULT '', PRIMARY KEY(adapter, run, number));
+CREATE INDEX trained_by_customer ON trained(customer);
+CREATE TABLE adapters(name TEXT PRIMARY KEY, parent TEXT NOT NULL);
+CREATE TABLE forgotten(customer TEXT PRIMARY KEY, at REAL NOT NULL);
 CREATE TABLE about(version INTEGER NOT NULL);
 """
 """`trained` is the certificate: it says of every row that an adapter learned from whose tokens they were, and stays
-when a run is forgotten."""
+when a run is forgotten or pruned. `adapters` says which adapter training went on from. `forgotten` holds hashes of
+customers' ids, so that an old export does not bring them back."""
+MIGRATIONS = {
+    2: (
+        "ALTER TABLE trained ADD COLUMN customer TEXT NOT NULL DEFAULT ''",
+        "UPDATE trained SET customer = COALESCE((SELECT customer FROM runs WHERE runs.id = trained.run), '')",
+        "CREATE INDEX trained_by_customer ON trained(customer)",
+        "CREATE TABLE adapters(name TEXT PRIMARY KEY, parent TEXT NOT NULL)",
+        "CREATE TABLE forgotten(customer TEXT PRIMARY KEY, at REAL NOT NULL)",
+        "UPDATE about SET version = 3",
+    )
+}
+"""What makes a store of a version into one of the next."""
 
 Row = tuple[Any, ...]
 
@@ -66,7 +82,16 @@ class Tables(abc.ABC):
 
     @abc.abstractmethod
     def shrink(self) -> None:
-        """Give the room of deleted rows back."""
+        """Give the room of deleted rows back, so that nothing of them is left. Raises RunBroken where a reader is in
+        the way for too long."""
+
+    @abc.abstractmethod
+    def passes(self, error: Exception) -> bool:
+        """Whether it is worth trying again: the database is locked, or the connection broke and another can be had."""
+
+    @abc.abstractmethod
+    def explained(self, error: Exception) -> Exception:
+        """The error as whoever waits should read it."""
 
 
 class SqliteTables(Tables):
@@ -81,6 +106,7 @@ class SqliteTables(Tables):
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
+            self._db.execute("PRAGMA secure_delete = ON")  # what is forgotten is overwritten
             self._open()
         except sqlite3.DatabaseError as error:
             raise BadInput(f"Expected a trace store at {str(path)!r}, found: {error}.") from None
@@ -94,14 +120,18 @@ class SqliteTables(Tables):
         found = self._db.execute("PRAGMA user_version").fetchone()[
             0
         ]  # another may have been quicker
-        if found < SCHEMA_VERSION:
+        if found in MIGRATIONS:
+            for version in range(found, SCHEMA_VERSION):
+                for statement in MIGRATIONS[version]:
+                    self._db.execute(statement)
+        elif found < SCHEMA_VERSION:
             if found == 1:
                 self._db.execute("ALTER TABLE traces RENAME TO traces_1")
                 self._db.execute("DROP INDEX traces_by_phase")
             for statement in filter(str.strip, SCHEMA.split(";")):
                 self._db.execute(statement)
             self._db.execute("INSERT INTO about VALUES(?)", (SCHEMA_VERSION,))
-            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         self._db.execute("COMMIT")
 
     def read(self, sql: str, *values: object) -> Iterator[Row]:
@@ -129,7 +159,23 @@ class SqliteTables(Tables):
 
     def shrink(self) -> None:
         self._db.execute("VACUUM")
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        deadline = time.monotonic() + 30
+        while self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if time.monotonic() > deadline:
+                raise RunBroken(
+                    f"What was deleted is out of {self.place!r}, but still in its log: expected no reader of older rows for "
+                    "30 seconds, found one. Run it again when it has ended."
+                )
+            time.sleep(0.1)
+
+    def passes(self, error: Exception) -> bool:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+    def explained(self, error: Exception) -> Exception:
+        if isinstance(error, sqlite3.OperationalError):
+            return RunBroken(f"Expected to write to {self.place!r}, found: {error}. Make room.")
+        return error
 
 
 class PostgresTables(Tables):
@@ -144,6 +190,7 @@ class PostgresTables(Tables):
         self.place = "postgresql://" + url.rsplit("@", 1)[-1].split("?")[0].removeprefix(
             "postgresql://"
         )
+        self._lost = (psycopg.OperationalError, psycopg.InterfaceError)
         try:
             self._db = psycopg.connect(url, autocommit=True)
             self._open(create)
@@ -158,12 +205,15 @@ class PostgresTables(Tables):
             there = self._db.execute("SELECT to_regclass('about'), to_regclass('runs')").fetchone()
             if there is not None and there[0] is not None and there[1] is not None:
                 row = self._db.execute("SELECT version FROM about").fetchone()
-                check_version(int(row[0]) if row else 0, self.place)
+                found = int(row[0]) if row else 0
+                check_version(found, self.place)
+                for version in range(found, SCHEMA_VERSION):
+                    for statement in MIGRATIONS[version]:
+                        self._db.execute(_placed(_typed(statement)))
                 return
             if not create:
                 raise BadInput(f"Expected a trace store at {self.place}, found none.")
-            schema = SCHEMA.replace("BLOB", "BYTEA").replace("REAL", "DOUBLE PRECISION")
-            self._db.execute(schema)
+            self._db.execute(_placed(_typed(SCHEMA)))
             self._db.execute("INSERT INTO about VALUES(%s)", (SCHEMA_VERSION,))
 
     def read(self, sql: str, *values: object) -> Iterator[Row]:
@@ -178,6 +228,10 @@ class PostgresTables(Tables):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
+        if self._db.closed:
+            import psycopg
+
+            self._db = psycopg.connect(self._url, autocommit=True)
         with self._db.transaction():
             yield
 
@@ -190,7 +244,24 @@ class PostgresTables(Tables):
         self._db.close()
 
     def shrink(self) -> None:
-        """PostgreSQL's own vacuum does it in time."""
+        self._db.execute("VACUUM runs, calls, tools, feedback")
+
+    def passes(self, error: Exception) -> bool:
+        state = str(getattr(error, "sqlstate", None) or "08")
+        return isinstance(error, self._lost) and state[:2] in _PASSES
+
+    def explained(self, error: Exception) -> Exception:
+        if isinstance(error, self._lost):
+            return RunBroken(f"Expected to write to {self.place}, found: {error}")
+        return error
+
+
+_PASSES = ("08", "40", "55", "57")
+"""Classes of SQLSTATE: connection lost, deadlock, lock not to be had, server going down."""
+
+
+def _typed(sql: str) -> str:
+    return sql.replace("BLOB", "BYTEA").replace("REAL", "DOUBLE PRECISION")
 
 
 def _placed(sql: str) -> Any:

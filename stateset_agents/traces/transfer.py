@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from stateset_agents.errors import BadInput
 from stateset_agents.reward import Score
 from stateset_agents.trace import Trace
+from stateset_agents.traces.coding import model_json
 from stateset_agents.traces.store import TraceStore
 
 BATCH = 200
@@ -41,14 +42,15 @@ def export(store: TraceStore, file: Path, *, phase: str | None = None) -> int:
 
 
 def load(store: TraceStore, file: Path) -> tuple[int, int]:
-    """Put a file's traces into a store; how many, and how many were there already. All are read before the first is
+    """Put a file's traces into a store; how many, and how many were left out: those that were there already, and
+    those of customers who were forgotten since. All are read before the first is
     stored. Raises BadInput with the line for a file that is cut off or not ours."""
     count = sum(1 for _ in read(file))
     there = {str(row[0]) for row in store.ids()}
     new = 0
     pending = []
     for entry in read(file):
-        if entry.trace.id in there:
+        if entry.trace.id in there or store.forgets(entry.trace):
             continue
         there.add(entry.trace.id)
         new += 1
@@ -83,7 +85,7 @@ def _to_lines(found: Iterator[Entry], file: Path) -> int:
     count = 0
     with file.open("w", encoding="utf-8") as out:
         for entry in found:
-            out.write(entry.model_dump_json(exclude_defaults=True) + "\n")
+            out.write(model_json(entry, exclude_defaults=True).decode() + "\n")
             count += 1
         out.write(json.dumps({"end": count}) + "\n")  # what is cut off has none
     return count
@@ -151,7 +153,7 @@ def _columns(entry: Entry) -> dict[str, Any]:
         "reward": None if entry.score is None else entry.score.value,
         "started": trace.started,
         "tokens_sampled": trace.tokens_sampled,
-        "entry": entry.model_dump_json(exclude_defaults=True),
+        "entry": model_json(entry, exclude_defaults=True).decode(),
     }
 
 
@@ -161,7 +163,7 @@ def _from_parquet(file: Path) -> Iterator[Entry]:
         with parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=BATCH, columns=["entry"]):
                 for text in batch.column("entry").to_pylist():
-                    yield Entry.model_validate_json(text)
+                    yield Entry.model_validate(json.loads(text))
     except (OSError, ValueError, KeyError, arrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"Expected an export at {str(file)!r}, found: {reason}") from None

@@ -3,7 +3,6 @@
 response id -> hash of ids and log-probabilities -> trace and call -> policy version -> adapter
 """
 
-import zlib
 from collections.abc import Iterator
 
 from stateset_agents.traces.coding import digest
@@ -46,12 +45,10 @@ def problems(store: TraceStore) -> Iterator[str]:
 
 def _of_run(store: TraceStore, row: Row, kept: Kept) -> Iterator[str]:
     run = str(row[0])[:12]
-    try:
-        trace = store.trace_of(row)
-    except (ValueError, zlib.error, KeyError) as error:
-        yield f"trace {run} cannot be read: {str(error).splitlines()[0]}"
-        return
-    for number, call in enumerate(trace.model_calls):
+    trace, numbered, unread = store.inspected(row)
+    for problem in unread:
+        yield f"trace {run}: {problem.splitlines()[0]}"
+    for number, call in numbered.items():
         if kept.get(number) != (digest(call), call.response_id, call.version):
             yield f"trace {run}, call {number} ({call.response_id}): its tokens are not those that were recorded"
     ids = [call.response_id for call in trace.calls if call.exactness == "exact"]

@@ -1,13 +1,13 @@
 """One thread writes: what waits is written in one transaction, and acknowledged when it is on disk."""
 
+import asyncio
 import logging
 import queue
-import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Sequence
 from itertools import groupby
+from typing import Any
 
 from stateset_agents.errors import RunBroken
 from stateset_agents.traces.tables import Tables
@@ -18,111 +18,185 @@ BATCH = 512
 GATHERS = 0.01
 """Seconds in which more may come before a batch is written. A writer that woke for every call would take the
 interpreter from whoever records, each time."""
+PATIENCE = 60.0
+"""Seconds for which a database that is locked, or that cannot be reached, is tried again."""
+
+
+class Written:
+    """What was queued to be written. Wait for it with `result`, or `await` it: it is on disk then, or the error is
+    raised. Light, since every recorded call is one: they all wait on the writer's one condition."""
+
+    __slots__ = ("_done", "_error", "_news", "alone", "make", "run", "statements")
+
+    def __init__(self, news: threading.Condition, make: Make, run: str, alone: bool) -> None:
+        self._news, self._done = news, False
+        self._error: BaseException | None = None
+        self.make, self.alone = make, alone
+        self.run = run
+        """Whose record it is: the next one of this run may go on from it."""
+        self.statements: Sequence[Statement] = ()
+
+    def done(self) -> bool:
+        return self._done
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The error it ended with, None where it is on disk. Raises TimeoutError while it is neither."""
+        with self._news:
+            if not self._news.wait_for(self.done, timeout):
+                raise TimeoutError(f"Expected it to be written within {timeout} seconds.")
+        return self._error
+
+    def result(self, timeout: float | None = None) -> None:
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+
+    def __await__(self) -> Generator[Any, None, None]:
+        if not self._done:
+            yield from asyncio.to_thread(self.exception).__await__()
+        self.result()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The writer's word on it, which it tells all that wait when a batch is done."""
+        self._error, self._done = error, True
+        self.make, self.statements = _made, ()
+
+
+def _made() -> list[Statement]:
+    return []
 
 
 class Writer:
-    """Takes work from any thread, in order."""
+    """Takes work from any thread, in order. It owns the tables, and closes them when it ends."""
 
-    def __init__(self, tables: Tables, *, lost: Callable[[object], None]) -> None:
+    def __init__(self, tables: Tables, *, lost: Callable[[str], None]) -> None:
         """`lost` is told the run of every record that could not be written."""
         self._tables, self._lost = tables, lost
-        self._waiting: queue.SimpleQueue[tuple[Make, Future[None], bool] | None] = (
-            queue.SimpleQueue()
-        )
+        self._waiting: queue.SimpleQueue[Written | None] = queue.SimpleQueue()
+        self._open = True
+        self._entering = threading.Lock()
+        self._news = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="trace-writer", daemon=True)
         self._thread.start()
 
-    def put(self, make: Make) -> Future[None]:
-        """Queue the statements that `make` returns; it is called by the writer's thread. The future resolves when they
-        are on disk, or carries the error."""
-        done: Future[None] = Future()
-        self._waiting.put((make, done, False))
-        return done
+    def put(self, make: Make, *, run: str = "", alone: bool = False) -> Written:
+        """Queue the statements that `make` returns; it is called by the writer's thread. Raises RunBroken once it is
+        closed."""
+        work = Written(self._news, make, run, alone)
+        with self._entering:
+            if not self._open:
+                raise RunBroken(
+                    f"Expected an open store at {self._tables.place!r}, found that it was closed."
+                )
+            self._waiting.put(work)
+        return work
 
     def alone(self, work: Callable[[], None]) -> None:
-        """Do something on the writer's connection outside a batch, and wait for it."""
-        done: Future[None] = Future()
+        """Do something on the writer's connection outside a batch, after all that was queued, and wait for it."""
 
         def make() -> list[Statement]:
             work()
             return []
 
-        self._waiting.put((make, done, True))
-        done.result()
+        self.put(make, alone=True).result()
 
     def close(self) -> None:
-        self._waiting.put(None)
-        self._thread.join()
+        """Write what waits, and end. May be called again."""
+        with self._entering:
+            if self._open:
+                self._open = False
+                self._waiting.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def _run(self) -> None:
-        while True:
+        ends = False
+        while not ends:
             batch = [self._waiting.get()]
-            if batch[0] is not None and not batch[0][2]:
+            if batch[0] is not None and not batch[0].alone:
                 time.sleep(GATHERS)
             try:
-                while len(batch) < BATCH and batch[-1] is not None and not batch[-1][2]:
+                while len(batch) < BATCH and batch[-1] is not None and not batch[-1].alone:
                     batch.append(self._waiting.get_nowait())
             except queue.Empty:
                 pass
+            ends = batch[-1] is None
             work = [item for item in batch if item is not None]
-            for alone, items in groupby(work, key=lambda item: item[2]):
-                for one in [[item] for item in items] if alone else [list(items)]:
-                    self._do([(make, done) for make, done, _ in one])
-            if batch[-1] is None:
-                return
-
-    def _do(self, work: list[tuple[Make, Future[None]]]) -> None:
-        """Write together; where that fails, one by one, so that what is wrong with one is not the others' loss."""
-        made: list[tuple[list[Statement], Future[None]]] = []
-        for make, done in work:
             try:
-                made.append((make(), done))
-            except Exception as error:  # noqa: BLE001 (who waits gets it)
-                _fail(done, error)
+                if work and work[-1].alone:
+                    self._do(work[:-1])
+                    self._do(work[-1:])
+                else:
+                    self._do(work)
+            except BaseException as error:  # noqa: BLE001 (a writer that died would take all that comes with it)
+                for item in work:
+                    if not item.done():
+                        self._fail(item, error)
+            with self._news:
+                self._news.notify_all()
+            del batch, work
+        self._tables.close()
+
+    def _do(self, work: list[Written]) -> None:
+        """Write together; where that fails, one by one, so that what is wrong with one is not the others' loss."""
+        made: list[Written] = []
+        for item in work:
+            try:
+                item.statements = item.make()
+                made.append(item)
+            except BaseException as error:  # noqa: BLE001 (who waits gets it)
+                self._fail(item, error)
         try:
-            self._write([statement for statements, _ in made for statement in statements])
+            self._write([statement for item in made for statement in item.statements])
         except Exception:  # noqa: BLE001 (each is tried alone)
             self._one_by_one(made)
         else:
-            for _, done in made:
-                done.set_result(None)
+            for item in made:
+                item.end()
 
-    def _one_by_one(self, made: list[tuple[list[Statement], Future[None]]]) -> None:
-        broken: set[object] = set()
-        for statements, done in made:
-            runs = {row[0] for _, row in statements}
+    def _one_by_one(self, made: list[Written]) -> None:
+        broken: set[str] = set()
+        for item in made:
             try:
-                if runs & broken:  # it may go on from what was not stored
+                if item.run in broken:  # it may go on from what was not stored
                     raise RunBroken(
                         "Expected the records before it to be stored, found that one was not."
                     )
-                self._write(statements)
+                self._write(item.statements)
             except Exception as error:  # noqa: BLE001 (who waits gets it)
-                broken |= runs
-                _fail(done, self._explained(error))
+                if item.run:
+                    broken.add(item.run)
+                    self._lost(item.run)
+                self._fail(item, self._tables.explained(error))
             else:
-                done.set_result(None)
-        for run in broken:
-            self._lost(run)
+                item.end()
 
-    def _write(self, statements: list[Statement]) -> None:
+    def _write(self, statements: Sequence[Statement]) -> None:
+        """In one transaction. A database that is in another's hands, or away, is waited for."""
         if not statements:
             return
-        with self._tables.transaction():
-            for sql, rows in groupby(statements, key=lambda statement: statement[0]):
-                self._tables.write(sql, [row for _, row in rows])
+        began, wait, again = time.monotonic(), 0.05, False
+        while True:
+            try:
+                with self._tables.transaction():
+                    for sql, rows in groupby(statements, key=lambda statement: statement[0]):
+                        # A connection that broke may have broken after the commit.
+                        once = again and sql.startswith("INSERT") and "ON CONFLICT" not in sql
+                        self._tables.write(
+                            f"{sql} ON CONFLICT DO NOTHING" if once else sql,
+                            [row for _, row in rows],
+                        )
+                return
+            except Exception as error:
+                if time.monotonic() - began > PATIENCE or not self._tables.passes(error):
+                    raise
+            again = True
+            time.sleep(wait)
+            wait = min(2 * wait, 2.0)
 
-    def _explained(self, error: Exception) -> Exception:
-        if isinstance(error, sqlite3.OperationalError):
-            return RunBroken(
-                f"Expected to write to {self._tables.place!r}, found: {error}. Make room."
-            )
-        return error
-
-
-def _fail(done: Future[None], error: Exception) -> None:
-    """Who does not wait for it still finds it in the log."""
-    logging.getLogger(__name__).error(
-        "a record was not stored: %s: %s", type(error).__name__, error
-    )
-    done.set_exception(error)
+    def _fail(self, item: Written, error: BaseException) -> None:
+        """Who does not wait for it still finds it in the log."""
+        logging.getLogger(__name__).error(
+            "a record was not stored: %s: %s", type(error).__name__, error
+        )
+        item.end(error)
