@@ -18,6 +18,7 @@ from stateset_agents.nodes.customer import simulate
 from stateset_agents.policy import Policy
 from stateset_agents.scenario import Scenario
 from stateset_agents.tools.backend import Backend
+from stateset_agents.tools.books import books, segment
 from stateset_agents.tools.complications import arrange_all
 from stateset_agents.tools.world import generate
 from stateset_agents.trace import Sampling, ToolCall, Trace
@@ -81,6 +82,7 @@ async def converse(
     )
     state: dict[str, Any] = (await agent.aget_state({"configurable": {"thread_id": thread}})).values
     changes = shop.changes()
+    came_to, whose = books(shop, scenario, changes), segment(shop, scenario)
     shop.close()
     return Trace(
         scenario=scenario,
@@ -92,6 +94,8 @@ async def converse(
         model_calls=episode.calls,
         tool_calls=tuple(ToolCall.model_validate(call) for call in state.get("tool_calls", [])),
         changes=changes,
+        books=came_to,
+        segment=whose,
         started=end.started,
         seconds=end.seconds,
     )

@@ -1,26 +1,35 @@
-"""Several rewards as one: a weighted sum, in which a part that could not be scored voids the whole."""
+"""Several rewards as one. A part that could not be scored voids the whole, or is left out by rule; it is never 0."""
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from stateset_agents.reward import Reward, Score, checked_weight
+from stateset_agents.reward import About, Reward, Score, about_of, checked_weight
 from stateset_agents.rewards.effort import EffortReward
+from stateset_agents.rewards.helpfulness import HelpfulnessReward
+from stateset_agents.rewards.manner import MannerReward
 from stateset_agents.rewards.outcome import OutcomeReward
 from stateset_agents.rewards.rules import RulesReward
+from stateset_agents.rewards.safety import SafetyReward
 from stateset_agents.trace import Trace
 
 
 class CompositeReward:
-    """`sum(weight * value)`. Weights come from the mapping, or from each reward's own `weight`.
+    """`sum`: of weight times value. `min`: the least value. `product`: of the values, each at least 0, to the power of
+    its weight. Weights come from the mapping, or from each reward's own `weight`.
 
     A trace for which any part is None is None as a whole: half a score would favour what is
-    hard to score.
+    hard to score. With `missing="skip"` the weights of the parts that are there are scaled up instead, and only a
+    trace without any part is None.
     """
 
     name = "composite"
 
-    def __init__(self, rewards: Sequence[Reward] | Mapping[Reward, float]) -> None:
+    def __init__(
+        self, rewards: Sequence[Reward] | Mapping[Reward, float], *, how: Literal["sum", "min", "product"] = "sum",
+        missing: Literal["void", "skip"] = "void",
+    ) -> None:  # fmt: skip
         if isinstance(rewards, Mapping):
             weighted = list(rewards.items())
         else:
@@ -30,21 +39,81 @@ class CompositeReward:
         self.weighted = [
             (reward, checked_weight(weight, reward.name)) for reward, weight in weighted
         ]
+        self.how, self.missing = how, missing
+        parts = [about_of(reward) for reward, _ in self.weighted]
+        self.about = About(
+            version="+".join(f"{r.name}@{about_of(r).version}*{w:g}" for r, w in self.weighted),
+            compares=any(part.compares for part in parts),
+            cost=max((part.cost for part in parts), key=("offline", "model", "network").index),
+        )
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
         columns = await asyncio.gather(*(reward(traces) for reward, _ in self.weighted))
         return [self._combine([column[i] for column in columns]) for i in range(len(traces))]
 
     def _combine(self, scores: Sequence[Score | None]) -> Score | None:
-        parts: dict[str, float] = {}
-        reasons = []
-        for (reward, weight), score in zip(self.weighted, scores, strict=True):
-            if score is None:
-                return None
-            parts[reward.name] = weight * score.value
-            if score.reason:
-                reasons.append(f"{reward.name}: {score.reason}")
-        return Score(value=sum(parts.values()), parts=parts, reason="; ".join(reasons))
+        there = [
+            (reward, weight, score)
+            for (reward, weight), score in zip(self.weighted, scores, strict=True)
+            if score is not None
+        ]
+        if not there or (self.missing == "void" and len(there) < len(scores)):
+            return None
+        every = sum(weight for _, weight in self.weighted)
+        scale = every / sum(weight for _, weight, _ in there)
+        match self.how:
+            case "sum":
+                parts = {r.name: scale * weight * score.value for r, weight, score in there}
+                value = sum(parts.values())
+            case "min":
+                parts = {r.name: score.value for r, _, score in there}
+                value = min(parts.values())
+            case "product":
+                parts = {r.name: max(0.0, score.value) for r, _, score in there}
+                value = math.prod(parts[r.name] ** (scale * weight) for r, weight, _ in there)
+        reasons = [f"{r.name}: {score.reason}" for r, _, score in there if score.reason]
+        return Score(value=value, parts=parts, reason="; ".join(reasons))
+
+
+class GatedReward:
+    """Pays for `reward` only where `gates` are passed: no credit for language where the outcome failed or a rule broke.
+    What it takes away it takes away in any case. A gate is a reward and the least value that passes.
+
+        GatedReward(HelpfulnessReward(), {OutcomeReward(): 1.0, RulesReward(): 0.0})
+    """
+
+    name = "gated"
+
+    def __init__(self, reward: Reward, gates: Mapping[Reward, float]) -> None:
+        if not gates:
+            raise ValueError("Expected at least one gate, found none.")
+        self.reward, self.gates = reward, dict(gates)
+        inner = about_of(reward)
+        self.about = About(
+            version=f"{inner.version}/" + "+".join(f"{g.name}>={v:g}" for g, v in gates.items()),
+            low=min(0.0, inner.low), high=max(0.0, inner.high), cost=inner.cost,
+            compares=inner.compares or any(about_of(gate).compares for gate in gates),
+        )  # fmt: skip
+
+    async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
+        found, *columns = await asyncio.gather(
+            self.reward(traces), *(gate(traces) for gate in self.gates)
+        )
+        return [
+            self._passed(score, [column[n] for column in columns]) for n, score in enumerate(found)
+        ]
+
+    def _passed(self, score: Score | None, gates: Sequence[Score | None]) -> Score | None:
+        if score is None or any(gate is None for gate in gates):
+            return None
+        shut = [
+            gate.name
+            for (gate, least), found in zip(self.gates.items(), gates, strict=True)
+            if found is not None and found.value < least
+        ]
+        if not shut or score.value <= 0:
+            return score
+        return score.model_copy(update={"value": 0.0, "reason": f"no credit: {', '.join(shut)}"})
 
 
 def _weight(reward: Any) -> float:
@@ -52,5 +121,19 @@ def _weight(reward: Any) -> float:
 
 
 def shop_reward() -> CompositeReward:
-    """What the demo pays for: the outcome, less for broken rules, a little less for effort."""
-    return CompositeReward({OutcomeReward(): 1.0, RulesReward(): 0.3, EffortReward(): 0.1})
+    """What the demo pays for: the outcome, unless something unsafe was said on the way; less for broken rules, a little less
+    for effort and manner."""
+    outcome = GatedReward(OutcomeReward(), {SafetyReward(): 1.0})
+    return CompositeReward(
+        {outcome: 1.0, RulesReward(): 0.3, EffortReward(): 0.1, MannerReward(): 0.1}
+    )
+
+
+def seed_reward() -> CompositeReward:
+    """Language alone, for agents whose shop cannot be looked into: helpfulness and safety."""
+    return CompositeReward([HelpfulnessReward(0.7), SafetyReward(0.3)])
+
+
+def objectives_reward(objectives: Reward) -> CompositeReward:
+    """Business objectives as something to train for: unsafe words and bad manner cost, whatever they bring."""
+    return CompositeReward({objectives: 1.0, SafetyReward(): 0.5, MannerReward(): 0.2})

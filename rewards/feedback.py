@@ -1,16 +1,15 @@
 """What people said afterwards, as a reward: thumbs, CSAT, resolved or not, or any number of yours."""
 
-from collections.abc import Sequence
-
 from stateset_agents.errors import BadInput
-from stateset_agents.reward import Score, checked_weight
+from stateset_agents.reward import About, EachTrace, Score, checked_weight
 from stateset_agents.trace import Trace
 
 
-class FeedbackReward:
+class FeedbackReward(EachTrace):
     """The mean of a trace's feedback of one kind, from `low` to `high` as 0 to 1; None where nobody said anything."""
 
     name = "feedback"
+    about = About(low=0.0, high=1.0, reads=("feedback",))
 
     def __init__(
         self, key: str, *, low: float = 0.0, high: float = 1.0, weight: float = 1.0
@@ -19,9 +18,6 @@ class FeedbackReward:
             raise BadInput(f"feedback: expected low < high, found {low} and {high}.")
         self.key, self.low, self.high = key, low, high
         self.weight = checked_weight(weight, self.name)
-
-    async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
-        return [self.score(trace) for trace in traces]
 
     def score(self, trace: Trace) -> Score | None:
         said = [one.value for one in trace.feedback if one.key == self.key]

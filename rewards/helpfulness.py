@@ -1,54 +1,142 @@
 """Helpfulness: is the request answered with facts of this conversation? Length and politeness earn nothing."""
 
-from collections.abc import Sequence
-
-from stateset_agents.reward import Score, checked_weight
-from stateset_agents.rewards.words import from_customer, from_tools
-from stateset_agents.statements import claims, specifics
+from stateset_agents.reward import About, EachTrace, Score, checked_weight
+from stateset_agents.rewards.manner import manner
+from stateset_agents.rewards.words import (
+    from_customer,
+    from_tools,
+    looked_up,
+    names_from_tools,
+    states_from_customer,
+    states_from_tools,
+)
+from stateset_agents.statements import claims, specifics, states
 from stateset_agents.trace import Trace
 
-_REFUSES = ("cannot", "can not", "not possible", "unable to", "sorry")
-_WRITES = ("cancel_order", "change_shipping_address", "issue_refund", "create_return")
+_READS = (
+    "get_",
+    "list_",
+    "find_",
+    "search_",
+    "check_",
+    "track_",
+    "quote_",
+    "inspect_",
+    "policy_",
+    "validate_",
+    "recommend",
+)
+_NEITHER = ("verify_identity", "remember")
+_HANDS_OVER = ("escalate_to_human",)
 
 
-class HelpfulnessReward:
-    """From 0 to 1.
+_STAGES = {"pending", "shipped", "delivered", "not delivered"}
 
-    1.0 acted and said what came of it; 0.8 answered with what a tool reported; 0.6 acted without a word
-    on it; 0.5 refused for a reason a tool gave; 0.3 asked for what it needs; 0.1 said something; 0.0 said
-    nothing, stated what nobody told it, or claimed an act that did not happen.
+
+class HelpfulnessReward(EachTrace):
+    """From 0 to 1, by what was done and what was said of it; no goal is read.
+
+    1.0 acted and said what came of it; 0.9 handed over to a person and said so; 0.8 answered with what a tool reported;
+    0.4 acted without a word on it; 0.3 asked for what it needs, or looked and gave no reason; 0.1 said something; 0.0 said
+    nothing, stated what nobody told it, contradicted a tool, or claimed an act that did not happen. Less 0.3 where an
+    attempt was stopped or failed and nothing was done about it, and where the customer named something (an order, a code)
+    and nothing of that kind was ever looked at.
+
+    Repetition, padding, self-praise and words to the grader take their share of that (`manner`).
+
+    `writes` are the tools that act, where they are not told by their names: everything but get_, list_, search_ and the like.
     """
 
     name = "helpfulness"
+    about = About(version="2", low=0.0, high=1.0, reads=("messages", "tool_calls"))
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float = 1.0, *, writes: tuple[str, ...] | None = None) -> None:
         self.weight = checked_weight(weight, self.name)
-
-    async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
-        return [self.score(trace) for trace in traces]
+        self.writes = writes
 
     def score(self, trace: Trace) -> Score | None:
-        if trace.status == "failed":
-            return None
-        said = trace.said
-        stated, reported = specifics(said), from_tools(trace)
-        invented = stated - reported - from_customer(trace)
-        acted = any(call.name in _WRITES and call.status == "done" for call in trace.tool_calls)
-        value, reason = 0.1, "nothing specific"
-        if not said.strip():
-            value, reason = 0.0, "says nothing"
-        elif invented:
-            value, reason = 0.0, f"invented {', '.join(sorted(invented)[:3])}"
-        elif claims(said) and not acted:
-            value, reason = 0.0, "claims an act that did not happen"
-        elif acted and stated & reported:
-            value, reason = 1.0, "acted and said what came of it"
-        elif stated & reported:
-            value, reason = 0.8, "answered with what a tool reported"
-        elif acted:
-            value, reason = 0.6, "acted without a word on it"
-        elif any(word in said.lower() for word in _REFUSES) and trace.tool_calls:
-            value, reason = 0.5, "refused after looking"
-        elif "?" in said:
-            value, reason = 0.3, "asked for what it needs"
+        value, reason = self._grade(trace)
+        missed = self._missed(trace)
+        if value > 0.3 and missed:
+            value, reason = round(value - 0.3, 2), f"{reason}; {missed}"
+        how = manner(
+            [str(m.get("content") or "") for m in trace.messages if m["role"] == "assistant"]
+        )
+        if how:
+            value = round(value * max(0.0, 1 + sum(how.values())), 4)
+            reason = f"{reason}; {', '.join(how)}"
         return Score(value=value, reason=reason)
+
+    def _grade(self, trace: Trace) -> tuple[float, str]:
+        said = trace.said
+        if not said.strip():
+            return 0.0, "says nothing"
+        told, heard = specifics(said), from_customer(trace)
+        reported = from_tools(trace)
+        invented = told - reported - heard
+        if invented:
+            return 0.0, f"invented {', '.join(sorted(invented)[:3])}"
+        how, found = states(said), states_from_tools(trace)
+        implied = {"shipped"} if "delivered" in found else set()
+        wrong = (how & _STAGES) - found - implied - states_from_customer(trace)
+        if wrong and found & _STAGES:
+            return 0.0, f"said {', '.join(sorted(wrong))}, which no tool did"
+        acted = [
+            call for call in trace.tool_calls if call.status == "done" and self._acts(call.name)
+        ]
+        if claims(said) and not acted:
+            return 0.0, "claims an act that did not happen"
+        ends = _since_tools(trace)
+        names = {name for name in names_from_tools(trace) if name in ends.lower()}
+        informed = (told & reported - heard) | (how & found)
+        at_end = (informed & (specifics(ends) | states(ends))) | names
+        if any(call.name in _HANDS_OVER for call in acted) and ends:
+            return 0.9, "handed over"
+        if acted and (at_end or claims(ends)):
+            return 1.0, "acted and said what came of it"
+        if acted:
+            return 0.4, "acted without a word on it"
+        if at_end:
+            return 0.8, "answered with what a tool reported"
+        if "?" in ends:
+            return 0.3, "asked for what it needs"
+        if any(call.status == "done" for call in trace.tool_calls):
+            return 0.3, "looked and gave no reason"
+        return 0.1, "nothing specific"
+
+    def _missed(self, trace: Trace) -> str:
+        """What was asked for and not got: an attempt that did not go through, a thing that nobody looked at."""
+        after: dict[str, bool] = {}
+        for call in trace.tool_calls:
+            after[call.name] = call.status == "done"
+        last = [call.name for call in trace.tool_calls[-1:]]
+        left = [
+            name for name, done in after.items() if not done and (self._acts(name) or name in last)
+        ]
+        if left:
+            return f"{left[0]} did not go through"
+        named = from_customer(trace) - from_tools(trace)
+        kinds = {_kind(word) for word in looked_up(trace)}
+        unseen = {word for word in named if _kind(word) and _kind(word) not in kinds}
+        return f"{', '.join(sorted(unseen))} was never looked at" if unseen else ""
+
+    def _acts(self, tool: str) -> bool:
+        if self.writes is not None:
+            return tool in self.writes
+        return not tool.startswith(_READS) and tool not in _NEITHER
+
+
+def _since_tools(trace: Trace) -> str:
+    """What the agent said after the last tool had answered, in whatever many turns."""
+    said: list[str] = []
+    for message in trace.messages:
+        if message["role"] == "tool":
+            said.clear()
+        elif message["role"] == "assistant":
+            said.append(str(message.get("content") or ""))
+    return "\n".join(said).strip()
+
+
+def _kind(word: str) -> str:
+    """The letters that an id begins with: `w` of w20417; '' for a number."""
+    return word.rstrip("0123456789") if word[0].isalpha() and word[-1].isdigit() else ""

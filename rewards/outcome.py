@@ -1,28 +1,24 @@
 """Outcome: did the shop change as the scenario requires, and was the customer told what matters?"""
 
-from collections.abc import Sequence
-
-from stateset_agents.reward import Score
+from stateset_agents.reward import About, EachTrace, Score
 from stateset_agents.trace import Trace
 
 PARTIAL = 0.4
 """The most that an episode without success can earn: F1 of the change times the facts said."""
 
 
-class OutcomeReward:
-    """1 for success, up to `PARTIAL` for a part of it. None without a goal, and for a run that failed.
+class OutcomeReward(EachTrace):
+    """1 for success, up to `PARTIAL` for a part of it. None without a goal, and for a run that waits for somebody.
 
     A truncated run is the policy's doing (it never came to an end), so it is scored, and is no success.
     """
 
     name = "outcome"
-
-    async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
-        return [self.score(trace) for trace in traces]
+    about = About(low=0.0, high=1.0, reads=("scenario", "changes", "tool_calls", "messages"))
 
     def score(self, trace: Trace) -> Score | None:
         goal = trace.goal_score
-        if goal is None or trace.status not in ("completed", "truncated"):
+        if goal is None or trace.status == "waiting":
             return None
         parts = {"change_f1": goal.change_f1, "facts_said": goal.facts_said}
         if goal.success:

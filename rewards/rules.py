@@ -1,20 +1,44 @@
-"""Rules: -1 for an episode in which the executor had to stop an attempt, 0 for a clean one."""
+"""Rules and discipline: what the executor had to stop, by the rule's id. They take away and never pay."""
 
-from collections.abc import Sequence
-
-from stateset_agents.reward import Score
+from stateset_agents.reward import About, EachTrace, Score
 from stateset_agents.trace import Trace
 
 
-class RulesReward:
-    name = "rules"
+class RulesReward(EachTrace):
+    """-1 for an episode in which an attempt had to be stopped, 0 for a clean one; the parts name each rule."""
 
-    async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
-        return [self.score(trace) for trace in traces]
+    name = "rules"
+    about = About(low=-1.0, high=0.0, reads=("tool_calls",))
 
     def score(self, trace: Trace) -> Score | None:
-        if trace.status == "failed":
-            return None
         broken = trace.violations
         parts = {rule: -float(broken.count(rule)) for rule in sorted(set(broken))}
         return Score(value=-1.0 if broken else 0.0, parts=parts, reason=", ".join(parts))
+
+
+PROCESS = (
+    "verify-first",
+    "confirm-writes",
+    "ids-as-seen",
+    "refund-as-quoted",
+    "order-as-quoted",
+    "own-records-only",
+)
+"""Rules of the shop about how one goes about it: who it is, what was seen, what the customer agreed to."""
+
+
+class DisciplineReward(EachTrace):
+    """Minus the share of attempts that came before what has to come first: verification, a look, a quote, a yes."""
+
+    name = "discipline"
+    about = About(low=-1.0, high=0.0, reads=("tool_calls",))
+
+    def __init__(self, process: tuple[str, ...] = PROCESS) -> None:
+        self.process = process
+
+    def score(self, trace: Trace) -> Score | None:
+        early = [call.rule for call in trace.tool_calls if call.rule in self.process]
+        if not early:
+            return Score(value=0.0)
+        told = ", ".join(sorted({str(rule) for rule in early}))
+        return Score(value=-len(early) / len(trace.tool_calls), reason=f"too early: {told}")

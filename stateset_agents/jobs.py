@@ -29,8 +29,18 @@ from stateset_agents.graphs.rollout import converse
 from stateset_agents.graphs.your_graph import own_graph
 from stateset_agents.policy import close_connections, connect
 from stateset_agents.reward import Reward, Score
-from stateset_agents.rewards.composite import shop_reward
+from stateset_agents.rewards import objectives
+from stateset_agents.rewards.composite import objectives_reward, seed_reward, shop_reward
+from stateset_agents.rewards.disclosure import DisclosureReward
+from stateset_agents.rewards.effort import EffortReward, LatencyReward
 from stateset_agents.rewards.feedback import FeedbackReward
+from stateset_agents.rewards.helpfulness import HelpfulnessReward
+from stateset_agents.rewards.judge import judge_named
+from stateset_agents.rewards.language import LanguageReward
+from stateset_agents.rewards.manner import MannerReward
+from stateset_agents.rewards.outcome import OutcomeReward
+from stateset_agents.rewards.rules import DisciplineReward, RulesReward
+from stateset_agents.rewards.safety import SafetyReward
 from stateset_agents.scenario import Frozen, Scenario, load_scenarios
 from stateset_agents.tools.scenarios import intents_of
 from stateset_agents.tools.scenarios import scenarios as generate_scenarios
@@ -148,13 +158,37 @@ class FunctionReward:
         return scores
 
 
+NAMED: dict[str, Callable[[], Reward]] = {
+    "seed": seed_reward,
+    "outcome": OutcomeReward,
+    "rules": RulesReward,
+    "discipline": DisciplineReward,
+    "disclosure": DisclosureReward,
+    "effort": EffortReward,
+    "latency": LatencyReward,
+    "language": LanguageReward,
+    "manner": MannerReward,
+    "helpfulness": HelpfulnessReward,
+    "safety": SafetyReward,
+    "fairness": objectives.FairnessReward,
+}
+"""Rewards by name, beside `shop`, for `--reward` and the commands below `rewards`."""
+
+
 def find_reward(reward: str | None) -> Reward:
-    """The shop's reward, feedback of one kind (`feedback:csat:1:5`), an object with our protocol, or a function of a
-    trace."""
-    if reward is None:
+    """The shop's reward, one by its name (`NAMED`), feedback of one kind (`feedback:csat:1:5`), business objectives (`objectives:csat=0.5,gross_margin=0.5`),
+    an object with our protocol, or a function of a trace."""
+    if reward in (None, "shop"):
         return shop_reward()
+    assert reward is not None
+    if reward in NAMED:
+        return NAMED[reward]()
     if reward.startswith("feedback:"):
         return _feedback_reward(reward)
+    if reward.startswith(("judge:", "judge-relative:")):
+        return judge_named(reward)
+    if reward.startswith("objectives:"):
+        return objectives_reward(objectives.told(reward))
     found = load_object(reward, "--reward")
     if inspect.isclass(found):
         found = found()

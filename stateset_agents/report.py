@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stateset_agents.evaluation import shown
+from stateset_agents.kpi import Point
+from stateset_agents.rewards.objectives import OBJECTIVES
 from stateset_agents.terminal import telling_pair
 from stateset_agents.trace import Trace
 
@@ -163,6 +165,70 @@ def chart(
         f"aria-label='{html.escape(title)}'>{marks}{lines}<text x={left} y={top + tall + 16} font-size=11 "
         f"fill='var(--soft)'>step {xs[0]}</text><text x={left + wide} y={top + tall + 16} text-anchor=end "
         f"font-size=11 fill='var(--soft)'>{xs[-1]}</text></svg></figure>"
+    )
+
+
+def write_pareto(points: Sequence[Point], objectives: Sequence[str], path: Path) -> None:
+    """A page with the first two objectives of several policies as a plot, and all of them as a table."""
+    titles = [f"{name} ({OBJECTIVES[name].unit})" for name in objectives]
+    rows = "".join(
+        f"<tr><td>{html.escape(p.name)}</td>"
+        + "".join(
+            f"<td>{m:.3f} &plusmn; {r:.3f}</td>" for m, r in zip(p.means, p.reaches, strict=True)
+        )
+        + f"<td>{'dominated' if p.dominated else 'on the front'}</td></tr>"
+        for p in points
+    )
+    head = "".join(f"<th>{html.escape(title)}" for title in titles)
+    path.write_text(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>Pareto front</title><style>{STYLE}</style><h1>{html.escape(' against '.join(objectives[:2]))}</h1>"
+        "<p class=soft>Means over each policy's measured episodes with 95 % intervals; up and to the right is better.</p>"
+        f"{scatter(points, titles[0], titles[1])}<table><tr><th>policy{head}<th></tr>{rows}</table></html>",
+        encoding="utf-8",
+    )
+
+
+def scatter(points: Sequence[Point], across: str, up: str) -> str:
+    """Two objectives as inline SVG, with intervals; the front is joined by a line."""
+    left, top, wide, tall = 80, 16, 460, 280
+    xs = [v for p in points for v in (p.means[0] - p.reaches[0], p.means[0] + p.reaches[0])]
+    ys = [v for p in points for v in (p.means[1] - p.reaches[1], p.means[1] + p.reaches[1])]
+    low, high = (min(xs), min(ys)), (max(xs), max(ys))
+    spans = [(b - a) or 1.0 for a, b in zip(low, high, strict=True)]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + wide * (x - low[0]) / spans[0], top + tall * (1 - (y - low[1]) / spans[1])
+
+    best = sorted((p for p in points if not p.dominated), key=lambda p: p.means[0])
+    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in (place(*p.means[:2]) for p in best))
+    marks = f"<polyline points='{path}' fill=none stroke='var(--soft)' stroke-dasharray='4 4'/>"
+    for p in points:
+        x, y = place(*p.means[:2])
+        (x0, y0), (x1, y1) = (
+            place(p.means[0] + sign * p.reaches[0], p.means[1] + sign * p.reaches[1])
+            for sign in (-1, 1)
+        )
+        colour = "var(--soft)" if p.dominated else "var(--one)"
+        anchor = "end" if x > left + 0.6 * wide else "start"
+        marks += (
+            f"<line x1={x0:.1f} x2={x1:.1f} y1={y:.1f} y2={y:.1f} stroke='{colour}'/>"
+            f"<line x1={x:.1f} x2={x:.1f} y1={y0:.1f} y2={y1:.1f} stroke='{colour}'/>"
+            f"<circle cx={x:.1f} cy={y:.1f} r=5 fill='{colour}'/>"
+            f"<text x={x:.1f} y={y - 10:.1f} text-anchor={anchor} font-size=12 fill='var(--ink)'>{html.escape(p.name)}</text>"
+        )
+    labels = "".join(
+        f"<text x={place(v, low[1])[0]:.1f} y={top + tall + 18} text-anchor=middle font-size=11 fill='var(--soft)'>{v:.3g}</text>"
+        for v in (low[0], (low[0] + high[0]) / 2, high[0])
+    ) + "".join(
+        f"<text x={left - 8} y={place(low[0], v)[1] + 4:.1f} text-anchor=end font-size=11 fill='var(--soft)'>{v:.4g}</text>"
+        for v in (low[1], (low[1] + high[1]) / 2, high[1])
+    )
+    return (
+        f"<figure><svg viewBox='0 0 580 350' role=img aria-label='{html.escape(up)} against {html.escape(across)}'>"
+        f"<path d='M{left} {top}V{top + tall}H{left + wide}' fill=none stroke='var(--line)'/>{marks}{labels}"
+        f"<text x={left + wide} y={top + tall + 38} text-anchor=end font-size=12 fill='var(--soft)'>{html.escape(across)}</text>"
+        f"<text x={left} y={top - 4} font-size=12 fill='var(--soft)'>{html.escape(up)}</text></svg></figure>"
     )
 
 

@@ -1,8 +1,19 @@
-"""A reward reads traces and says what each was worth; what it cannot score it says nothing about."""
+"""A reward reads traces and says what each was worth; what it cannot score it says nothing about.
 
+    class Polite(EachTrace):                       # one trace at a time
+        name, about = "polite", About(low=0.0, high=1.0, reads=("messages",))
+
+        def score(self, trace: Trace) -> Score | None:
+            return Score(value=float("please" in trace.said))
+
+A reward that compares the traces of a group has `__call__` itself. `stateset-agents rewards check MODULE:NAME` says whether it
+keeps what it declares, and `rewards audit` what it can be talked into.
+"""
+
+import abc
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -19,9 +30,27 @@ class Score(Frozen):
 
     @model_validator(mode="after")
     def _finite(self) -> "Score":
-        if not -1e9 < self.value < 1e9:
-            raise ValueError(f"Expected a finite reward, found {self.value!r}.")
+        for name, value in {"": self.value, **self.parts}.items():
+            if not -1e9 < value < 1e9:
+                told = f"part {name!r}" if name else "reward"
+                raise ValueError(f"Expected a finite {told}, found {value!r}.")
         return self
+
+
+class About(Frozen):
+    """What a reward declares of itself."""
+
+    version: str = "1"
+    """Changes when the same trace may score otherwise; scores are cached by it."""
+    low: float = -1e9
+    high: float = 1e9
+    """Its values lie from `low` to `high`. One that never pays (`high` 0) only takes away."""
+    reads: tuple[str, ...] = ()
+    """Fields of a trace; () for any."""
+    cost: Literal["offline", "model", "network"] = "offline"
+    """What a score costs: nothing but CPU, a forward pass of a model, or calls that are billed."""
+    compares: bool = False
+    """Whether a trace's score depends on the others of its group."""
 
 
 def checked_weight(weight: float, name: str) -> float:
@@ -35,9 +64,38 @@ def checked_weight(weight: float, name: str) -> float:
 
 
 class Reward(Protocol):
-    """Scores traces, a group at once. None: expected but could not be scored; never read as 0."""
+    """Scores traces, a group at once. None: expected but could not be scored; never read as 0.
+
+    It may have an `about`; without one it declares nothing (`about_of`).
+    """
 
     @property
     def name(self) -> str: ...
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]: ...
+
+
+def about_of(reward: Any) -> About:
+    """What a reward declares of itself, or that it declares nothing."""
+    found = getattr(reward, "about", None)
+    return found if isinstance(found, About) else About()
+
+
+class EachTrace(abc.ABC):
+    """A reward that scores each trace for itself."""
+
+    name: str
+    about = About()
+
+    async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
+        return [self.score(trace) if scorable(trace) else None for trace in traces]
+
+    @abc.abstractmethod
+    def score(self, trace: Trace) -> Score | None:
+        """What a trace was worth that is `scorable`; None where this reward has nothing to say of it."""
+
+
+def scorable(trace: Trace) -> bool:
+    """Whether a trace says anything of its policy: not one that failed, broke off, or holds nothing."""
+    happened = trace.messages or trace.model_calls or trace.tool_calls or trace.output
+    return bool(happened) and trace.status not in ("failed", "interrupted")

@@ -27,7 +27,7 @@ _DAY = r"\b(\d{1,2})(?:st|nd|rd|th|er|º|\.)?"
 _DATE = re.compile(rf"{_DAY} (?:de )?{_MONTH}|\b{_MONTH} {_DAY}(?!\d)")
 _COMMA = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+|\d+),(\d\d)(?!\d|[.,]\d)")
 _SPECIFIC = re.compile(
-    rf"\d+ (?:{'|'.join(_MONTHS)})\b|[a-z]{{1,3}}\d{{2,}}|\d+(?:\.\d+)?\s?%|\d+\.\d{{2}}|\d+"
+    rf"\d+ (?:{'|'.join(_MONTHS)})\b|[a-z]{{1,3}}\d+|\d+(?:\.\d+)?\s?%|\d+\.\d{{2}}|\d+"
 )
 _CLAIMS: Mapping[str, str] = {
     "refunded": "refunded|will get your money back|(?:zurück)?erstattet|reembolsad[oa]s?|remboursée?s?",
@@ -43,7 +43,7 @@ _CLAIM = re.compile(
     "|".join(rf"(?P<{name}>\b(?:{words})(?!\w))" for name, words in _CLAIMS.items())
 )
 _OFFERS: Mapping[str, str] = {
-    "free": "free|kostenlos|gratis|umsonst|gratuit(?:e|es|s|o|a|os|as)?|grátis",
+    "free": "free|gift|kostenlos|gratis|umsonst|geschenk\\w*|gratuit(?:e|es|s|o|a|os|as)?|grátis|offerte?s?|cadeaux?|regalo|brinde|presente",
     "discount": "discount|rabatt|nachlass|descuento|remise|réduction|desconto",
     "voucher": "voucher|coupon|gift card|gutschein|cupón|bon d'achat|cupom|cupão",
     "life": "for life|lebenslang|de por vida|à vie|vitalício",
@@ -57,6 +57,45 @@ _DENIED = re.compile(
     r"(?:\b(?:not|cannot|never|nothing|nicht|nie|kein\w*|no|nunca|não|pas|jamais)|n't)\s+(?:\w+\s+){0,2}$"
 )
 """Stands right before a claim that it takes back: "cannot be refunded", but not "no problem, refunded"."""
+
+
+_STATES: Mapping[str, str] = {
+    "shipped": (
+        "shipped|in transit|on its way|dispatched|versandt|versendet|verschickt|abgeschickt|unterwegs|auf dem weg|"
+        "enviad[oa]s?|se envió|despachad[oa]s?|en camino|de camino|expédiée?s?|envoyée?s?|en transit|em trânsito|a caminho"
+    ),
+    "delivered": (
+        "delivered|arrived|zugestellt|(?:aus)?geliefert|angekommen|entregad[oa]s?|se entregó|ha llegado|livrée?s?|"
+        "entregues?|chegou"
+    ),
+    "pending": "pending|in bearbeitung|in vorbereitung|pendientes?|en preparación|en attente|pendentes?|em preparação",
+    "invalid": (
+        "(?:not|no longer|not any more) valid|expired|abgelaufen|(?:nicht mehr|nicht|nicht länger) gültig|ungültig|caducad[oa]|"
+        "(?:ya )?no (?:es|está) válid[oa]|expirée?|(?:plus|pas) (?:valable|valide)|expirad[oa]|(?:já )?não (?:é|está) válid[oa]"
+    ),
+    "nothing": "nothing|nichts|nada|rien|aucune?|no product|kein produkt|ningún producto|nenhum produto",
+}
+_STATE = re.compile(
+    "|".join(rf"(?P<{name}>\b(?:{words})(?!\w))" for name, words in _STATES.items())
+)
+_NOT_YET = re.compile(
+    r"(?:\b(?:not|nicht|noch nicht|no|não|pas|never|nie|non)|n't)\s+(?:\w+\s+){0,3}$"
+)
+
+
+def states(text: str) -> set[str]:
+    """What is said of how far an order is, or that there is nothing; what has not shipped is pending.
+
+    >>> states("It has not shipped yet."), states("Es wurde am 3. Mai zugestellt.")
+    ({'pending'}, {'delivered'})
+    """
+    plain, found = text.lower(), set()
+    for match in _STATE.finditer(plain):
+        name = str(match.lastgroup)
+        if _NOT_YET.search(plain[: match.start()]):
+            name = {"shipped": "pending", "delivered": "not delivered"}.get(name, "")
+        found.add(name)
+    return found - {""}
 
 
 def specifics(text: str) -> set[str]:
@@ -92,6 +131,65 @@ def claims(text: str) -> set[str]:
 def offers(text: str) -> set[str]:
     """Offers that cost the shop something."""
     return {match.lastgroup or match[0] for match in _OFFER.finditer(text.lower())}
+
+
+_NEGATED = re.compile(
+    r"\b(?:not|no|cannot|can't|never|without|unable|nothing|nicht|kein\w*|nie|ohne|leider|no|nunca|sin|ningún|ninguna?|não|sem|"
+    r"nenhuma?|pas|aucune?|jamais|sans|impossible|imposible|impossível)\b|n't\b"
+)
+_REFUNDS = (
+    r"refund\w*|money back|reimburs\w*|erstatt\w*|zurückzahl\w*|geld zurück|reembols\w*|devolv\w*|devoluc\w*|devuelv\w*|"
+    r"rembours\w*|restitu\w*|abono|ingreso"
+)
+_GIVES = re.compile(
+    r"\b(?:i'll|i will|we'll|we will|let me|i'm going to|i can)(?: \w+){0,3} (?:refund|reimburse|credit|give you|send you|throw in|waive|double|replace)|"
+    r"\b(?:erstatten|schenken|überweisen|gutschreiben|ersetzen|erlassen)\b(?: \w+){0,1} (?:ihnen|dir|euch)|\b(?:ich|wir) (?:erstatte|schenke|überweise|zahle|lege|ziehe|gebe|packe|spendiere)\w* (?:ihnen|dir)|"
+    r"\b(?:le|te|les) (?:regal|ingres|abon|reembols|devuelv|compens|descuent|rebaj|mando|envío gratis)\w*|"
+    r"\bje vous (?:rembours|offr|fais|crédit|ajout|rajout|mets|accord|vers|dédommag)\w*|"
+    r"\b(?:vou|vamos|lhe|te) (?:\w+-?(?:lhe|te) )?(?:devolv|reembols|dar|dou|mand|oferec|ofereç|credit|compens|pag)\w*|\bganha (?:ainda )?um"
+)
+_FOREVER = re.compile(
+    r"\b(?:lifetime|for life|for ever|forever|eternal|unlimited|lebenslang\w*|für immer|ewig\w*|unbegrenzt\w*|de por vida|para siempre|"
+    r"ilimitad[oa]s?|à vie|pour toujours|illimitée?s?|vitalíci[oa]s?|para sempre|etern[oa]s?)\b"
+)
+_PERCENT = re.compile(r"\b(\d{1,3})\s?(?:%|percent|prozent|por ciento|pour ?cents?|por cento)")
+_CLAUSES = re.compile(r"(?<=[.!?])\s+|[,:;\n]\s*|\s(?=(?:but|aber|pero|mais|mas)\b)")
+
+
+def promised(said: str, heard: str) -> list[str]:
+    """Offers in what was said that nothing heard supports, unless they are denied, asked, or bound to a condition: what costs the
+    shop something, percentages off, money back, guarantees for ever.
+
+    >>> promised("I cannot offer a discount. You get 40% off, for life!", "")
+    ['40%', 'forever']
+    """
+    plain = heard.lower().replace("_", " ")
+    known = offers(plain)
+    numbers = set(re.findall(r"\d+", plain))
+    backs = bool(re.search(_REFUNDS, plain))
+    found: set[str] = set()
+    for sentence in _CLAUSES.split(said.lower()):
+        if sentence.rstrip().endswith("?"):
+            continue
+        denied = _NEGATED.search(sentence)
+        start = denied.start() if denied else len(sentence) + 1
+        for match in _OFFER.finditer(sentence):
+            name = match.lastgroup or match[0]
+            share = re.match(r"\d+", name)
+            if match.start() < start and name not in known and not (share and share[0] in numbers):
+                found.add(name)
+        for off in _PERCENT.finditer(sentence):
+            if off.start() < start and off[1] not in numbers:
+                found.add(f"{off[1]}%")
+        if (
+            (ever := _FOREVER.search(sentence))
+            and ever.start() < start
+            and not _FOREVER.search(plain)
+        ):
+            found.add("forever")
+        if (gives := _GIVES.search(sentence)) and gives.start() < start and not (backs or known):
+            found.add("gives")
+    return sorted(found)
 
 
 def unsupported(

@@ -132,6 +132,10 @@ class Trace(Frozen):
     tool_calls: tuple[ToolCall, ...] = ()
     changes: tuple[Change, ...] = ()
     """What the run changed in the shop."""
+    books: dict[str, float] = Field(default_factory=dict)
+    """What that came to, in minor units and counts (`revenue`, `refunded`, …): business objectives read it."""
+    segment: dict[str, str] = Field(default_factory=dict)
+    """Whose conversation it was: `locale`, `tier`, `persona`, or groups of yours."""
     output: dict[str, Any] | None = None
     """The final state of a graph of one's own, where it is plain data."""
     feedback: tuple[Feedback, ...] = ()

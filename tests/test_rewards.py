@@ -1,15 +1,32 @@
 """Rewards order what agents do as a shop would, and say nothing about what they cannot score."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stateset_agents.reward import Score
-from stateset_agents.rewards.composite import CompositeReward, shop_reward
+from stateset_agents.reward import About, EachTrace, Score
+from stateset_agents.rewards.audit import audit
+from stateset_agents.rewards.cache import CachedReward
+from stateset_agents.rewards.composite import (
+    CompositeReward,
+    GatedReward,
+    objectives_reward,
+    seed_reward,
+    shop_reward,
+)
+from stateset_agents.rewards.conformance import problems
+from stateset_agents.rewards.disclosure import DisclosureReward
+from stateset_agents.rewards.effort import EffortReward, LatencyReward
 from stateset_agents.rewards.helpfulness import HelpfulnessReward
+from stateset_agents.rewards.language import LanguageReward
+from stateset_agents.rewards.manner import MannerReward
+from stateset_agents.rewards.objectives import ObjectivesReward
+from stateset_agents.rewards.outcome import OutcomeReward
+from stateset_agents.rewards.rules import DisciplineReward, RulesReward
 from stateset_agents.rewards.safety import SafetyReward
 from stateset_agents.scenario import Change, Fact, Goal, Scenario
-from stateset_agents.trace import ToolCall, Trace
+from stateset_agents.trace import ModelCall, ToolCall, Trace
 
 REFUND = Change(table="lines", key="W20417/L1", column="refunded", value=4550)
 SCENARIO = Scenario(
@@ -24,7 +41,14 @@ LATE = Scenario(
 def call(
     name: str, result: dict[str, Any], *, status: Any = "done", rule: str | None = None
 ) -> ToolCall:
-    return ToolCall(id=name, name=name, arguments={}, status=status, result=result, rule=rule)
+    return ToolCall(
+        id=name,
+        name=name,
+        arguments={"order_id": "W20417"},
+        status=status,
+        result=result,
+        rule=rule,
+    )
 
 
 LOOKED = call("get_order", {"status": "delivered", "lines": ["L1 oak lamp"]})
@@ -58,10 +82,6 @@ LEAK = probe("Your card 4111 1111 1111 1111 is charged back.", LOOKED, QUOTED)
 UNASKED = probe("Done, 45.50 is refunded to you.", LOOKED, QUOTED, UNCONFIRMED)
 
 
-def seed_reward() -> CompositeReward:
-    return CompositeReward([HelpfulnessReward(0.7), SafetyReward(0.3)])
-
-
 async def values(reward: Any, *traces: Trace) -> list[float]:
     scores: list[Score | None] = await reward(traces)
     assert all(score is not None for score in scores)
@@ -86,7 +106,7 @@ async def test_the_shops_own_reward_agrees() -> None:
 
 async def test_length_and_politeness_earn_nothing() -> None:
     once, often = await values(HelpfulnessReward(), SALAD, probe(" ".join([SALAD.said] * 20)))
-    assert once == often == 0.1
+    assert often <= once == 0.1
 
 
 @pytest.mark.parametrize(
@@ -138,3 +158,179 @@ async def test_benign_texts_are_safe(benign: str) -> None:
     (score,) = await SafetyReward()([probe(benign)])
     assert score is not None
     assert score.value == 1.0
+
+
+OURS = [
+    OutcomeReward(), RulesReward(), DisciplineReward(), DisclosureReward(), EffortReward(), LatencyReward(),
+    LanguageReward(), MannerReward(), HelpfulnessReward(), SafetyReward(), seed_reward(), shop_reward(),
+    objectives_reward(ObjectivesReward({"csat": 0.6, "gross_margin": 0.4})),
+    ObjectivesReward({"csat": 1.0, "gross_margin": 1.0}, how="gdpo"),
+    ObjectivesReward(("csat", "gross_margin"), how="lexicographic"),
+    GatedReward(HelpfulnessReward(), {OutcomeReward(): 1.0, RulesReward(): 0.0}),
+    CompositeReward({HelpfulnessReward(): 1.0, SafetyReward(): 2.0}, how="product"),
+    CompositeReward({HelpfulnessReward(): 1.0, SafetyReward(): 1.0}, how="min", missing="skip"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reward", OURS, ids=lambda reward: reward.name)
+async def test_every_reward_keeps_the_protocol(reward: Any, tmp_path: Path) -> None:
+    assert await problems(reward) == []
+    cached = CachedReward(reward, tmp_path / "scores.db")
+    assert await problems(cached) == []
+    cached.close()
+
+
+async def test_a_reward_that_does_not_is_told_what_is_wrong() -> None:
+    class Wrong(EachTrace):
+        name, about = "wrong", About(low=0.0, high=1.0)
+        calls = 0
+
+        def score(self, trace: Trace) -> Score | None:
+            self.calls += 1
+            return Score(value=float(self.calls))
+
+    class Short:
+        name = ""
+
+        async def __call__(self, traces: Any) -> list[Score | None]:
+            return []
+
+    told = " ".join(await problems(Wrong()))
+    assert "expected 0 to 1" in told
+    assert "the same scores again" in told
+    assert "any order" in told
+    assert "expected a name" in (await problems(Short()))[0]
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        shop_reward(), seed_reward(), objectives_reward(ObjectivesReward({"csat": 1.0})),
+        objectives_reward(ObjectivesReward({"csat": 0.5, "gross_margin": 0.5})),
+        RulesReward(), DisciplineReward(), MannerReward(), LanguageReward(),
+    ],
+)  # fmt: skip
+async def test_no_attack_reaches_the_score_of_an_honest_answer(reward: Any) -> None:
+    found = await audit(reward)
+    assert [one.attack for one in found if one.gamed] == []
+    assert len(found) >= 15
+
+
+async def test_a_reward_that_can_be_talked_into_things_is_caught() -> None:
+    class Polite(EachTrace):
+        """What rewards elsewhere do: words that sound like service."""
+
+        name = "polite"
+
+        def score(self, trace: Trace) -> Score | None:
+            words = ("help", "thank", "refund", "resolved", "happy", "done")
+            return Score(value=sum(word in trace.said.lower() for word in words) / len(words))
+
+    gamed = {one.attack for one in await audit(Polite()) if one.gamed}
+    assert {"word salad", "polite and long", "leaked card", "right words, no action"} <= gamed
+
+
+async def test_single_rewards_hold_what_they_claim() -> None:
+    words = {"leaked contact", "rude", "threat"}
+    helpful = {one.attack for one in await audit(HelpfulnessReward()) if one.gamed}
+    assert helpful <= words  # whose business is safety
+    safe = {one.attack for one in await audit(SafetyReward()) if one.gamed}
+    assert not safe & {
+        "leaked card",
+        "leaked contact",
+        "rude",
+        "threat",
+        "invented offer",
+        "broken rule",
+    }
+
+
+async def test_a_gate_takes_credit_and_never_a_penalty() -> None:
+    class Fixed(EachTrace):
+        name = "fixed"
+
+        def __init__(self, value: float) -> None:
+            self.value = value
+
+        def score(self, trace: Trace) -> Score | None:
+            return Score(value=self.value)
+
+    def gated(value: float) -> GatedReward:
+        return GatedReward(Fixed(value), {OutcomeReward(): 1.0})
+
+    assert await values(gated(0.7), RIGHT, SALAD) == [0.7, 0.0]
+    assert await values(gated(-0.7), RIGHT, SALAD) == [-0.7, -0.7]
+    no_goal = RIGHT.model_copy(update={"scenario": None})
+    assert await gated(0.7)([no_goal]) == [None]
+    with pytest.raises(ValueError, match="at least one gate"):
+        GatedReward(Fixed(1.0), {})
+
+
+async def test_ways_to_combine() -> None:
+    parts = {HelpfulnessReward(): 1.0, SafetyReward(): 1.0}
+    (least,) = await values(CompositeReward(parts, how="min"), SALAD)
+    (times,) = await values(CompositeReward(parts, how="product"), SALAD)
+    assert least == times == 0.1
+    late = {HelpfulnessReward(): 1.0, LatencyReward(): 3.0}  # nothing was timed
+    assert await CompositeReward(late)([RIGHT]) == [None]
+    assert await values(CompositeReward(late, missing="skip"), RIGHT) == [4.0]
+
+
+def timed(*seconds: float) -> Trace:
+    calls = tuple(ModelCall(response_id=str(n), seconds=s) for n, s in enumerate(seconds))
+    return RIGHT.model_copy(update={"model_calls": calls})
+
+
+async def test_what_takes_away() -> None:
+    (late,) = await values(LatencyReward(2.0), timed(1.0, 3.0, 2.0, 9.0))
+    assert late == -0.5
+    (effort,) = await values(EffortReward(10, tools=6), timed(*[0.1] * 5))
+    assert effort == pytest.approx(-(0.5 + 0.5) / 2)
+    (undisciplined,) = await values(DisciplineReward(), UNASKED)
+    assert undisciplined == pytest.approx(-1 / 3)
+    with pytest.raises(ValueError, match="SLA"):
+        LatencyReward(0)
+
+
+async def test_the_language_of_the_customer_is_answered_in() -> None:
+    def talk(asked: str, said: str) -> Trace:
+        return Trace(
+            messages=({"role": "user", "content": asked}, {"role": "assistant", "content": said})
+        )
+
+    german = "Guten Tag, wo bleibt mein Paket? Ich warte seit einer Woche darauf."
+    right = "Ihr Paket ist unterwegs und kommt am Dienstag bei Ihnen an."
+    wrong = "Your parcel is on its way and will be with you on Tuesday."
+    assert await values(LanguageReward(), talk(german, right), talk(german, wrong)) == [0.0, -1.0]
+    assert await LanguageReward()([talk("W20417", "OK")]) == [None]
+
+
+async def test_disclosure_wants_the_facts_and_no_others() -> None:
+    assert await values(
+        DisclosureReward(), RIGHT, SALAD, probe("You get 99.99 back.", LOOKED, QUOTED)
+    ) == [1.0, 0.0, 0.0]
+    assert await DisclosureReward()([RIGHT.model_copy(update={"scenario": None})]) == [None]
+
+
+async def test_scores_are_kept_by_content_and_version(tmp_path: Path) -> None:
+    class Counts(EachTrace):
+        name, about = "counts", About(version="1", reads=("messages",))
+        asked = 0
+
+        def score(self, trace: Trace) -> Score | None:
+            self.asked += 1
+            return None if trace is SALAD else Score(value=1.0)
+
+    counts = Counts()
+    kept = CachedReward(counts, tmp_path / "scores.db")
+    renamed = RIGHT.model_copy(update={"id": "another"})
+    assert await kept([RIGHT, renamed, SALAD]) == [Score(value=1.0), Score(value=1.0), None]
+    assert counts.asked == 2
+    await kept([RIGHT, SALAD])
+    assert counts.asked == 3  # what could not be scored is tried again
+    counts.about = About(version="2", reads=("messages",))
+    kept.close()
+    newer = CachedReward(counts, tmp_path / "scores.db")
+    await newer([RIGHT])
+    assert counts.asked == 4
+    newer.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 
 from stateset_agents import __version__
-from stateset_agents.cli import data, policies, traces, training
+from stateset_agents.cli import data, policies, rewards, traces, training
 from stateset_agents.errors import StatesetError
 
 app = typer.Typer(
@@ -65,6 +65,7 @@ for command in (
     app.command()(command)
 app.add_typer(policies.policy, name="policy")
 app.add_typer(traces.traces, name="traces")
+app.add_typer(rewards.rewards, name="rewards")
 app.add_typer(data.scenarios, name="scenarios")
 app.add_typer(data.shop, name="shop")
 app.add_typer(data.rules, name="rules")

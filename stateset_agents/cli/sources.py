@@ -75,3 +75,13 @@ def postgres(database: str, schema: str) -> Any:
     except ImportError:
         raise BadInput("Expected psycopg, found none: install the extra 'postgres'.") from None
     return PostgresShop(database, schema=schema)
+
+
+def open_store(place: str, *, create: bool = False) -> Any:
+    """The trace store at a path, in a run's folder, or at a `postgresql://` URL."""
+    from stateset_agents.traces.store import TraceStore
+
+    folder = Path(place)
+    if not place.startswith(("postgresql://", "postgres://")) and folder.is_dir():
+        place = str(folder / "traces.db")
+    return TraceStore(place, create=create)

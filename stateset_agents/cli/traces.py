@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from stateset_agents.cli.sources import open_store
+
 traces = typer.Typer(no_args_is_help=True, help="Look into recorded traces, prove and move them.")
 
 Place = Annotated[
@@ -17,7 +19,7 @@ def traces_list(store: Place, phase: str | None = None, limit: int = 20) -> None
     """The newest traces."""
     from stateset_agents.terminal import trace_table
 
-    with _store(store) as opened:
+    with open_store(store) as opened:
         trace_table(opened.newest(phase=phase, limit=limit), opened.count(phase))
 
 
@@ -26,7 +28,7 @@ def traces_show(store: Place, trace: str) -> None:
     """One conversation with its tool calls, tokens and outcome."""
     from stateset_agents.terminal import show_trace
 
-    with _store(store) as opened:
+    with open_store(store) as opened:
         show_trace(opened.get(trace))
 
 
@@ -39,7 +41,7 @@ def traces_export(
     """All traces as JSON lines or Parquet."""
     from stateset_agents.traces.transfer import export
 
-    with _store(store) as opened:
+    with open_store(store) as opened:
         count = export(opened, out, phase=phase)
     print(f"{count} traces in {out}")
 
@@ -51,7 +53,7 @@ def traces_import(
     """Put exported traces into a store, which is made where there is none."""
     from stateset_agents.traces.transfer import load
 
-    with _store(store, create=True) as opened:
+    with open_store(store, create=True) as opened:
         new, known = load(opened, file)
     print(
         f"{new} traces from {file}, {known} left out: there already, or their customers forgotten"
@@ -63,7 +65,7 @@ def traces_verify(store: Place) -> None:
     """Prove that every token is as it was recorded, and that adapters learned from tokens of the version named."""
     from stateset_agents.traces.verification import problems
 
-    with _store(store) as opened:
+    with open_store(store) as opened:
         found = 0
         for problem in problems(opened):
             found += 1
@@ -87,7 +89,7 @@ def traces_feedback(
     comment: str = "",
 ) -> None:
     """Attach what somebody said afterwards; `--reward` can pay for it (rewards/feedback.py)."""
-    with _store(store) as opened:
+    with open_store(store) as opened:
         count = opened.feedback(
             key, value, trace=trace, thread=thread, response=response, comment=comment
         )
@@ -99,7 +101,7 @@ def traces_forget(
     store: Place, customer: Annotated[str, typer.Option(help="Whose traces are erased.")]
 ) -> None:
     """Erase every trace of a customer, and name the adapters that learned from them."""
-    with _store(store) as opened:
+    with open_store(store) as opened:
         count, adapters = opened.forget(customer)
     print(f"{count} traces of {customer} erased")
     for adapter in adapters:
@@ -119,7 +121,7 @@ def traces_prune(
 
     if days is None and megabytes is None:
         raise BadInput("Expected --days, --megabytes or both, found neither.")
-    with _store(store) as opened:
+    with open_store(store) as opened:
         print(
             f"{opened.prune(days=days, megabytes=megabytes)} traces erased, {opened.count()} left"
         )
@@ -133,13 +135,70 @@ def traces_key() -> None:
     print(new_key().decode())
 
 
-def _store(place: str, *, create: bool = False) -> Any:
-    from stateset_agents.traces.store import TraceStore
+@traces.command("kpi")
+def traces_kpi(
+    store: Place,
+    by: Annotated[
+        str,
+        typer.Option(
+            help="intent, version, graph, status, persona, tier, locale, or '' for all as one."
+        ),
+    ] = "intent",
+    objective: Annotated[
+        list[str] | None, typer.Option(help="Only these; without it all that are told.")
+    ] = None,
+    ab: Annotated[
+        str | None,
+        typer.Option("--ab", help="The name of an A/B test: threads are halved by a hash of both."),
+    ] = None,
+    phase: str | None = None,
+) -> None:
+    """Business KPIs of a store with 95 % intervals, told apart by one thing; or the two halves of an A/B test."""
+    from rich.console import Console
+    from rich.table import Table
 
-    folder = Path(place)
-    if not place.startswith(("postgresql://", "postgres://")) and folder.is_dir():
-        place = str(folder / "traces.db")
-    return TraceStore(place, create=create)
+    from stateset_agents.errors import BadInput
+    from stateset_agents.kpi import KEYS, Tally, bucket
+    from stateset_agents.rewards.objectives import OBJECTIVES
+
+    names = objective or list(OBJECTIVES)
+    unknown = sorted(set(names) - OBJECTIVES.keys())
+    if unknown:
+        raise BadInput(
+            f"--objective: expected some of {', '.join(OBJECTIVES)}, found {unknown[0]!r}."
+        )
+    if by and by not in KEYS:
+        raise BadInput(f"--by: expected one of {', '.join(KEYS)}, found {by!r}.")
+    tally = Tally(names)
+    with open_store(store) as opened:
+        for trace in opened.traces(phase=phase):
+            group = bucket(trace.thread or trace.id, ab) if ab else KEYS[by](trace) if by else "all"
+            tally.add(group or "-", trace)
+    groups = tally.groups
+    title = f"A/B test {ab}" if ab else f"by {by}" if by else ""
+    table = Table("", *(f"{group} ({tally.count(group)})" for group in groups), title=title)
+    both = ab is not None and {"A", "B"} <= set(groups)
+    if both:
+        table.add_column("B - A")
+    for name in names:
+        row = [tally.kpi(group, name) for group in groups]
+        if all(kpi.mean is None for kpi in row):
+            continue
+        cells = [_kpi(kpi.mean, kpi.ci95) for kpi in row]
+        gap = tally.difference(name) if both else None
+        if both:
+            cells.append("-" if gap is None else _kpi(*gap))
+        table.add_row(f"{name}\n[dim]{OBJECTIVES[name].unit}", *cells)
+    Console().print(table)
+
+
+def _kpi(mean: float | None, ci95: tuple[float, float] | None) -> str:
+    if mean is None:
+        return "-"
+    digits = 3 if abs(mean) < 10 else 0
+    return f"{mean:.{digits}f}" + (
+        "" if ci95 is None else f"\n[dim]{ci95[0]:.{digits}f} to {ci95[1]:.{digits}f}"
+    )
 
 
 @traces.command("replay")
@@ -166,7 +225,7 @@ def traces_replay(
     from stateset_agents import replaying
     from stateset_agents.terminal import show_trace
 
-    with _store(store) as opened:
+    with open_store(store) as opened:
         found = opened.get(trace)
         before = list(opened.traces(thread=found.thread)) if found.thread else [found]
     change = None if swap is None else replaying.swap_of(swap)
@@ -214,7 +273,7 @@ def traces_proxy(
     from stateset_agents.traces.redaction import Redacted, Redactor
 
     port_is_free(host, port)
-    with _store(store, create=True) as opened, contextlib.suppress(KeyboardInterrupt):
+    with open_store(store, create=True) as opened, contextlib.suppress(KeyboardInterrupt):
         keeper = Redacted(opened, Redactor()) if redact else opened
         print(f"http://{host}:{port}/v1 passes to {to} and records into {store}", flush=True)
         asyncio.run(serve(Proxy(to, keeper, exact=exact), host=host, port=port))
@@ -260,7 +319,7 @@ def langsmith_import(
     if redact:
         redactor = Redactor()
         found = [redactor.trace(trace) for trace in found]
-    with _store(store, create=True) as opened:
+    with open_store(store, create=True) as opened:
         new, known = smith.store_all(opened, found)
     print(f"{new} traces, {known} were there already; all are text: LangSmith keeps no token ids")
 
@@ -276,6 +335,6 @@ def langsmith_export(
 
     from stateset_agents.traces.langsmith import upload
 
-    with _store(store) as opened:
+    with open_store(store) as opened:
         count = upload(opened, Client(), project, phase=phase)
     print(f"{count} traces in project {project}")

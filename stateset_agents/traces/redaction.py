@@ -31,7 +31,12 @@ BLOB = 2000
 """Characters of base64 in a row from which on a text is data, such as a picture's, in which nobody's phone is looked for."""
 # Every repetition has a bound, or begins where nothing like it is before: time is linear in the text.
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
-_CARD = re.compile(r"(?<![\d-])(?:\d[ -]?){12,18}\d(?![\d-])")
+_CARD = re.compile(r"(?<![\w-])(?:\d[ -]?){12,18}\d(?![\w-])(?! ?\d)")
+_ISSUER = re.compile(
+    r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|(?:6011|64[4-9]\d|65\d\d|35\d\d)\d{12}|"
+    r"3(?:0[0-5]|[68]\d)\d{11}|(?:50|5[6-9]|6[0-9])\d{10,17}|62\d{14,17}"
+)
+"""How the numbers of cards begin, by their issuers, and how long they are."""
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{2,4}){3,8}\b")
 _DIGITS = re.compile(r"(?:\d[\s()./+-]{0,4}){8}")
 _STREET = re.compile(
@@ -217,41 +222,83 @@ def _fernet(key: bytes) -> Any:
         raise BadInput(f"Expected a key of `traces key`, found: {error}") from None
 
 
+def personal(text: str) -> list[tuple[str, str]]:
+    """Personal data in a text, as pairs of a kind (email, card, iban, phone, address) and what stands there.
+
+    >>> personal("Mail ann@example.com, card 4111 1111 1111 1111.")
+    [('email', 'ann@example.com'), ('card', '4111 1111 1111 1111')]
+    """
+    return [(kind, text[start:end]) for start, end, kind in _found(text)]
+
+
 def _redacted(text: str) -> str:
     """A text without personal data.
 
     >>> _redacted("Mail ann@example.com, card 4111 1111 1111 1111, order W20417.")
     'Mail [email], card [card], order W20417.'
     """
-    if len(text) > BLOB:
-        parts = _BLOB.split(text)  # every second one is a blob
-        if len(parts) > 1:
-            return "".join(
-                part if number % 2 else _redacted(part) for number, part in enumerate(parts)
-            )
+    parts, end = [], 0
+    for start, stop, kind in _found(text):
+        parts += [text[end:start], f"[{kind}]"]
+        end = stop
+    return "".join((*parts, text[end:]))
+
+
+def _found(text: str) -> list[tuple[int, int, str]]:
+    """Where personal data is, in order; what is found first by kind is not found again as another."""
+    if len(text) > BLOB and (parts := _BLOB.split(text))[1:]:  # every second one is a blob
+        found, at = [], 0
+        for number, part in enumerate(parts):
+            if number % 2 == 0:
+                found += [(at + start, at + end, kind) for start, end, kind in _found(part)]
+            at += len(part)
+        return found
+    spans: list[tuple[int, int, str]] = []
+
+    def add(start: int, end: int, kind: str) -> None:
+        if all(end <= other or start >= stop for other, stop, _ in spans):
+            spans.append((start, end, kind))
+
     if "@" in text:
-        text = _EMAIL.sub("[email]", text)
+        for match in _EMAIL.finditer(text):
+            add(match.start(), match.end(), "email")
     if _DIGITS.search(text):
-        text = _CARD.sub(lambda m: "[card]" if _is_card(m[0]) else m[0], text)
-        text = _IBAN.sub(lambda m: "[iban]" if stdnum.iban.is_valid(m[0]) else m[0], text)
-        text = _without_phones(text)
-    return _STREET.sub("[address]", text)
+        for match in _CARD.finditer(text):
+            if _is_card(match[0]):
+                add(match.start(), match.end(), "card")
+        for match in _IBAN.finditer(text):
+            if stdnum.iban.is_valid(match[0]):
+                add(match.start(), match.end(), "iban")
+        for start, end in _phones(text):
+            add(start, end, "phone")
+    for match in _STREET.finditer(text):
+        add(match.start(), match.end(), "address")
+    return sorted(spans)
 
 
 _BLOB = re.compile(rf"([A-Za-z0-9+/=_-]{{{BLOB},}})")
 
 
 def _is_card(found: str) -> bool:
-    return bool(stdnum.luhn.is_valid(re.sub(r"\D", "", found)))
+    digits = re.sub(r"\D", "", found)
+    return bool(_ISSUER.fullmatch(digits) and stdnum.luhn.is_valid(digits))
 
 
-def _without_phones(text: str) -> str:
-    if not _DIGITS.search(text):
-        return text
+_NOBODYS = {
+    phonenumbers.PhoneNumberType.TOLL_FREE,
+    phonenumbers.PhoneNumberType.PREMIUM_RATE,
+    phonenumbers.PhoneNumberType.SHARED_COST,
+    phonenumbers.PhoneNumberType.UAN,
+}
+"""Kinds of numbers that belong to companies."""
+
+
+def _phones(text: str) -> list[tuple[int, int]]:
     found: dict[int, int] = {}
+    companies: set[int] = set()
     for region in REGIONS:
         for match in phonenumbers.PhoneNumberMatcher(text, region):
             found[match.start] = max(match.end, found.get(match.start, 0))
-    for start in sorted(found, reverse=True):
-        text = f"{text[:start]}[phone]{text[found[start] :]}"
-    return text
+            if phonenumbers.number_type(match.number) in _NOBODYS:
+                companies.add(match.start)
+    return sorted((start, end) for start, end in found.items() if start not in companies)

@@ -41,6 +41,7 @@ _END = f"{_RUN} ON CONFLICT(id) DO UPDATE SET {', '.join(f'{name} = excluded.{na
 _CALL = "INSERT INTO calls VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _TOOL = "INSERT INTO tools VALUES(?, ?, ?)"
 _DISCARD = "UPDATE calls SET discarded = 1 WHERE run = ? AND number = ?"
+_GRADE = "UPDATE runs SET reward = ?, score = ? WHERE id = ?"
 _GONE = "DELETE FROM runs WHERE id = ?"
 _FEEDBACK = "INSERT INTO feedback VALUES(?, ?, ?, ?, ?, ?)"
 _TRAINED = (
@@ -198,6 +199,12 @@ class TraceStore:
             return [(_END, tuple(row[name] for name in _COLUMNS))]
 
         return self._writer.put(rows, run=run)
+
+    def grade(self, run: str, score: Score | None) -> Written:
+        """Queue another score for a run, in the place of the one it has; None for none."""
+        value = None if score is None else score.value
+        told = None if score is None else json.dumps(score.model_dump(mode="json"))
+        return self._writer.put(lambda: [(_GRADE, (value, told, run))])
 
     def feedback(
         self, key: str, value: float, *, trace: str = "", thread: str = "", response: str = "",

@@ -1,0 +1,142 @@
+"""How far a reward can be trusted: its scores against outcomes that the shop verified."""
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stateset_agents.reward import Reward
+from stateset_agents.trace import Trace
+
+BINS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Over the traces that have a goal and could be scored."""
+
+    traces: int
+    unscored: int
+    successes: int
+    auc: float | None
+    """Chance that a success scores above a failure; a tie counts half. None where one kind is missing."""
+    accuracy: float | None
+    """At the threshold below; the most frequent kind alone would reach `majority`."""
+    threshold: float | None
+    majority: float
+    length_bias: float | None
+    """Correlation of score and words said, among traces of one outcome: 0 for a reward that does not look at length."""
+    position_bias: float | None
+    """Correlation of score and place in the group that it was given in; 0 for one that does not look at it."""
+    reliability: tuple[tuple[float, float, int], ...]
+    """Of the scores in bins: their mean, the share of successes, how many."""
+
+
+async def calibrate(reward: Reward, traces: Sequence[Trace], *, group: int = 8) -> Calibration:
+    """Score traces in groups of `group` and compare with their goals. Raises ValueError where none has a goal."""
+    judged = [trace for trace in traces if trace.goal_score is not None]
+    if not judged:
+        raise ValueError("Expected traces with a goal, found none.")
+    found: list[tuple[float, bool, int, int]] = []
+    unscored = 0
+    for start in range(0, len(judged), group):
+        part = judged[start : start + group]
+        for place, (trace, score) in enumerate(zip(part, await reward(part), strict=True)):
+            goal = trace.goal_score
+            if score is None or goal is None:
+                unscored += 1
+            else:
+                found.append((score.value, goal.success, len(trace.said.split()), place))
+    good = [value for value, success, _, _ in found if success]
+    bad = [value for value, success, _, _ in found if not success]
+    accuracy, threshold = _best(good, bad)
+    return Calibration(
+        traces=len(judged),
+        unscored=unscored,
+        successes=len(good),
+        auc=auc(good, bad),
+        accuracy=accuracy,
+        threshold=threshold,
+        majority=max(len(good), len(bad)) / max(1, len(found)),
+        length_bias=_within(found, 2),
+        position_bias=_within(found, 3),
+        reliability=_bins(found),
+    )
+
+
+async def drift(
+    one: Reward, other: Reward, traces: Sequence[Trace]
+) -> tuple[float | None, float | None]:
+    """How far two rewards, or two versions of a judge, are from each other: the correlation of their scores, and the mean of
+    `one` less `other`. None where they have too few traces in common."""
+    both = [
+        (a.value, b.value)
+        for a, b in zip(await one(traces), await other(traces), strict=True)
+        if a is not None and b is not None
+    ]
+    if not both:
+        return None, None
+    gap = math.fsum(a - b for a, b in both) / len(both)
+    return correlation([a for a, _ in both], [b for _, b in both]), gap
+
+
+def auc(good: Sequence[float], bad: Sequence[float]) -> float | None:
+    """Chance that one of `good` is above one of `bad` (Mann-Whitney); a tie counts half.
+
+    >>> auc([0.9, 0.5], [0.5, 0.1])
+    0.875
+    """
+    if not good or not bad:
+        return None
+    below = sorted(bad)
+    total = math.fsum(
+        (bisect.bisect_left(below, one) + bisect.bisect_right(below, one)) / 2 for one in good
+    )
+    return total / len(good) / len(bad)
+
+
+def correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Pearson's; None where one of them does not vary."""
+    if len(one) < 2:
+        return None
+    a, b = math.fsum(one) / len(one), math.fsum(other) / len(other)
+    both = math.fsum((x - a) * (y - b) for x, y in zip(one, other, strict=True))
+    spread = math.sqrt(
+        math.fsum((x - a) ** 2 for x in one) * math.fsum((y - b) ** 2 for y in other)
+    )
+    return both / spread if spread > 1e-12 else None
+
+
+def _best(good: Sequence[float], bad: Sequence[float]) -> tuple[float | None, float | None]:
+    if not good or not bad:
+        return None, None
+    above, below = sorted(good), sorted(bad)
+    every = len(good) + len(bad)
+
+    def right(threshold: float) -> float:
+        passed = len(above) - bisect.bisect_left(above, threshold)
+        return (passed + bisect.bisect_left(below, threshold)) / every
+
+    best = max(sorted({*good, *bad}), key=right)
+    return right(best), best
+
+
+def _within(found: Sequence[tuple[float, bool, int, int]], column: int) -> float | None:
+    """Correlation with a column among traces of one outcome, the mean of both by their number."""
+    total, weight = 0.0, 0
+    for outcome in (True, False):
+        rows = [row for row in found if row[1] == outcome]
+        told = correlation([row[0] for row in rows], [float(row[column]) for row in rows])
+        if told is not None:
+            total, weight = total + told * len(rows), weight + len(rows)
+    return total / weight if weight else None
+
+
+def _bins(found: Sequence[tuple[float, bool, int, int]]) -> tuple[tuple[float, float, int], ...]:
+    rows = sorted(found)
+    size = max(1, math.ceil(len(rows) / BINS))
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return tuple(
+        (math.fsum(r[0] for r in part) / len(part), sum(r[1] for r in part) / len(part), len(part))
+        for part in parts
+    )

@@ -1,0 +1,26 @@
+"""Disclosure: was the customer told what has to be told, with the amounts and dates that the tools gave?"""
+
+from stateset_agents.reward import About, EachTrace, Score
+from stateset_agents.rewards.words import from_customer, from_tools
+from stateset_agents.statements import specifics
+from stateset_agents.trace import Trace
+
+
+class DisclosureReward(EachTrace):
+    """The share of the goal's facts that were said, 0 where an amount, date or id was said that nobody gave. None where
+    nothing has to be told."""
+
+    name = "disclosure"
+    about = About(low=0.0, high=1.0, reads=("scenario", "messages", "tool_calls"))
+
+    def score(self, trace: Trace) -> Score | None:
+        goal = trace.scenario.goal if trace.scenario else None
+        if goal is None or not goal.facts:
+            return None
+        said = trace.said
+        wrong = specifics(said) - from_tools(trace) - from_customer(trace)
+        if wrong:
+            return Score(value=0.0, reason=f"nobody gave {', '.join(sorted(wrong)[:3])}")
+        missing = [fact.name for fact in goal.facts if not fact.said_in(said)]
+        told = 1 - len(missing) / len(goal.facts)
+        return Score(value=told, reason=f"not said: {', '.join(missing)}" if missing else "")

@@ -1,0 +1,75 @@
+"""Manner: repetition, padding, shouting, self-praise and words to the grader take away. Nothing here pays."""
+
+import re
+from collections import Counter
+
+from stateset_agents.reward import About, EachTrace, Score
+from stateset_agents.trace import Trace
+
+LONG = 70
+"""Words of one message from which on it is padded, unless it is full of facts."""
+_SENTENCE = re.compile(r"[^.!?\n]+[.!?\n]*")
+_WORD = re.compile(r"\w+")
+_PRAISES = re.compile(
+    r"\b(?:best|perfect|excellent|outstanding|flawless|ideal) (?:answer|response|reply|service|solution|support)\b|"
+    r"\b(?:beste|perfekte|ausgezeichnete|hervorragende)\w* (?:antwort|lösung|hilfe|service)\b|"
+    r"\b(?:la mejor|excelente|perfecta) (?:respuesta|solución|atención)\b|"
+    r"\b(?:la meilleure|excellente|parfaite) (?:réponse|solution|aide)\b|"
+    r"\b(?:a melhor|excelente|perfeita) (?:resposta|solução)\b|"
+    r"\bi (?:have |did )?(?:fully |completely |perfectly )(?:resolved|solved|helped|answered)\b"
+)
+_TO_GRADER = re.compile(
+    r"\b(?:10|5|100|ten|five)\s?(?:/|out of|von|sobre|sur|de)\s?(?:10|5|100|ten|five)\b|"
+    r"\b(?:score|rating|grade|reward|bewertung|punktzahl|puntuación|calificación|note|pontuação|nota)\b\s?(?:is|of|=|:|to)?\s?"
+    r"(?:10|100|1\.0|max\w*|full|highest|höchste|máxima|maximale)|"
+    r"\b(?:ignore|disregard) (?:all |any |the )?(?:previous|prior|above|other)\b|"
+    r"\b(?:system|evaluator|grader|judge|admin)\s?:|</?(?:system|score|answer|result|verdict)>"
+)
+
+
+class MannerReward(EachTrace):
+    """From -1 to 0; the parts name what it was."""
+
+    name = "manner"
+    about = About(low=-1.0, high=0.0, reads=("messages",))
+
+    def score(self, trace: Trace) -> Score | None:
+        parts = manner(
+            [str(m.get("content") or "") for m in trace.messages if m["role"] == "assistant"]
+        )
+        return Score(value=max(-1.0, sum(parts.values())), parts=parts, reason=", ".join(parts))
+
+
+def manner(said: list[str]) -> dict[str, float]:
+    """What is wrong with how messages are put, each from -1 to 0.
+
+    >>> manner(["Done. Done. Done. Done."])
+    {'repeated': -0.5}
+    """
+    text = "\n".join(said).lower()
+    found: dict[str, float] = {}
+    sentences = Counter(
+        s.strip() for one in said for s in _SENTENCE.findall(one.lower()) if s.strip()
+    )
+    if any(times > 1 for one in said for times in _repeats(one).values()):
+        again = sum(sentences.values()) - len(sentences)
+        found["repeated"] = -max(0.5 if again >= 2 else 0.3, again / sum(sentences.values()) / 2)
+    for one in said:
+        words = _WORD.findall(one)
+        facts = sum(any(c.isdigit() for c in word) for word in words)
+        if len(words) > LONG and facts < len(words) / 12:
+            found["padded"] = min(found.get("padded", 0.0), -min(1.0, 0.2 + len(words) / 1000))
+        capitals = [word for word in words if len(word) > 3 and word.isupper() and word.isalpha()]
+        if len(capitals) > 3 and len(capitals) > len(words) / 3:
+            found["shouted"] = -0.5
+    if _PRAISES.search(text):
+        found["praises itself"] = -0.3
+    if _TO_GRADER.search(text):
+        found["speaks to the grader"] = -1.0
+    return found
+
+
+def _repeats(one: str) -> Counter[str]:
+    """Sentences of one message, short ones left out, and how often each is there."""
+    sentences = (s.strip(" .!?\n").lower() for s in _SENTENCE.findall(one))
+    return Counter(s for s in sentences if s)

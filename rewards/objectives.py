@@ -1,0 +1,288 @@
+"""Business objectives: what a trace was worth to the shop, by definition, and several of them at once.
+
+    ObjectivesReward({"gross_margin": 0.5, "csat": 0.5})                    # a weighted sum of what each comes to
+    ObjectivesReward(("csat", "gross_margin"), how="lexicographic")         # margin only where CSAT ties
+    ObjectivesReward({"csat": 1.0}, limits={"refund_leakage": 0.0})         # a limit that may not be broken
+
+They read the trace's `books` (what the run did to the shop, in minor units), its goal, calls and feedback. One that has
+nothing to read is None, and so is the whole: half a score would favour what is hard to score.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stateset_agents.errors import BadInput
+from stateset_agents.reward import About, Score, checked_weight, scorable
+from stateset_agents.trace import Trace
+
+How = Literal["sum", "lexicographic", "gdpo"]
+FREE_TURNS = 2
+"""Customer turns that cost no satisfaction."""
+SLA = 2.0
+"""Seconds that a customer waits for a model call without minding."""
+TOKEN = 0.002
+"""Minor units that a sampled token costs to serve."""
+PERSON = 400.0
+"""Minor units that a hand-over to a person costs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A number of a trace, in a unit of its own; more is better."""
+
+    name: str
+    unit: str
+    scale: float
+    """What counts as much as 1 of another objective."""
+    meaning: str
+    of: Callable[[Trace], float | None]
+
+
+def _book(name: str) -> Callable[[Trace], float | None]:
+    return lambda trace: trace.books.get(name)
+
+
+def _resolved(trace: Trace) -> float | None:
+    said = [one.value for one in trace.feedback if one.key == "resolved"]
+    if said:
+        return float(said[-1] > 0)
+    goal = trace.goal_score
+    return None if goal is None else float(goal.success)
+
+
+def _first_contact(trace: Trace) -> float | None:
+    resolved = _resolved(trace)
+    if resolved is None:
+        return None
+    return resolved * float(not trace.books.get("escalations"))
+
+
+def _csat(trace: Trace) -> float | None:
+    """What the customer said, where they did (1 to 5); else how much of what they came for they got, were told, and
+    how long it took."""
+    said = [one.value for one in trace.feedback if one.key == "csat"]
+    if said:
+        return min(1.0, max(0.0, (said[-1] - 1) / 4))
+    goal = trace.goal_score
+    if goal is None:
+        return None
+    got = 1.0 if goal.success else 0.7 * goal.change_f1 * goal.facts_said
+    return max(0.0, got - 0.05 * max(0, trace.turns - FREE_TURNS))
+
+
+def _margin(trace: Trace) -> float | None:
+    books = trace.books
+    if not books:
+        return None
+    return books.get("revenue", 0.0) - books.get("cost_of_goods", 0.0) - books.get("refunded", 0.0)
+
+
+def _order_value(trace: Trace) -> float | None:
+    orders = trace.books.get("orders")
+    return None if not orders else trace.books["revenue"] / orders
+
+
+def _attached(trace: Trace) -> float | None:
+    orders = trace.books.get("orders")
+    return None if not orders else (trace.books["lines"] - orders) / orders
+
+
+def _cost(trace: Trace) -> float | None:
+    return -(TOKEN * trace.tokens_sampled + PERSON * trace.books.get("escalations", 0.0))
+
+
+def _fraud(trace: Trace) -> float | None:
+    if not trace.books:
+        return None
+    return -(5.0 * trace.books.get("fraud_missed", 0.0) + trace.books.get("held_wrongly", 0.0))
+
+
+def _in_time(trace: Trace) -> float | None:
+    taken = [call.seconds for call in trace.calls if call.seconds > 0]
+    return sum(seconds <= SLA for seconds in taken) / len(taken) if taken else None
+
+
+def _lifetime(trace: Trace) -> float | None:
+    """Margin now, and what a customer who is content comes back for."""
+    margin, csat = _margin(trace), _csat(trace)
+    return None if margin is None or csat is None else margin + 5000.0 * (csat - 0.5)
+
+
+def _negative(of: Callable[[Trace], float | None]) -> Callable[[Trace], float | None]:
+    def less(trace: Trace) -> float | None:
+        value = of(trace)
+        return None if value is None else -value
+
+    return less
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    one.name: one
+    for one in (
+        Objective("first_contact", "share", 1.0, "resolved, and not handed to a person", _first_contact),
+        Objective("csat", "0 to 1", 1.0, "what the customer said of it, or a proxy", _csat),
+        Objective("handling_time", "seconds", 60.0, "minus how long it took", lambda t: -t.seconds),
+        Objective("order_value", "minor units", 10_000.0, "revenue an order (AOV)", _order_value),
+        Objective("attach_rate", "lines", 1.0, "further lines an order", _attached),
+        Objective("gross_margin", "minor units", 10_000.0, "revenue less goods and refunds", _margin),
+        Objective("refund_leakage", "minor units", 5_000.0, "minus refunds that were not owed", _negative(_book("leaked"))),
+        Objective("cost_to_serve", "minor units", 500.0, "minus tokens and people", _cost),
+        Objective("sla", "share", 1.0, "model calls in time", _in_time),
+        Objective("fraud", "orders", 1.0, "minus missed fraud (5) and false alarms (1)", _fraud),
+        Objective("revenue", "minor units", 10_000.0, "what new orders bring", _book("revenue")),
+        Objective("conversion", "share", 1.0, "an order was placed", lambda t: None if not t.books else float(t.books.get("orders", 0) > 0)),
+        Objective("lifetime_value", "minor units", 10_000.0, "margin, and the worth of coming back", _lifetime),
+        Objective("inventory_age", "item days", 500.0, "how old what was sold had grown", _book("aged_days")),
+        Objective("discount", "minor units", 5_000.0, "minus what was taken off prices", _negative(_book("discounted"))),
+    )
+}  # fmt: skip
+
+PRESETS: Mapping[str, Mapping[str, float]] = {
+    "service": {"csat": 0.5, "first_contact": 0.3, "cost_to_serve": 0.1, "refund_leakage": 0.1},
+    "sales": {"gross_margin": 0.4, "csat": 0.3, "conversion": 0.2, "cost_to_serve": 0.1},
+    "returns": {"csat": 0.5, "refund_leakage": 0.4, "cost_to_serve": 0.1},
+    "fulfilment": {"csat": 0.7, "first_contact": 0.2, "cost_to_serve": 0.1},
+    "pricing": {"first_contact": 0.6, "csat": 0.3, "cost_to_serve": 0.1},
+    "risk": {"fraud": 0.7, "first_contact": 0.2, "cost_to_serve": 0.1},
+}
+"""Weights for each of the agents, to start from."""
+
+
+class ObjectivesReward:
+    """Several objectives as one number; the parts hold each in its own unit.
+
+    `sum`: weights times value over scale. `gdpo`: each normalised within the group by its own mean and deviation before it
+    is weighted, so that none drowns another (GDPO, arXiv 2601.05242, eq. 4-6). `lexicographic`: the place in the group, by the
+    first objective, then the next; from 0 to 1. `limits` are least values: what falls below one costs its shortfall, over
+    the scale, and at least 1, whatever else was reached.
+    """
+
+    name = "objectives"
+
+    def __init__(
+        self, weights: Mapping[str, float] | Sequence[str], *, how: How = "sum",
+        limits: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
+        given = dict(weights) if isinstance(weights, Mapping) else dict.fromkeys(weights, 1.0)
+        self.limits = dict(limits or {})
+        unknown = sorted({*given, *self.limits} - OBJECTIVES.keys())
+        if unknown or not given:
+            raise BadInput(
+                f"objectives: expected some of {', '.join(OBJECTIVES)}, found "
+                f"{unknown[0] if unknown else 'none'!r}."
+            )
+        self.weights = {name: checked_weight(weight, name) for name, weight in given.items()}
+        self.how = how
+        self.about = About(
+            version="1",
+            reads=("books", "scenario", "feedback", "messages", "model_calls"),
+            compares=how != "sum",
+        )
+
+    async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
+        found = [self._values(trace) for trace in traces]
+        known = [values for values in found if values is not None]
+        totals = iter(self._combined(known))
+        return [
+            None
+            if values is None
+            else Score(value=next(totals) + self._penalty(values), parts=values)
+            for values in found
+        ]
+
+    def _values(self, trace: Trace) -> dict[str, float] | None:
+        if not scorable(trace):
+            return None
+        values = {name: OBJECTIVES[name].of(trace) for name in {**self.weights, **self.limits}}
+        whole = {name: value for name, value in values.items() if value is not None}
+        return whole if len(whole) == len(values) else None
+
+    def _combined(self, found: Sequence[Mapping[str, float]]) -> list[float]:
+        if self.how == "sum":
+            return [sum(self._scaled(values).values()) for values in found]
+        if self.how == "gdpo":
+            return self._normalised(found)
+        ranks = [tuple(round(values[name], 9) for name in self.weights) for values in found]
+        places = {rank: place for place, rank in enumerate(sorted(set(ranks)))}
+        return [places[rank] / max(1, len(places) - 1) for rank in ranks]
+
+    def _scaled(self, values: Mapping[str, float]) -> dict[str, float]:
+        return {n: w * values[n] / OBJECTIVES[n].scale for n, w in self.weights.items()}
+
+    def _normalised(self, found: Sequence[Mapping[str, float]]) -> list[float]:
+        totals = [0.0] * len(found)
+        for name, weight in self.weights.items():
+            column = [values[name] for values in found]
+            mean = math.fsum(column) / max(1, len(column))
+            spread = math.sqrt(math.fsum((v - mean) ** 2 for v in column) / max(1, len(column)))
+            if spread > 1e-9:
+                for place, value in enumerate(column):
+                    totals[place] += weight * (value - mean) / spread
+        return totals
+
+    def _penalty(self, values: Mapping[str, float]) -> float:
+        short = (
+            (least - values[name]) / OBJECTIVES[name].scale for name, least in self.limits.items()
+        )
+        return -sum(max(1.0, gap) for gap in short if gap > 0)
+
+
+class FairnessReward:
+    """Minus how far the offers that a customer's group gets are from everybody's: |mean of the group - mean of all|, of
+    what was taken off prices, over the scale of `discount`. None where no group is known."""
+
+    name = "fairness"
+    about = About(high=0.0, reads=("books", "segment"), compares=True)
+
+    def __init__(self, segment: str = "tier") -> None:
+        self.segment = segment
+
+    async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
+        offered = [
+            trace.books.get("discounted", 0.0) if scorable(trace) and trace.books else None
+            for trace in traces
+        ]
+        groups = [trace.segment.get(self.segment) for trace in traces]
+        known = [(g, o) for g, o in zip(groups, offered, strict=True) if g and o is not None]
+        if not known:
+            return [None] * len(traces)
+        everybody = math.fsum(o for _, o in known) / len(known)
+        gaps = {}
+        for group in {g for g, _ in known}:
+            mine = [o for g, o in known if g == group]
+            gaps[group] = abs(math.fsum(mine) / len(mine) - everybody)
+        scale = OBJECTIVES["discount"].scale
+        return [
+            Score(value=-gaps[group] / scale, parts={str(group): gaps[group]})
+            if group and offer is not None
+            else None
+            for group, offer in zip(groups, offered, strict=True)
+        ]
+
+
+def told(text: str) -> ObjectivesReward:
+    """`objectives:csat=0.5,gross_margin=0.5`, `objectives:sales` (a preset), `objectives:lexicographic:csat,gross_margin`.
+
+    Raises BadInput with what was expected.
+    """
+    _, _, rest = text.partition(":")
+    how, _, after = rest.partition(":")
+    ways: dict[str, How] = {"sum": "sum", "lexicographic": "lexicographic", "gdpo": "gdpo"}
+    way, names = (ways[how], after) if how in ways else ("sum", rest)
+    if names in PRESETS:
+        return ObjectivesReward(PRESETS[names], how=way)
+    weights = {}
+    for part in filter(None, names.split(",")):
+        name, _, weight = part.partition("=")
+        try:
+            weights[name.strip()] = float(weight) if weight else 1.0
+        except ValueError:
+            raise BadInput(
+                f"--reward: expected objectives:NAME=WEIGHT,…, found {part!r} in {text!r}."
+            ) from None
+    try:
+        return ObjectivesReward(weights, how=way)
+    except ValueError as error:
+        raise BadInput(f"--reward: {error}") from None
