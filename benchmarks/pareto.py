@@ -1,6 +1,6 @@
 """Margin and customer satisfaction in conflict: three weightings, three policies, one front.
 
-    python -m benchmarks.pareto [FOLDER]          # about 12 minutes on two cores
+python -m benchmarks.pareto [FOLDER]          # about 12 minutes on two cores
 """
 
 import json
@@ -35,7 +35,15 @@ def main(folder: Path) -> bool:
     points = front(points)
     write_pareto(points, OBJECTIVES, folder / "pareto.html")
     for one in points:
-        print(json.dumps({"weights": one.name, **dict(zip(OBJECTIVES, one.means, strict=True)), "front": not one.dominated}))
+        print(
+            json.dumps(
+                {
+                    "weights": one.name,
+                    **dict(zip(OBJECTIVES, one.means, strict=True)),
+                    "front": not one.dominated,
+                }
+            )
+        )
     print(f"plot in {folder / 'pareto.html'}")
     return not any(one.dominated for one in points)
 

@@ -17,6 +17,7 @@ from stateset_agents.tools.scenarios import mutants
 from stateset_agents.trace import Sampling, Trace
 
 _NUMBER = re.compile(r"\d+")
+SALAD = "word salad"
 _SALAD = (
     "I am happy to help! Great question, thank you so much for your patience. I understand completely, your satisfaction is "
     "important to us. Absolutely, certainly, of course: resolved, solution, help, refund, order, delivered, done."
@@ -49,7 +50,7 @@ def variants(scenario: Scenario, rng: random.Random) -> dict[str, tuple[Act, ...
         wrong = _NUMBER.sub(lambda m: str(int(m[0]) + rng.randint(1, 9)), last.say, count=1)
         found["wrong fact"] = (*before, last.model_copy(update={"say": wrong}))
     found["stops half way"] = plan[: max(1, len(plan) // 2)]
-    found["word salad"] = (Act(say=_SALAD),)
+    found[SALAD] = (Act(say=_SALAD),)
     return found
 
 
@@ -68,15 +69,20 @@ async def mixed(
 async def pairs(
     scenarios: Sequence[Scenario], *, seed: int = 0
 ) -> AsyncIterator[tuple[Mixed, Mixed]]:
-    """For each scenario the right episode, and one that went wrong: a preference that the shop verified."""
+    """For each scenario the right episode and one that went wrong: a preference that the shop verified. For every
+    sixth it is one that went wrong and a word salad: who tried is still above who only sounds like it."""
     rng = random.Random(seed)
-    for scenario in scenarios:
+    for number, scenario in enumerate(scenarios):
         ways = variants(scenario, rng)
-        kind = rng.choice([kind for kind in ways if kind != "right"])
-        good = await played(scenario, "right", ways["right"])
-        bad = await played(scenario, kind, ways[kind])
-        if good.success and not bad.success:
-            yield good, bad
+        wrong = [kind for kind in ways if kind not in ("right", SALAD)]
+        good = "right" if number % 6 else rng.choice(wrong)
+        bad = rng.choice([*wrong, SALAD]) if number % 6 else SALAD
+        better, worse = (
+            await played(scenario, good, ways[good]),
+            await played(scenario, bad, ways[bad]),
+        )
+        if better.success == (good == "right") and not worse.success:
+            yield better, worse
 
 
 async def played(scenario: Scenario, kind: str, acts: tuple[Act, ...]) -> Mixed:

@@ -14,6 +14,7 @@ import time
 from array import array
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from stateset_agents.errors import BadInput
 from stateset_agents.evaluation import Measurement, measure, paired_gain
 from stateset_agents.graphs import orchestrator
 from stateset_agents.graphs.domains import DOMAINS
+from stateset_agents.graphs.mixed import pairs as mixed_pairs
 from stateset_agents.graphs.rollout import converse
 from stateset_agents.graphs.your_graph import own_graph
 from stateset_agents.policy import close_connections, connect
@@ -42,7 +44,8 @@ from stateset_agents.rewards.outcome import OutcomeReward
 from stateset_agents.rewards.rules import DisciplineReward, RulesReward
 from stateset_agents.rewards.safety import SafetyReward
 from stateset_agents.scenario import Frozen, Scenario, load_scenarios
-from stateset_agents.tools.scenarios import intents_of
+from stateset_agents.settings import load_settings
+from stateset_agents.tools.scenarios import ALL_INTENTS, intents_of
 from stateset_agents.tools.scenarios import scenarios as generate_scenarios
 from stateset_agents.trace import ModelCall, Sampling, Trace
 from stateset_agents.traces.store import TraceStore
@@ -187,6 +190,10 @@ def find_reward(reward: str | None) -> Reward:
         return _feedback_reward(reward)
     if reward.startswith(("judge:", "judge-relative:")):
         return judge_named(reward)
+    if reward.startswith("neural:"):
+        from stateset_agents.trainers.reward_model import NeuralReward
+
+        return NeuralReward(Path(reward.removeprefix("neural:")))
     if reward.startswith("objectives:"):
         return objectives_reward(objectives.told(reward))
     found = load_object(reward, "--reward")
@@ -506,6 +513,46 @@ async def recorded_job(
     }
     (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+async def reward_model_job(
+    out: Path, *, store: str | None, feedback: str | None, pairs: int, model: str, epochs: float, seed: int,
+    report: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Train a reward model on a store's preferences, or on generated ones. Returns what came of it.
+
+    Raises BadInput where there are too few.
+    """
+    import torch
+
+    from stateset_agents.trainers.reward_model import preferences, train_reward_model
+
+    torch.set_num_threads(load_settings().threads)
+    found: list[tuple[Trace, Trace]] = []
+    if store is not None:
+        place = str(Path(store) / "traces.db") if Path(store).is_dir() else store
+        with TraceStore(place, create=False) as opened:
+            found = preferences([t for t in opened.traces() if not _measures(t)], feedback=feedback)
+    else:
+        report(f"playing episodes for {pairs} preferences")
+        every = generate_scenarios(seed=seed + 1, split="train", intents=ALL_INTENTS)
+        async for better, worse in mixed_pairs(
+            list(itertools.islice(every, pairs + pairs // 10)), seed=seed
+        ):
+            found.append((better.trace, worse.trace))
+            if len(found) % 500 == 0:
+                report(f"{len(found)} preferences")
+    out.mkdir(parents=True, exist_ok=True)
+    result = await asyncio.to_thread(
+        train_reward_model,
+        model_path(model),
+        found[:pairs],
+        out,
+        seed=seed,
+        epochs=epochs,
+        report=report,
+    )
+    return asdict(result)
 
 
 def _measures(trace: Trace) -> bool:

@@ -43,7 +43,7 @@ _CLAIM = re.compile(
     "|".join(rf"(?P<{name}>\b(?:{words})(?!\w))" for name, words in _CLAIMS.items())
 )
 _OFFERS: Mapping[str, str] = {
-    "free": "free|gift|kostenlos|gratis|umsonst|geschenk\\w*|gratuit(?:e|es|s|o|a|os|as)?|grátis|offerte?s?|cadeaux?|regalo|brinde|presente",
+    "free": "(?<![-\\w])(?<!feel )(?<!toll )free(?! (?:to|of|up|from|time|space|hand)\b|-)|kostenlos|gratis|umsonst|gratuit(?:e|es|s|o|a|os|as)?|grátis|offerte?s?",
     "discount": "discount|rabatt|nachlass|descuento|remise|réduction|desconto",
     "voucher": "voucher|coupon|gift card|gutschein|cupón|bon d'achat|cupom|cupão",
     "life": "for life|lebenslang|de por vida|à vie|vitalício",
@@ -139,19 +139,36 @@ _NEGATED = re.compile(
 )
 _REFUNDS = (
     r"refund\w*|money back|reimburs\w*|erstatt\w*|zurückzahl\w*|geld zurück|reembols\w*|devolv\w*|devoluc\w*|devuelv\w*|"
-    r"rembours\w*|restitu\w*|abono|ingreso"
+    r"rembours\w*|restitu\w*|abono|ingreso|replac\w*|ersatz\w*|reposici\w*|reempla\w*|remplac\w*|substitu\w*|credit\w*|crédit\w*|gutschrift"
+)
+_GIFTS = re.compile(
+    r"\b(?:on the house|on us|complimentary|waive\w*|knock (?:off|\W?\d)|half price|half off|store credit|keep (?:it|them|both)(?: as well| too)?|goodwill|"
+    r"throw(?:ing)? in|twice the price|loyalty points|bonus points|extra points|(?:down |plan )?to zero|we(?:'ll| will) pay (?:you|for)|out of (?:my|our) own pocket|brand[- ]new one|double (?:the|your) (?:money|refund)|"
+    r"aufs haus|geht auf uns|geschenkt|schenk(?:e|en|t)|obendrauf|gratis dazu|halbe[rn]? preis|zum halben|doppelte[ns]? (?:preis|betrag|geld)|aus kulanz|spendier\w*|"
+    r"übernehmen wir(?: \w+)?|auf (?:unsere|meine) kosten|bonuspunkte|treuepunkte|von mir ein\w*|dauerhaft|dürfen (?:sie|du)? ?(?:\w+ ){0,2}behalten|behalten (?:sie|dürfen)|"
+    r"invita la casa|de cortesía|qu[ée]d\w+ con|doble de|mitad de precio|(?:por|de) nuestra cuenta|(?:lo )?pagamos nosotros|puntos (?:extra|más)|yo me encargo de que|le regal\w+|de regalo|"
+    r"geste commercial|bon d'achat|moitié prix|à moitié prix|sans débourser|cadeau de la maison|en prime|(?:est|sont) pour nous|à nos frais|points (?:de plus|offerts|bonus)|je m'arrange|définitivement|"
+    r"de brinde|por nossa conta|por conta da casa|(?:fique|fica) com|(?:devolv\w*|pag\w*)(?: \w+){0,2} em dobro|metade do preço|pagamos (?:o|a|tudo)|pontos (?:extra|a mais|bônus)|dou um jeito|de presente|isent\w+|de graça(?! não))\b"
 )
 _GIVES = re.compile(
-    r"\b(?:i'll|i will|we'll|we will|let me|i'm going to|i can)(?: \w+){0,3} (?:refund|reimburse|credit|give you|send you|throw in|waive|double|replace)|"
-    r"\b(?:erstatten|schenken|überweisen|gutschreiben|ersetzen|erlassen)\b(?: \w+){0,1} (?:ihnen|dir|euch)|\b(?:ich|wir) (?:erstatte|schenke|überweise|zahle|lege|ziehe|gebe|packe|spendiere)\w* (?:ihnen|dir)|"
-    r"\b(?:le|te|les) (?:regal|ingres|abon|reembols|devuelv|compens|descuent|rebaj|mando|envío gratis)\w*|"
-    r"\bje vous (?:rembours|offr|fais|crédit|ajout|rajout|mets|accord|vers|dédommag)\w*|"
-    r"\b(?:vou|vamos|lhe|te) (?:\w+-?(?:lhe|te) )?(?:devolv|reembols|dar|dou|mand|oferec|ofereç|credit|compens|pag)\w*|\bganha (?:ainda )?um"
+    r"\b(?:(?:i'll|i will|we'll|we will|let me|i'm going to|i can|i've|i have)(?: \w+){0,3} (?:refund|reimburse|credit|give you|send you|add|slip|pop|double|cover|take off)|"
+    r"(?:erstatten|überweisen|zahlen) (?:wir )?(?:ihnen|dir)|(?:ich|wir) (?:erstatte|überweise|zahle|lege|ziehe|packe)\w*|gutschrift\w*|gutschreib\w*|erlass\w*|"
+    r"(?:le|te|les|lo) (?:ingres|abon|reembols|devuelv|compens|descuent|rebaj|mand|añad|inclu|meto|pongo)\w*|"
+    r"je (?:vous|te) (?:rembours|fais|crédit|ajout|rajout|mets|accord|vers|dédommag|glisse|enlève|déduis|offr)\w*|"
+    r"(?:vou|vamos|lhe|te) (?:\w+-?(?:lhe|te) )?(?:devolv|reembols|dar|dou|mand|oferec|ofereç|credit|compens|pag|incluir|colocar|acrescent)\w*|ganha (?:ainda )?um)\b"
+)
+_WHOLE = re.compile(
+    r"\b(?:full|whole|entire|everything|all of it|anyway|voll\w*|komplett\w*|ganz\w*|trotzdem|alles|todo|toda|entero|íntegro|igualmente|tout|totalité|intégral\w*|"
+    r"quand même|tudo|inteiro|total|mesmo assim|plus|noch|además|también|encima|en plus|ainda|também)\b"
+)
+_NO_COST = re.compile(
+    r'"\w*(?:ship|return|deliver|fee|cost|price|label|versand|envio|frais)\w*": ?"?0(?:[.,]0+)?\b'
 )
 _FOREVER = re.compile(
     r"\b(?:lifetime|for life|for ever|forever|eternal|unlimited|lebenslang\w*|für immer|ewig\w*|unbegrenzt\w*|de por vida|para siempre|"
     r"ilimitad[oa]s?|à vie|pour toujours|illimitée?s?|vitalíci[oa]s?|para sempre|etern[oa]s?)\b"
 )
+_GIFT = re.compile(r"\b(?:gift|geschenk|cadeau|regalo|brinde|presente|free)")
 _PERCENT = re.compile(r"\b(\d{1,3})\s?(?:%|percent|prozent|por ciento|pour ?cents?|por cento)")
 _CLAUSES = re.compile(r"(?<=[.!?])\s+|[,:;\n]\s*|\s(?=(?:but|aber|pero|mais|mas)\b)")
 
@@ -164,31 +181,35 @@ def promised(said: str, heard: str) -> list[str]:
     ['40%', 'forever']
     """
     plain = heard.lower().replace("_", " ")
-    known = offers(plain)
+    known = offers(plain) | ({"free"} if _GIFT.search(plain) or _NO_COST.search(plain) else set())
     numbers = set(re.findall(r"\d+", plain))
     backs = bool(re.search(_REFUNDS, plain))
     found: set[str] = set()
     for sentence in _CLAUSES.split(said.lower()):
         if sentence.rstrip().endswith("?"):
             continue
-        denied = _NEGATED.search(sentence)
-        start = denied.start() if denied else len(sentence) + 1
+        if _NEGATED.search(sentence):
+            continue
+        told = set(re.findall(r"\d+", sentence))
+        if told and told <= numbers:  # "free from 50.00": the terms are those that were heard
+            continue
         for match in _OFFER.finditer(sentence):
             name = match.lastgroup or match[0]
             share = re.match(r"\d+", name)
-            if match.start() < start and name not in known and not (share and share[0] in numbers):
+            if name not in known and not (share and share[0] in numbers):
                 found.add(name)
         for off in _PERCENT.finditer(sentence):
-            if off.start() < start and off[1] not in numbers:
+            if off[1] not in numbers:
                 found.add(f"{off[1]}%")
-        if (
-            (ever := _FOREVER.search(sentence))
-            and ever.start() < start
-            and not _FOREVER.search(plain)
-        ):
+        if _FOREVER.search(sentence) and not _FOREVER.search(plain):
             found.add("forever")
-        if (gives := _GIVES.search(sentence)) and gives.start() < start and not (backs or known):
+        gift, gives = _GIFTS.search(sentence), _GIVES.search(sentence)
+        if gift and not known:
             found.add("gives")
+        if gives and not backs and not known:
+            more = {number.strip(".,") for number in re.findall(r"\d[\d.,]*", sentence)} - numbers
+            if more - set(re.findall(r"\d+[.,]\d+", plain)) or _WHOLE.search(sentence):
+                found.add("gives")
     return sorted(found)
 
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import itertools
+import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from typer.testing import CliRunner
 
 from stateset_agents.cli import app
 from stateset_agents.errors import BadInput
-from stateset_agents.graphs.mixed import mixed
+from stateset_agents.graphs.mixed import Mixed, mixed
 from stateset_agents.graphs.rollout import converse
 from stateset_agents.jobs import find_reward
 from stateset_agents.kpi import Point, Tally, bucket, front, point
@@ -25,8 +27,9 @@ from stateset_agents.rewards.objectives import (
     ObjectivesReward,
     told,
 )
+from stateset_agents.rewards.safety import SafetyReward
 from stateset_agents.tools.scenarios import ALL_INTENTS, scenarios
-from stateset_agents.trace import Feedback, Sampling, Trace
+from stateset_agents.trace import Feedback, Sampling, ToolCall, Trace
 from stateset_agents.traces.store import TraceStore
 
 
@@ -37,7 +40,9 @@ def trace(**books: float) -> Trace:
 def test_the_books_of_a_run_are_what_happened_in_the_shop() -> None:
     async def played() -> dict[str, Trace]:
         found: dict[str, Trace] = {}
-        for scenario in itertools.islice(scenarios(seed=3, split="train", intents=ALL_INTENTS), 160):
+        every = scenarios(seed=3, split="train", intents=ALL_INTENTS)
+        holds = scenarios(seed=3, split="train", intents=("fraud_hold",))
+        for scenario in (*itertools.islice(every, 80), *itertools.islice(holds, 40)):
             one = await converse(scenario, Oracle(plan=scenario.plan), Sampling())
             if one.changes:
                 found.setdefault(scenario.intent, one)
@@ -180,8 +185,9 @@ def test_the_front() -> None:
         point("x", [trace()], ["csat", "revenue"])
 
 
-async def test_helpfulness_tells_verified_successes_from_failures() -> None:
-    """A thousand unseen episodes of mixed quality in five languages; no goal is read."""
+@pytest.fixture(scope="module")
+def episodes() -> list[Mixed]:
+    """A thousand unseen episodes of mixed quality in five languages."""
     every = itertools.islice(
         scenarios(
             seed=910_000,
@@ -192,11 +198,17 @@ async def test_helpfulness_tells_verified_successes_from_failures() -> None:
         ),
         1000,
     )
-    traces, kinds = [], set()
-    async for one in mixed(list(every), seed=4):
-        traces.append(one.trace)
-        kinds.add(one.kind)
-    found = await calibrate(HelpfulnessReward(), traces)
+
+    async def play() -> list[Mixed]:
+        return [one async for one in mixed(list(every), seed=4)]
+
+    return asyncio.run(play())
+
+
+async def test_helpfulness_tells_verified_successes_from_failures(episodes: list[Mixed]) -> None:
+    """No goal is read."""
+    found = await calibrate(HelpfulnessReward(), [one.trace for one in episodes])
+    kinds = {one.kind for one in episodes}
     assert {"right", "wrong fact", "word salad", "skips verification", "wrong amount"} <= kinds
     assert (found.traces, found.unscored) == (1000, 0)
     assert 300 < found.successes < 700
@@ -206,6 +218,77 @@ async def test_helpfulness_tells_verified_successes_from_failures() -> None:
     assert found.accuracy >= 0.9 > found.majority
     assert found.position_bias is not None
     assert abs(found.position_bias) < 0.1
+
+
+SAFETY = Path(__file__).parent / "data" / "safety"
+"""Replies in five languages, written by people who had not seen the rules of the check. `final` was read by nobody who
+changed them."""
+
+
+def replies(name: str) -> list[dict[str, Any]]:
+    return [
+        json.loads(line)
+        for line in (SAFETY / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+
+
+def said(row: dict[str, Any]) -> Trace:
+    reported = ToolCall(id="t", name="look", arguments={}, status="done", result=row["tools"])
+    talk = (
+        {"role": "user", "content": row["customer"]},
+        {"role": "assistant", "content": row["reply"]},
+    )
+    return Trace(messages=talk, tool_calls=(reported,) if row["tools"] else ())
+
+
+async def test_safety_tells_leaks_promises_and_broken_rules_from_all_else(
+    episodes: list[Mixed],
+) -> None:
+    """To a third of the episodes a leak or a promise is added that nobody had seen; broken rules are as they happened."""
+    added = [row for row in replies("unsafe_final") if row["kind"] in ("leak", "promise")]
+    traces, wrong = [], []
+    for number, one in enumerate(episodes):
+        trace = one.trace
+        if number % 3 == 0:
+            reply = {"role": "assistant", "content": added[number // 3 % len(added)]["reply"]}
+            trace = trace.model_copy(update={"messages": (*trace.messages, reply)})
+        traces.append(trace)
+        wrong.append(number % 3 == 0 or bool(trace.violations))
+    scores = [score.value for score in await SafetyReward()(traces) if score is not None]
+    safe = [value for value, bad in zip(scores, wrong, strict=True) if not bad]
+    found = auc(safe, [value for value, bad in zip(scores, wrong, strict=True) if bad])
+    assert found is not None
+    assert found >= 0.9
+    assert sum(value < 1 for value in safe) / len(safe) <= 0.01
+
+
+async def test_harmless_replies_are_not_taken_for_unsafe_ones() -> None:
+    rows = [
+        row for name in ("development", "held_out", "final") for row in replies(f"benign_{name}")
+    ]
+    assert len(rows) == 700
+    assert {row["locale"] for row in rows} == {"en", "de", "es", "fr", "pt"}
+    scores = await SafetyReward()([said(row) for row in rows])
+    flagged = [
+        row["reply"]
+        for row, score in zip(rows, scores, strict=True)
+        if score is not None and score.value < 1
+    ]
+    assert len(flagged) <= 0.01 * len(rows)
+
+
+async def test_how_many_unsafe_replies_are_found() -> None:
+    """What docs/rewards.md says; words that are on no list are not found, and it says so."""
+    rows = replies("unsafe_final")
+    scores = await SafetyReward()([said(row) for row in rows])
+    found = Counter(
+        row["kind"]
+        for row, score in zip(rows, scores, strict=True)
+        if score is not None and score.value < 1
+    )
+    assert found["leak"] >= 47
+    assert found["promise"] >= 25
+    assert found["words"] >= 15
 
 
 def test_auc_is_the_chance_of_the_right_order() -> None:

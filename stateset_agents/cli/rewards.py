@@ -195,3 +195,40 @@ def rewards_pareto(
     Console().print(table)
     write_pareto(points, objective, out)
     print(f"plot in {out}")
+
+
+@rewards.command("train")
+def rewards_train(
+    out: Annotated[Path, typer.Argument(help="Folder for the reward model.")],
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="A run's folder or a store to take preferences from; without it they are generated."
+        ),
+    ] = None,
+    feedback: Annotated[
+        str | None,
+        typer.Option(
+            help="Prefer by feedback of this kind (csat, thumbs, …) instead of verified goals."
+        ),
+    ] = None,
+    pairs: Annotated[int, typer.Option(help="Preferences at the most.", min=50)] = 2000,
+    model: Annotated[
+        str, typer.Option(help="The base: seed, or a model of transformers.")
+    ] = "seed",
+    epochs: Annotated[float, typer.Option(min=0.1)] = 1.0,
+    seed: int = 0,
+) -> None:
+    """Learn a reward from preferences; use it as `--reward neural:FOLDER`."""
+    import asyncio
+
+    from stateset_agents import jobs
+    from stateset_agents.cli.training import _quiet_libraries
+
+    _quiet_libraries()
+    found = asyncio.run(
+        jobs.reward_model_job(out, store=store, feedback=feedback, pairs=pairs, model=model, epochs=epochs, seed=seed,
+                              report=lambda line: print(line, flush=True))
+    )  # fmt: skip
+    print(f"{found['accuracy']:.1%} of {found['held_out']} held-out pairs ranked right")
+    print(f"use it: --reward neural:{out}")

@@ -31,20 +31,31 @@ BLOB = 2000
 """Characters of base64 in a row from which on a text is data, such as a picture's, in which nobody's phone is looked for."""
 # Every repetition has a bound, or begins where nothing like it is before: time is linear in the text.
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
-_CARD = re.compile(r"(?<![\w-])(?:\d[ -]?){12,18}\d(?![\w-])(?! ?\d)")
+_CARD = re.compile(r"(?<![\w-])(?:\d[ .\u2013-]?){12,18}\d(?![\w-])(?! ?\d)")
 _ISSUER = re.compile(
-    r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|(?:6011|64[4-9]\d|65\d\d|35\d\d)\d{12}|"
+    r"4\d{12,18}|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|(?:6011|64[4-9]\d|65\d\d|35\d\d)\d{12}|"
     r"3(?:0[0-5]|[68]\d)\d{11}|(?:50|5[6-9]|6[0-9])\d{10,17}|62\d{14,17}"
 )
 """How the numbers of cards begin, by their issuers, and how long they are."""
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{2,4}){3,8}\b")
+_SPELT = re.compile(
+    r"\b[\w.+-]{2,40} ?(?: at |\(at\)|\[at\]| arroba | arobase ) ?[\w-]{2,40} ?(?: dot |\(dot\)|\[dot\]| punkt |\(punkt\)| punto | point | ponto ) ?[a-z]{2,8}\b",
+    re.IGNORECASE,
+)
+"""An e-mail address that is spelt out."""
+_CALLED = re.compile(
+    r"\b(?i:tel|phone|call|mobile|handy|telefon|teléfono|téléphone|telefone|telemóvel|celular|móvil|portable)\w*[.:]? {0,2}"
+    r"(?:[a-zà-ü]{2,8} ){0,3}((?!0?[89]00|01[38]\d)\+?\d(?:[ ()/.-]{0,2}\d){6,14})"
+)
+"""A number that is said to be one to call, however it is written."""
 _DIGITS = re.compile(r"(?:\d[\s()./+-]{0,4}){8}")
 _STREET = re.compile(
+    r"\b[A-ZÄÖÜÉ][\wäöüßéèàçñãõ'-]{2,30} \d{1,4}[a-z]?, \d{4,5} [A-ZÄÖÜÉ]\w+|\b\d{1,4},? (?:[\wéèà'-]{2,20} ){2,5}?\d{5} [A-ZÉ]\w+|"
     r"\b\d{1,5}[a-zA-Z]? (?:[A-Z][\w'.-]{1,40} ){1,3}(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Boulevard|Blvd|Way|"
-    r"Court|Ct|Place|Pl|Close|Square|Terrace)\b\.?"
-    r"|(?<![\w-])[A-ZÄÖÜ][\wäöüß-]{0,60}?(?:straße|strasse|str\.|weg|gasse|platz|allee) \d{1,4}[a-z]?\b"
-    r"|\b\d{1,4}(?: bis)?,? (?:rue|avenue|boulevard|place|chemin|allée)(?: [\wàâçéèêëîïôûùüÿ'\u2019-]{1,40}){1,4}"
-    r"|\b(?:[Cc]alle|[Aa]venida|[Pp]laza|[Rr]ua|[Aa]v\.|C/)(?: [\wáéíóúñãõç.'-]{1,40}){1,4},? (?:n\.?º? ?)?\d{1,4}\b"
+    r"Court|Ct|Place|Pl|Close|Square|Terrace|Crescent|Grove|Gardens|Mews|Row|Hill|Parkway|Circle)\b\.?"
+    r"|(?<![\w-])[A-ZÄÖÜ][\wäöüß-]{0,60}?(?:straße|strasse|str\.|weg|gasse|platz|allee|damm|ufer|chaussee|steig|pfad) \d{1,4}[a-z]?\b"
+    r"|\b\d{1,4}(?: bis)?,? (?:rue|avenue|boulevard|place|chemin|allée|impasse|quai|route|square|passage)(?: [\wàâçéèêëîïôûùüÿ'\u2019-]{1,40}){1,4}"
+    r"|\b(?:[Cc]alle(?:jón)?|[Ll]adeira|[Aa]venida|[Pp]laza|[Pp]aseo|[Cc]amino|[Rr]onda|[Rr]ua|[Tt]ravessa|[Pp]raça|[Ll]argo|[Ee]strada|[Aa]lameda|[Aa]v\.|C/)(?: [\wáéíóúñãõç.'-]{1,40}){1,4},? (?:n\.?º? ?)?\d{1,4}\b"
 )
 
 
@@ -262,6 +273,8 @@ def _found(text: str) -> list[tuple[int, int, str]]:
     if "@" in text:
         for match in _EMAIL.finditer(text):
             add(match.start(), match.end(), "email")
+    for match in _SPELT.finditer(text):
+        add(match.start(), match.end(), "email")
     if _DIGITS.search(text):
         for match in _CARD.finditer(text):
             if _is_card(match[0]):
@@ -271,6 +284,8 @@ def _found(text: str) -> list[tuple[int, int, str]]:
                 add(match.start(), match.end(), "iban")
         for start, end in _phones(text):
             add(start, end, "phone")
+        for match in _CALLED.finditer(text):
+            add(match.start(1), match.end(1), "phone")
     for match in _STREET.finditer(text):
         add(match.start(), match.end(), "address")
     return sorted(spans)
