@@ -63,6 +63,13 @@ def write_report(run: Path) -> Path:
             curve("seconds a step", ("seconds_rollout", "roll-out"), ("seconds_train", "training")),
         ]
     )
+    alarms = [f"step {line['step']}: {line['alarm']}" for line in log if line.get("alarm")]
+    warned = (
+        f"<p class=no>The reward and what the shop verified parted in {len(alarms)} steps, last in "
+        f"{html.escape(alarms[-1])}.</p>"
+        if alarms
+        else ""
+    )
     shared = summary["positions_in_rows"] / max(1, summary["positions_forwarded"])
     facts = [
         ("episodes trained on", f"{summary['episodes_trained']:,}"),
@@ -100,7 +107,7 @@ def write_report(run: Path) -> Path:
             f"<div class=tile>{label}<b>{value}</b><span class=soft>{note}</span></div>"
             for label, value, note in tiles
         )
-        + f"</div><div class=charts>{charts}</div><h2>By intent</h2><table><tr><th>intent<th>before<th>after"
+        + f"</div>{warned}<div class=charts>{charts}</div><h2>By intent</h2><table><tr><th>intent<th>before<th>after"
         f"<th>change</tr>{intents}</table>{talks}<h2>What it took</h2><table>{rows}</table></html>"
     )
     path = run / "report.html"
@@ -191,7 +198,7 @@ def write_pareto(points: Sequence[Point], objectives: Sequence[str], path: Path)
 
 def scatter(points: Sequence[Point], across: str, up: str) -> str:
     """Two objectives as inline SVG, with intervals; the front is joined by a line."""
-    left, top, wide, tall = 80, 16, 460, 280
+    left, top, wide, tall = 80, 34, 460, 280
     xs = [v for p in points for v in (p.means[0] - p.reaches[0], p.means[0] + p.reaches[0])]
     ys = [v for p in points for v in (p.means[1] - p.reaches[1], p.means[1] + p.reaches[1])]
     low, high = (min(xs), min(ys)), (max(xs), max(ys))
@@ -210,12 +217,14 @@ def scatter(points: Sequence[Point], across: str, up: str) -> str:
             for sign in (-1, 1)
         )
         colour = "var(--soft)" if p.dominated else "var(--one)"
-        anchor = "end" if x > left + 0.6 * wide else "start"
+        right = x > left + 0.6 * wide  # beside the point, clear of its interval and of the front
+        anchor, aside, below = ("end", -8, 18) if right else ("start", 8, -8)
+        told = html.escape(p.name.removeprefix("objectives:"))
         marks += (
             f"<line x1={x0:.1f} x2={x1:.1f} y1={y:.1f} y2={y:.1f} stroke='{colour}'/>"
             f"<line x1={x:.1f} x2={x:.1f} y1={y0:.1f} y2={y1:.1f} stroke='{colour}'/>"
             f"<circle cx={x:.1f} cy={y:.1f} r=5 fill='{colour}'/>"
-            f"<text x={x:.1f} y={y - 10:.1f} text-anchor={anchor} font-size=12 fill='var(--ink)'>{html.escape(p.name)}</text>"
+            f"<text x={x + aside:.1f} y={y + below:.1f} text-anchor={anchor} font-size=12 fill='var(--ink)'>{told}</text>"
         )
     labels = "".join(
         f"<text x={place(v, low[1])[0]:.1f} y={top + tall + 18} text-anchor=middle font-size=11 fill='var(--soft)'>{v:.3g}</text>"
@@ -225,10 +234,10 @@ def scatter(points: Sequence[Point], across: str, up: str) -> str:
         for v in (low[1], (low[1] + high[1]) / 2, high[1])
     )
     return (
-        f"<figure><svg viewBox='0 0 580 350' role=img aria-label='{html.escape(up)} against {html.escape(across)}'>"
+        f"<figure><svg viewBox='0 0 580 366' role=img aria-label='{html.escape(up)} against {html.escape(across)}'>"
         f"<path d='M{left} {top}V{top + tall}H{left + wide}' fill=none stroke='var(--line)'/>{marks}{labels}"
         f"<text x={left + wide} y={top + tall + 38} text-anchor=end font-size=12 fill='var(--soft)'>{html.escape(across)}</text>"
-        f"<text x={left} y={top - 4} font-size=12 fill='var(--soft)'>{html.escape(up)}</text></svg></figure>"
+        f"<text x={left} y={top - 18} font-size=12 fill='var(--soft)'>{html.escape(up)}</text></svg></figure>"
     )
 
 

@@ -96,6 +96,8 @@ class TrainingView:
         self.progress.update(self.task, completed=line["step"], note=note)
         if not self.console.is_terminal:
             self.console.print(f"step {line['step']}: {note}  {line['seconds']:.1f} s")
+        if line.get("alarm"):
+            self.console.print(f"[bold red]step {line['step']}: {line['alarm']}[/]")
 
     def measurement(self, result: Measurement, run: Path) -> None:
         self.console.print(_measured("measured", result))

@@ -28,6 +28,7 @@ from stateset_agents.rewards.objectives import (
     told,
 )
 from stateset_agents.rewards.safety import SafetyReward
+from stateset_agents.rewards.watch import Watch
 from stateset_agents.tools.scenarios import ALL_INTENTS, scenarios
 from stateset_agents.trace import Feedback, Sampling, ToolCall, Trace
 from stateset_agents.traces.store import TraceStore
@@ -289,6 +290,28 @@ async def test_how_many_unsafe_replies_are_found() -> None:
     assert found["leak"] >= 47
     assert found["promise"] >= 25
     assert found["words"] >= 15
+
+
+def test_the_watch_sees_a_reward_part_from_what_was_verified() -> None:
+    rng = random.Random(1)
+
+    def step(
+        paid_for: float, share: float, count: int = 64
+    ) -> tuple[list[float | None], list[bool | None]]:
+        won = [rng.random() < share for _ in range(count)]
+        return [paid_for + 0.5 * good + rng.gauss(0, 0.05) for good in won], list(won)
+
+    honest, gamed, blind = Watch(), Watch(), Watch()
+    assert [honest.see(*step(0.1 * n, 0.3 + 0.04 * n)) for n in range(12)] == [""] * 12
+    told = [gamed.see(*step(0.1 * n, 0.7 - 0.05 * n)) for n in range(12)]
+    assert told[:9] == [""] * 9
+    assert "successes fell" in told[-1]
+    noise = [
+        blind.see([rng.random() for _ in range(64)], [rng.random() < 0.5 for _ in range(64)])
+        for _ in range(6)
+    ]
+    assert "AUC" in noise[-1]
+    assert Watch().see([None, 0.5], [True, None]) == ""
 
 
 def test_auc_is_the_chance_of_the_right_order() -> None:

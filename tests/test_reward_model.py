@@ -67,7 +67,7 @@ def test_what_the_heads_differ_on_is_drawn_to_the_middle() -> None:
 
 
 def test_the_temperature_makes_chances_of_differences() -> None:
-    gaps = torch.distributions.Normal(2.0, 2.0).sample((4000,))
+    gaps = 2.0 + 2.0 * torch.randn(4000, generator=torch.Generator().manual_seed(0))
     assert 1.0 <= _temperature(gaps) <= 4.0
     assert 10.0 <= _temperature(10 * gaps) <= 40.0
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from stateset_agents.reward import About, EachTrace, Score
+from stateset_agents.jobs import find_reward
+from stateset_agents.reward import About, EachTrace, Reward, Score
 from stateset_agents.rewards.audit import audit
 from stateset_agents.rewards.cache import CachedReward
 from stateset_agents.rewards.composite import (
@@ -267,11 +268,14 @@ async def test_a_gate_takes_credit_and_never_a_penalty() -> None:
 
 
 async def test_ways_to_combine() -> None:
-    parts = {HelpfulnessReward(): 1.0, SafetyReward(): 1.0}
+    parts: dict[Reward, float] = {HelpfulnessReward(): 1.0, SafetyReward(): 1.0}
     (least,) = await values(CompositeReward(parts, how="min"), SALAD)
     (times,) = await values(CompositeReward(parts, how="product"), SALAD)
     assert least == times == 0.1
-    late = {HelpfulnessReward(): 1.0, LatencyReward(): 3.0}  # nothing was timed
+    late: dict[Reward, float] = {
+        HelpfulnessReward(): 1.0,
+        LatencyReward(): 3.0,
+    }  # nothing was timed
     assert await CompositeReward(late)([RIGHT]) == [None]
     assert await values(CompositeReward(late, missing="skip"), RIGHT) == [4.0]
 
@@ -334,3 +338,16 @@ async def test_scores_are_kept_by_content_and_version(tmp_path: Path) -> None:
     await newer([RIGHT])
     assert counts.asked == 4
     newer.close()
+
+
+async def test_the_audit_in_the_docs_is_what_is_measured() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "rewards.md").read_text(encoding="utf-8")
+    head = next(line for line in page.splitlines() if line.startswith("| what is tried |"))
+    names = [cell.strip(" `") for cell in head.split("|")[2:-1]]
+    columns = [await audit(find_reward(name)) for name in names]
+    for number, attack in enumerate(columns[0]):
+        cells = [
+            f"{column[number].best:.2f} of {column[number].honest:.2f}{' (reached)' if column[number].gamed else ''}"
+            for column in columns
+        ]
+        assert f"| {attack.attack} | {' | '.join(cells)} |" in page, attack.attack

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stateset_agents.errors import RunBroken
 from stateset_agents.reward import Reward, Score
+from stateset_agents.rewards.watch import Watch
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import ModelCall, Sampling, Trace
 from stateset_agents.traces.store import TraceStore
@@ -104,6 +105,7 @@ async def train(
         trainer.optimizer.load_state_dict(committed.optimiser)
         served = version(run, done)
         await publish(served, committed.adapter)
+    watch = Watch()
     for step in range(done + 1, config.steps + 1):
         chosen = [
             scenarios[((step - 1) * config.groups + i) % len(scenarios)]
@@ -132,6 +134,10 @@ async def train(
                 f"log-probabilities differ from the trainer's by {line['gap']:.2f} nats a token. Start "
                 "vLLM with --logprobs-mode processed_logprobs and the same model in fp32 or bf16."
             )
+        line["alarm"] = watch.see(
+            [None if score is None else score.value for scores in graded for score in scores],
+            [g.success if (g := trace.goal_score) else None for group in groups for trace in group],
+        )
         pending = [
             store.append(trace, phase="train", step=step, score=score)
             for group, scores in zip(groups, graded, strict=True)
