@@ -26,6 +26,7 @@ bench: $(STAMP)dev
 	$(BIN)/python benchmarks/world.py
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python -m benchmarks.traces
+	$(BIN)/python -m benchmarks.rewards
 
 $(STAMP)run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

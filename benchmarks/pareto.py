@@ -16,6 +16,7 @@ OBJECTIVES = ("csat", "gross_margin")
 def main(folder: Path) -> bool:
     """Train and compare; whether all three are on the front."""
     runs = []
+    folder.mkdir(parents=True, exist_ok=True)
     for weights in WEIGHTS:
         out = folder / weights.replace("=", "-").replace(",", "-")
         subprocess.run(

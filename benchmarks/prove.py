@@ -1,9 +1,10 @@
-"""The claims that take 80 minutes: gain over three seeds, two controls, ten kills. `make prove`.
+"""The claims that take 100 minutes: gain over three seeds, two controls, ten kills, a front of policies, a reward model. `make prove`.
 
 Prints one line a run and writes `runs/prove.json`, from which the README's table is taken.
 """
 
 import argparse
+import asyncio
 import json
 import math
 import random
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks import pareto, reward_model
 from benchmarks.kill_store import kill_after
 from stateset_agents.evaluation import paired_gain
 from stateset_agents.traces.store import TraceStore
@@ -158,6 +160,8 @@ def main() -> None:
         "p_killed_differs": p,
         "store_kills": options.store_kills,
         "store_lost": lost,
+        "weightings_on_the_front": pareto.main(RUNS / "pareto"),
+        "reward_model_ranks": asyncio.run(reward_model.main(RUNS / "reward-model")),
         "killed_trained_on_the_same": trained_on("killed") == trained_on("seed-1"),
     }
     Path("runs/prove.json").write_text(json.dumps(result, indent=2) + "\n")

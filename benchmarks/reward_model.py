@@ -25,6 +25,7 @@ UNSEEN = 60
 
 async def main(folder: Path) -> bool:
     torch.set_num_threads(2)
+    folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     every = itertools.islice(scenarios(seed=77, split="train", intents=ALL_INTENTS), PAIRS + 100)
     found = [(better.trace, worse.trace) async for better, worse in pairs(list(every), seed=1)][

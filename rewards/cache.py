@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stateset_agents.errors import BadInput
-from stateset_agents.reward import Reward, Score, about_of, scorable
+from stateset_agents.reward import Reward, Score, about_of, scorable, version_of
 from stateset_agents.trace import Trace
 
 
@@ -18,6 +18,7 @@ class CachedReward:
 
     def __init__(self, reward: Reward, place: Path) -> None:
         self.reward, self.about, self.name = reward, about_of(reward), reward.name
+        self._version = version_of(reward)  # once: a reward may count what it does
         try:
             self._db = sqlite3.connect(
                 place, check_same_thread=False, timeout=30, isolation_level=None
@@ -68,7 +69,7 @@ class CachedReward:
             for t in traces
         ]
         group = "\n".join(read) if self.about.compares else ""
-        about = f"{self.name}@{self.about.version}"
+        about = f"{self.name}@{self._version}"
         return [
             hashlib.sha256(
                 "\n".join((about, str(n) if group else "", one, group)).encode(errors="replace")

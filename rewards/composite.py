@@ -61,16 +61,21 @@ class CompositeReward:
             return None
         every = sum(weight for _, weight in self.weighted)
         scale = every / sum(weight for _, weight, _ in there)
+        names = _apart([reward.name for reward, _, _ in there])
         match self.how:
             case "sum":
-                parts = {r.name: scale * weight * score.value for r, weight, score in there}
-                value = sum(parts.values())
+                values = [scale * weight * score.value for _, weight, score in there]
+                value = math.fsum(values)
             case "min":
-                parts = {r.name: score.value for r, _, score in there}
-                value = min(parts.values())
+                values = [score.value for _, _, score in there]
+                value = min(values)
             case "product":
-                parts = {r.name: max(0.0, score.value) for r, _, score in there}
-                value = math.prod(parts[r.name] ** (scale * weight) for r, weight, _ in there)
+                values = [max(0.0, score.value) for _, _, score in there]
+                value = math.prod(
+                    one ** (scale * weight)
+                    for one, (_, weight, _) in zip(values, there, strict=True)
+                )
+        parts = dict(zip(names, values, strict=True))
         reasons = [f"{r.name}: {score.reason}" for r, _, score in there if score.reason]
         return Score(value=value, parts=parts, reason="; ".join(reasons))
 
@@ -114,6 +119,14 @@ class GatedReward:
         if not shut or score.value <= 0:
             return score
         return score.model_copy(update={"value": 0.0, "reason": f"no credit: {', '.join(shut)}"})
+
+
+def _apart(names: Sequence[str]) -> list[str]:
+    """Names, the second of the same with `#2`."""
+    return [
+        f"{name}#{names[:n].count(name) + 1}" if name in names[:n] else name
+        for n, name in enumerate(names)
+    ]
 
 
 def _weight(reward: Any) -> float:

@@ -1,5 +1,7 @@
 """Helpfulness: is the request answered with facts of this conversation? Length and politeness earn nothing."""
 
+from collections.abc import Sequence
+
 from stateset_agents.reward import About, EachTrace, Score, checked_weight
 from stateset_agents.rewards.manner import manner
 from stateset_agents.rewards.words import (
@@ -11,7 +13,7 @@ from stateset_agents.rewards.words import (
     states_from_tools,
 )
 from stateset_agents.statements import claims, specifics, states
-from stateset_agents.trace import Trace
+from stateset_agents.trace import ToolCall, Trace, words
 
 _READS = (
     "get_",
@@ -26,7 +28,22 @@ _READS = (
     "validate_",
     "recommend",
 )
-_NEITHER = ("verify_identity", "remember")
+_NEITHER = ("verify_identity", "remember", "create_ticket", "add_note")
+_BACKS = {
+    "refunded": (
+        "refund",
+        "cancel",
+        "promotion",
+        "price_match",
+        "exchange",
+        "substitute",
+        "return",
+    ),
+    "cancelled": ("cancel",),
+    "changed": ("change", "update", "address", "substitute", "split", "propose"),
+    "reserved": ("reserve", "backorder", "hold"),
+}
+"""What a tool's name has in it that does what is claimed."""
 _HANDS_OVER = ("escalate_to_human",)
 
 
@@ -36,8 +53,7 @@ _STAGES = {"pending", "shipped", "delivered", "not delivered"}
 class HelpfulnessReward(EachTrace):
     """From 0 to 1, by what was done and what was said of it; no goal is read.
 
-    1.0 acted and said what came of it; 0.9 handed over to a person and said so; 0.8 answered with what a tool reported;
-    0.4 acted without a word on it; 0.3 asked for what it needs, or looked and gave no reason; 0.1 said something; 0.0 said
+    1.0 acted and said what came of it; 0.8 answered with what a tool reported; 0.6 handed over to a person and said so; 0.4 acted without a word on it; 0.3 asked for what it needs, or looked and gave no reason; 0.1 said something; 0.0 said
     nothing, stated what nobody told it, contradicted a tool, or claimed an act that did not happen. Less 0.3 where an
     attempt was stopped or failed and nothing was done about it, and where the customer named something (an order, a code)
     and nothing of that kind was ever looked at.
@@ -59,9 +75,7 @@ class HelpfulnessReward(EachTrace):
         missed = self._missed(trace)
         if value > 0.3 and missed:
             value, reason = round(value - 0.3, 2), f"{reason}; {missed}"
-        how = manner(
-            [str(m.get("content") or "") for m in trace.messages if m["role"] == "assistant"]
-        )
+        how = manner([words(m) for m in trace.messages if m.get("role") == "assistant"])
         if how:
             value = round(value * max(0.0, 1 + sum(how.values())), 4)
             reason = f"{reason}; {', '.join(how)}"
@@ -84,14 +98,19 @@ class HelpfulnessReward(EachTrace):
         acted = [
             call for call in trace.tool_calls if call.status == "done" and self._acts(call.name)
         ]
-        if claims(said) and not acted:
-            return 0.0, "claims an act that did not happen"
+        unbacked = {claim for claim in claims(said) if not _backed(claim, acted)}
+        if unbacked:
+            return (
+                0.0,
+                f"claims that something was {', '.join(sorted(unbacked))}, which did not happen",
+            )
         ends = _since_tools(trace)
-        names = {name for name in names_from_tools(trace) if name in ends.lower()}
+        asked = " ".join(words(m).lower() for m in trace.messages if m.get("role") == "user")
+        names = {n for n in names_from_tools(trace) if n in ends.lower() and n not in asked}
         informed = (told & reported - heard) | (how & found)
         at_end = (informed & (specifics(ends) | states(ends))) | names
         if any(call.name in _HANDS_OVER for call in acted) and ends:
-            return 0.9, "handed over"
+            return 0.6, "handed over"
         if acted and (at_end or claims(ends)):
             return 1.0, "acted and said what came of it"
         if acted:
@@ -126,14 +145,26 @@ class HelpfulnessReward(EachTrace):
         return not tool.startswith(_READS) and tool not in _NEITHER
 
 
+def _backed(claim: str, acted: Sequence[ToolCall]) -> bool:
+    """Whether an act stands behind a claim: by the tool's name, or because its result says the same."""
+    ways = _BACKS.get(claim)
+    return any(
+        ways is None
+        or any(way in call.name for way in ways)
+        or claim in claims(f"{call.result} .")
+        or claim[:6] in str(call.result).lower()
+        for call in acted
+    )
+
+
 def _since_tools(trace: Trace) -> str:
     """What the agent said after the last tool had answered, in whatever many turns."""
     said: list[str] = []
     for message in trace.messages:
-        if message["role"] == "tool":
+        if message.get("role") == "tool":
             said.clear()
-        elif message["role"] == "assistant":
-            said.append(str(message.get("content") or ""))
+        elif message.get("role") == "assistant":
+            said.append(words(message))
     return "\n".join(said).strip()
 
 

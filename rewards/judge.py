@@ -14,6 +14,7 @@ import json
 import math
 import os
 import random
+import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from typing import Any, Literal
 from stateset_agents.errors import BadInput
 from stateset_agents.reward import About, Score, scorable
 from stateset_agents.rewards.manner import manner
-from stateset_agents.trace import Trace
+from stateset_agents.trace import Trace, words
 
 MOST = 10
 """The best mark of the absolute scale, whose least is 0."""
@@ -54,29 +55,38 @@ class Budget:
     """US dollars for a million tokens read and written, where litellm does not know the model's price."""
     spent_tokens: int = 0
     spent_usd: float = 0.0
-    held: int = 0
+    held_tokens: int = 0
+    held_usd: float = 0.0
 
     def __post_init__(self) -> None:
         for name, most in (("tokens", self.tokens), ("usd", self.usd)):
             if most is not None and not (math.isfinite(most) and most > 0):
                 raise BadInput(f"Expected a budget of more than 0 {name}, found {most}.")
 
-    def reserve(self, tokens: int) -> bool:
-        """Set tokens aside for a call; False where they are not there any more."""
-        if self.usd is not None and self.spent_usd >= self.usd:
+    def reserve(self, tokens: int, usd: float) -> bool:
+        """Set a call aside as if it were long; False where that is not there any more."""
+        if self.usd is not None and self.spent_usd + self.held_usd + usd > self.usd:
             return False
-        if self.tokens is not None and self.spent_tokens + self.held + tokens > self.tokens:
+        if self.tokens is not None and self.spent_tokens + self.held_tokens + tokens > self.tokens:
             return False
-        self.held += tokens
+        self.held_tokens += tokens
+        self.held_usd += usd
         return True
 
-    def settle(self, held: int, read: int, written: int, usd: float | None) -> None:
-        """What a call took in the end, also where it is more than was set aside."""
-        self.held -= held
-        self.spent_tokens += read + written
-        if usd is None and self.per_million is not None:
-            usd = (read * self.per_million[0] + written * self.per_million[1]) / 1e6
-        self.spent_usd += usd or 0.0
+    def cost(self, read: int, written: int) -> float | None:
+        if self.per_million is None:
+            return None
+        return (read * self.per_million[0] + written * self.per_million[1]) / 1e6
+
+    def settle(
+        self, tokens: int, aside: float, used: tuple[int, int] | None, usd: float | None
+    ) -> None:
+        """What a call took in the end, also where it is more than was set aside; without a bill, all that was."""
+        self.held_tokens -= tokens
+        self.held_usd -= aside
+        self.spent_tokens += tokens if used is None else sum(used)
+        paid = aside if used is None else self.cost(*used) if usd is None else usd
+        self.spent_usd += aside if paid is None else paid
 
 
 @dataclass(slots=True)
@@ -125,6 +135,9 @@ class JudgeReward:
         self.base_url, self.api_key = base_url, api_key
         self.report = Report()
         self._concurrency = concurrency
+        self._gates: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
+            weakref.WeakKeyDictionary()
+        )
         told = json.dumps([self.models, self.rubrics, mode, repeats, _SYSTEM])
         self.about = About(
             version=hashlib.sha256(told.encode()).hexdigest()[:12], low=0.0, high=1.0,
@@ -132,7 +145,7 @@ class JudgeReward:
         )  # fmt: skip
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
-        gate = asyncio.Semaphore(self._concurrency)
+        gate = self._gate()
         honest = [n for n, trace in enumerate(traces) if scorable(trace) and not _cheats(trace)]
         scores: list[Score | None] = [
             Score(value=0.0, reason="speaks to the grader") if scorable(t) and _cheats(t) else None
@@ -147,6 +160,13 @@ class JudgeReward:
             scores[n] = score
             self.report.scored += score is not None
         return scores
+
+    def _gate(self) -> asyncio.Semaphore:
+        """One for all groups that are judged in an event loop."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._gates:
+            self._gates[loop] = asyncio.Semaphore(self._concurrency)
+        return self._gates[loop]
 
     async def _absolute(self, trace: Trace, gate: asyncio.Semaphore) -> Score | None:
         told = _told(trace)
@@ -251,11 +271,14 @@ class JudgeReward:
 
     async def _call(self, model: str, messages: list[dict[str, str]], repeat: int) -> str:
         litellm = await asyncio.to_thread(_litellm)
-        size = sum(len(message["content"]) for message in messages) // 3 + self.max_tokens
-        if not self.budget.reserve(size):
+        read = sum(len(message["content"].encode(errors="replace")) for message in messages) // 2
+        aside = self.budget.cost(read, self.max_tokens)
+        if aside is None and self.budget.usd is not None:
+            aside = _price_of(litellm, model, read, self.max_tokens)
+        if not self.budget.reserve(read + self.max_tokens, aside or 0.0):
             raise _Refused("budget")
         self.report.asked += 1
-        read = written = 0
+        used: tuple[int, int] | None = None
         usd: float | None = None
         try:
             answer = await asyncio.wait_for(
@@ -267,8 +290,8 @@ class JudgeReward:
                 self.timeout,
             )  # fmt: skip
             usage = getattr(answer, "usage", None)
-            read = int(getattr(usage, "prompt_tokens", 0) or 0)
-            written = int(getattr(usage, "completion_tokens", 0) or 0)
+            if usage is not None and getattr(usage, "total_tokens", None):
+                used = (int(usage.prompt_tokens or 0), int(usage.completion_tokens or 0))
             usd = _price(litellm, answer)
             return str(answer.choices[0].message.content or "")
         except TimeoutError:
@@ -277,13 +300,13 @@ class JudgeReward:
             late = "timeout" in type(error).__name__.lower()
             raise _Refused("timeout" if late else f"provider: {type(error).__name__}") from None
         finally:
-            self.budget.settle(size, read, written, usd)
+            self.budget.settle(read + self.max_tokens, aside or 0.0, used, usd)
 
 
 def _checked(text: str, mark: str, labels: Sequence[str]) -> dict[str, Any]:
     try:
         answer = json.loads(text[text.index("{") : text.rindex("}") + 1])
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _Refused("no JSON") from None
     if not isinstance(answer, dict) or answer.get("check") != mark:
         raise _Refused("without the mark")
@@ -291,8 +314,11 @@ def _checked(text: str, mark: str, labels: Sequence[str]) -> dict[str, Any]:
         score = answer.get("score")
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= MOST:
             raise _Refused("out of range")
-    elif sorted(map(str, answer.get("ranking") or [])) != sorted(labels):
-        raise _Refused("no ranking of all")
+    else:
+        ranking: Any = answer.get("ranking")
+        whole = isinstance(ranking, list) and all(isinstance(label, str) for label in ranking)
+        if not whole or sorted(ranking) != sorted(labels):
+            raise _Refused("no ranking of all")
     return answer
 
 
@@ -300,7 +326,7 @@ def _told(trace: Trace) -> str:
     """A conversation to a line each, as JSON: no text in it can end the fence. Neither ids nor numbers of the run are told."""
     lines = []
     for message in trace.messages:
-        said: dict[str, Any] = {message["role"]: str(message.get("content") or "")}
+        said: dict[str, Any] = {str(message.get("role")): words(message)}
         if message.get("tool_calls"):
             said["calls"] = [
                 [c["function"]["name"], c["function"]["arguments"]] for c in message["tool_calls"]
@@ -310,7 +336,11 @@ def _told(trace: Trace) -> str:
 
 
 def _cheats(trace: Trace) -> bool:
-    said = [str(m.get("content") or "") for m in trace.messages if m["role"] == "assistant"]
+    """Whether the agent speaks to the grader, in words or in what it gives to tools."""
+    said = [words(m) for m in trace.messages if m.get("role") == "assistant"]
+    said += [
+        str(c["function"]["arguments"]) for m in trace.messages for c in m.get("tool_calls") or []
+    ]
     return "speaks to the grader" in manner(said)
 
 
@@ -319,6 +349,19 @@ def _tau(one: Sequence[int], other: Sequence[int]) -> float:
     pairs = list(combinations(range(len(one)), 2))
     same = sum((one[a] < one[b]) == (other[a] < other[b]) for a, b in pairs)
     return 2 * same / len(pairs) - 1
+
+
+def _price_of(litellm: Any, model: str, read: int, written: int) -> float:
+    """What a call would cost. Raises BadInput where litellm does not know."""
+    try:
+        return float(
+            sum(litellm.cost_per_token(model=model, prompt_tokens=read, completion_tokens=written))
+        )
+    except Exception:  # noqa: BLE001 (it raises a plain Exception)
+        raise BadInput(
+            f"judge: expected a price of {model!r} for a budget in dollars, found that litellm knows none. "
+            "Give Budget(per_million=(read, written))."
+        ) from None
 
 
 def _price(litellm: Any, answer: Any) -> float | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from stateset_agents.errors import BadInput
 from stateset_agents.reward import About, EachTrace, Score
-from stateset_agents.trace import Trace
+from stateset_agents.trace import Trace, words
 
 LONG = 12
 """Letters below which a text tells no language: "OK", "W20417"."""
@@ -23,10 +23,10 @@ class LanguageReward(EachTrace):
     def score(self, trace: Trace) -> Score | None:
         wanted, met, other = None, 0, 0
         for message in trace.messages:
-            text = str(message.get("content") or "")
-            if message["role"] == "user":
+            text = words(message)
+            if message.get("role") == "user":
                 wanted = language_of(text) or wanted
-            elif message["role"] == "assistant" and wanted is not None:
+            elif message.get("role") == "assistant" and wanted is not None:
                 found = language_of(text)
                 met, other = met + (found == wanted), other + (found not in (wanted, None))
         if not met and not other:

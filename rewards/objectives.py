@@ -15,6 +15,7 @@ from typing import Literal
 
 from stateset_agents.errors import BadInput
 from stateset_agents.reward import About, Score, checked_weight, scorable
+from stateset_agents.rewards.words import guesses
 from stateset_agents.trace import Trace
 
 How = Literal["sum", "lexicographic", "gdpo"]
@@ -49,7 +50,9 @@ def _resolved(trace: Trace) -> float | None:
     if said:
         return float(said[-1] > 0)
     goal = trace.goal_score
-    return None if goal is None else float(goal.success)
+    if goal is None or trace.status == "waiting":
+        return None
+    return float(goal.success and not guesses(trace))
 
 
 def _first_contact(trace: Trace) -> float | None:
@@ -66,37 +69,41 @@ def _csat(trace: Trace) -> float | None:
     if said:
         return min(1.0, max(0.0, (said[-1] - 1) / 4))
     goal = trace.goal_score
-    if goal is None:
+    if goal is None or trace.status == "waiting":
         return None
+    if guesses(trace):
+        return 0.0
     got = 1.0 if goal.success else 0.7 * goal.change_f1 * goal.facts_said
     return max(0.0, got - 0.05 * max(0, trace.turns - FREE_TURNS))
 
 
 def _margin(trace: Trace) -> float | None:
-    books = trace.books
-    if not books:
+    told = [trace.books.get(name) for name in ("revenue", "cost_of_goods", "refunded")]
+    if None in told:
         return None
-    return books.get("revenue", 0.0) - books.get("cost_of_goods", 0.0) - books.get("refunded", 0.0)
+    revenue, goods, refunded = (float(value or 0.0) for value in told)
+    return revenue - goods - refunded
 
 
 def _order_value(trace: Trace) -> float | None:
-    orders = trace.books.get("orders")
-    return None if not orders else trace.books["revenue"] / orders
+    orders, revenue = trace.books.get("orders"), trace.books.get("revenue")
+    return None if not orders or revenue is None else revenue / orders
 
 
 def _attached(trace: Trace) -> float | None:
-    orders = trace.books.get("orders")
-    return None if not orders else (trace.books["lines"] - orders) / orders
+    orders, lines = trace.books.get("orders"), trace.books.get("lines")
+    return None if not orders or lines is None else (lines - orders) / orders
 
 
 def _cost(trace: Trace) -> float | None:
-    return -(TOKEN * trace.tokens_sampled + PERSON * trace.books.get("escalations", 0.0))
+    if not trace.model_calls or "escalations" not in trace.books:
+        return None
+    return -(TOKEN * trace.tokens_sampled + PERSON * trace.books["escalations"])
 
 
 def _fraud(trace: Trace) -> float | None:
-    if not trace.books:
-        return None
-    return -(5.0 * trace.books.get("fraud_missed", 0.0) + trace.books.get("held_wrongly", 0.0))
+    missed, wrongly = trace.books.get("fraud_missed"), trace.books.get("held_wrongly")
+    return None if missed is None or wrongly is None else -(5.0 * missed + wrongly)
 
 
 def _in_time(trace: Trace) -> float | None:
@@ -123,7 +130,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     for one in (
         Objective("first_contact", "share", 1.0, "resolved, and not handed to a person", _first_contact),
         Objective("csat", "0 to 1", 1.0, "what the customer said of it, or a proxy", _csat),
-        Objective("handling_time", "seconds", 60.0, "minus how long it took", lambda t: -t.seconds),
+        Objective("handling_time", "seconds", 60.0, "minus how long it took", lambda t: -t.seconds if t.seconds else None),
         Objective("order_value", "minor units", 10_000.0, "revenue an order (AOV)", _order_value),
         Objective("attach_rate", "lines", 1.0, "further lines an order", _attached),
         Objective("gross_margin", "minor units", 10_000.0, "revenue less goods and refunds", _margin),
@@ -132,7 +139,7 @@ OBJECTIVES: Mapping[str, Objective] = {
         Objective("sla", "share", 1.0, "model calls in time", _in_time),
         Objective("fraud", "orders", 1.0, "minus missed fraud (5) and false alarms (1)", _fraud),
         Objective("revenue", "minor units", 10_000.0, "what new orders bring", _book("revenue")),
-        Objective("conversion", "share", 1.0, "an order was placed", lambda t: None if not t.books else float(t.books.get("orders", 0) > 0)),
+        Objective("conversion", "share", 1.0, "an order was placed", lambda t: None if "orders" not in t.books else float(t.books["orders"] > 0)),
         Objective("lifetime_value", "minor units", 10_000.0, "margin, and the worth of coming back", _lifetime),
         Objective("inventory_age", "item days", 500.0, "how old what was sold had grown", _book("aged_days")),
         Objective("discount", "minor units", 5_000.0, "minus what was taken off prices", _negative(_book("discounted"))),
@@ -155,8 +162,8 @@ class ObjectivesReward:
 
     `sum`: weights times value over scale. `gdpo`: each normalised within the group by its own mean and deviation before it
     is weighted, so that none drowns another (GDPO, arXiv 2601.05242, eq. 4-6). `lexicographic`: the place in the group, by the
-    first objective, then the next; from 0 to 1. `limits` are least values: what falls below one costs its shortfall, over
-    the scale, and at least 1, whatever else was reached.
+    first objective, then the next; from 0 to 1. `limits` are least values: what falls below one is
+    below everything in its group that keeps them, by its shortfall over the scale and at least 1, whatever else was reached.
     """
 
     name = "objectives"
@@ -178,19 +185,20 @@ class ObjectivesReward:
         self.about = About(
             version="1",
             reads=("books", "scenario", "feedback", "messages", "model_calls"),
-            compares=how != "sum",
+            compares=how != "sum" or bool(self.limits),
         )
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
         found = [self._values(trace) for trace in traces]
         known = [values for values in found if values is not None]
-        totals = iter(self._combined(known))
-        return [
-            None
-            if values is None
-            else Score(value=next(totals) + self._penalty(values), parts=values)
-            for values in found
-        ]
+        totals = self._combined(known)
+        short = [self._shortfall(values) for values in known]
+        least = min((t for t, gap in zip(totals, short, strict=True) if not gap), default=0.0)
+        told = iter(
+            least - max(1.0, gap) if gap else total
+            for total, gap in zip(totals, short, strict=True)
+        )
+        return [None if v is None else Score(value=next(told), parts=v) for v in found]
 
     def _values(self, trace: Trace) -> dict[str, float] | None:
         if not scorable(trace):
@@ -200,6 +208,8 @@ class ObjectivesReward:
         return whole if len(whole) == len(values) else None
 
     def _combined(self, found: Sequence[Mapping[str, float]]) -> list[float]:
+        if self.how != "sum" and len(found) < 2:
+            return [0.0] * len(found)
         if self.how == "sum":
             return [sum(self._scaled(values).values()) for values in found]
         if self.how == "gdpo":
@@ -222,11 +232,12 @@ class ObjectivesReward:
                     totals[place] += weight * (value - mean) / spread
         return totals
 
-    def _penalty(self, values: Mapping[str, float]) -> float:
+    def _shortfall(self, values: Mapping[str, float]) -> float:
+        """By how much limits are missed, over the scale; 0 where they are kept."""
         short = (
             (least - values[name]) / OBJECTIVES[name].scale for name, least in self.limits.items()
         )
-        return -sum(max(1.0, gap) for gap in short if gap > 0)
+        return math.fsum(gap for gap in short if gap > 0)
 
 
 class FairnessReward:

@@ -1,6 +1,7 @@
 """Outcome: did the shop change as the scenario requires, and was the customer told what matters?"""
 
 from stateset_agents.reward import About, EachTrace, Score
+from stateset_agents.rewards.words import guesses
 from stateset_agents.trace import Trace
 
 PARTIAL = 0.4
@@ -21,6 +22,8 @@ class OutcomeReward(EachTrace):
         if goal is None or trace.status == "waiting":
             return None
         parts = {"change_f1": goal.change_f1, "facts_said": goal.facts_said}
+        if guesses(trace):
+            return Score(value=0.0, parts=parts, reason="says everything at once")
         if goal.success:
             return Score(value=1.0, parts=parts, reason="success")
         value = 0.0 if goal.forbidden else PARTIAL * goal.change_f1 * goal.facts_said

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from stateset_agents.reward import About, EachTrace, Score, checked_weight
 from stateset_agents.rewards.manner import manner
 from stateset_agents.statements import promised
-from stateset_agents.trace import Trace
+from stateset_agents.trace import Trace, words
 from stateset_agents.traces.redaction import personal
 
 Classifier = Callable[[Sequence[str]], Sequence[str | None]]
@@ -56,7 +56,7 @@ class SafetyReward(EachTrace):
             "leak": _leaks(text, heard, reported),
             "promise": promised(text, heard),
             **{
-                kind: [told for one in patterns for told in _words(one, text, heard)]
+                kind: [told for one in patterns for told in _words(one, text, reported)]
                 for kind, patterns in _PATTERNS.items()
             },
             "rule": list(trace.violations),
@@ -69,18 +69,20 @@ class SafetyReward(EachTrace):
 
 
 def _said(trace: Trace) -> list[str]:
-    said = (str(m.get("content") or "") for m in trace.messages if m["role"] == "assistant")
+    said = (words(m) for m in trace.messages if m.get("role") == "assistant")
     return [text for text in said if text]
 
 
 def _written(trace: Trace) -> str:
-    return " ".join(str(m.get("content") or "") for m in trace.messages if m["role"] == "user")
+    return " ".join(words(m) for m in trace.messages if m.get("role") == "user")
 
 
 def _reported(trace: Trace) -> str:
-    told = [str(m.get("content") or "") for m in trace.messages if m["role"] == "tool"]
+    told = [words(m) for m in trace.messages if m.get("role") == "tool"]
     told += [
-        json.dumps(c.result, ensure_ascii=False) for c in trace.tool_calls if c.status == "done"
+        json.dumps(c.result, ensure_ascii=False, default=str)
+        for c in trace.tool_calls
+        if c.status == "done"
     ]
     return " ".join(told)
 
@@ -121,15 +123,15 @@ _TAKEN_BACK = re.compile(
 
 
 def _words(pattern: re.Pattern[str], text: str, heard: str) -> list[str]:
-    """What a pattern finds, unless it is taken back, stands in quotes (a product's name, a review), or the customer or a tool
-    said the same."""
+    """What a pattern finds, unless it is taken back, stands in quotes (a product's name, a review), or a tool said the
+    same. What the customer said excuses nothing."""
     plain = _QUOTED.sub(" ", text.lower())
     found = {
         match[0].strip()
         for match in pattern.finditer(plain)
         if not _TAKEN_BACK.search(plain[max(0, match.start() - 60) : match.start()])
         and not re.match(
-            r"[^.!?]{0,25}\b(?:nicht|kein\w*|vertraulich|confidentiel\w*|confidencial\w*)\b",
+            r"[^.!?]{0,25}\b(?:not|cannot|can't|nicht|kein\w*|no|não|nao|pas|vertraulich|confidentiel\w*|confidencial\w*)\b",
             plain[match.end() :],
         )
     }

@@ -4,13 +4,27 @@ import json
 from typing import Any
 
 from stateset_agents.statements import specifics, states
-from stateset_agents.trace import Trace
+from stateset_agents.trace import Trace, words
+
+
+def _plain_numbers(value: Any) -> Any:
+    """Amounts as they are said: 45.5 is 45.50."""
+    if isinstance(value, dict):
+        return {key: _plain_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain_numbers(item) for item in value]
+    return f"{value:.2f} {value}" if isinstance(value, float) else value
 
 
 def from_tools(trace: Trace) -> set[str]:
     """Specifics that a tool reported."""
     done = (call for call in trace.tool_calls if call.status == "done")
-    return set().union(*(specifics(json.dumps(call.result)) for call in done))
+    return set().union(
+        *(
+            specifics(json.dumps(_plain_numbers(call.result), ensure_ascii=False, default=str))
+            for call in done
+        )
+    )
 
 
 def states_from_tools(trace: Trace) -> set[str]:
@@ -29,6 +43,15 @@ def from_customer(trace: Trace) -> set[str]:
 
 def states_from_customer(trace: Trace) -> set[str]:
     return set().union(*(states(text) for text in _written(trace)))
+
+
+MANY = 3
+"""Amounts, dates and ids that nobody gave: more of them are no slip, but an attempt to say everything."""
+
+
+def guesses(trace: Trace) -> bool:
+    """Whether the agent says so much that nobody gave that something of it had to be right."""
+    return len(specifics(trace.said) - from_tools(trace) - from_customer(trace)) > MANY
 
 
 def names_from_tools(trace: Trace) -> set[str]:
@@ -52,11 +75,16 @@ def _names(value: Any) -> set[str]:
 def looked_up(trace: Trace) -> set[str]:
     """Specifics that a tool was asked about, and answered."""
     done = (call for call in trace.tool_calls if call.status == "done")
-    return set().union(*(specifics(json.dumps(call.arguments)) for call in done))
+    return set().union(
+        *(
+            specifics(json.dumps(_plain_numbers(call.arguments), ensure_ascii=False, default=str))
+            for call in done
+        )
+    )
 
 
 def _written(trace: Trace) -> list[str]:
-    return [str(m.get("content") or "") for m in trace.messages if m["role"] == "user"]
+    return [words(m) for m in trace.messages if m.get("role") == "user"]
 
 
 def _states(value: Any) -> set[str]:

@@ -198,7 +198,12 @@ def find_reward(reward: str | None) -> Reward:
         return objectives_reward(objectives.told(reward))
     found = load_object(reward, "--reward")
     if inspect.isclass(found):
-        found = found()
+        try:
+            found = found()
+        except TypeError as error:
+            raise BadInput(
+                f"--reward {reward}: expected a class that needs no arguments, found: {error}"
+            ) from None
     if inspect.isfunction(found):
         return FunctionReward(found, reward)
     if not callable(found):

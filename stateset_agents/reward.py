@@ -11,6 +11,8 @@ keeps what it declares, and `rewards audit` what it can be talked into.
 """
 
 import abc
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -79,6 +81,33 @@ def about_of(reward: Any) -> About:
     """What a reward declares of itself, or that it declares nothing."""
     found = getattr(reward, "about", None)
     return found if isinstance(found, About) else About()
+
+
+def version_of(reward: Any) -> str:
+    """What a reward's scores are kept by: its class, declared version and settings, with those of the rewards in it."""
+    return hashlib.sha256(json.dumps(_settings(reward), sort_keys=True).encode()).hexdigest()
+
+
+def _settings(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, Mapping):
+        return sorted((json.dumps(_settings(k)), _settings(v)) for k, v in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_settings(one) for one in value]
+    told = {
+        name: one
+        for name, one in getattr(value, "__dict__", {}).items()
+        if name[:1] != "_" and name != "report"
+    }
+    kind = value if callable(value) and hasattr(value, "__qualname__") else type(value)
+    declared = about_of(value).version if hasattr(value, "about") else ""
+    return [
+        kind.__module__,
+        kind.__qualname__,
+        declared,
+        {name: _settings(one) for name, one in told.items()},
+    ]
 
 
 class EachTrace(abc.ABC):

@@ -92,7 +92,7 @@ def states(text: str) -> set[str]:
     plain, found = text.lower(), set()
     for match in _STATE.finditer(plain):
         name = str(match.lastgroup)
-        if _NOT_YET.search(plain[: match.start()]):
+        if _NOT_YET.search(plain[max(0, match.start() - 60) : match.start()]):
             name = {"shipped": "pending", "delivered": "not delivered"}.get(name, "")
         found.add(name)
     return found - {""}
@@ -124,7 +124,7 @@ def claims(text: str) -> set[str]:
         for sentence in sentences
         if not sentence.endswith("?")
         for match in _CLAIM.finditer(sentence)
-        if not _DENIED.search(sentence[: match.start()])
+        if not _DENIED.search(sentence[max(0, match.start() - 60) : match.start()])
     }
 
 
@@ -142,7 +142,7 @@ _REFUNDS = (
     r"rembours\w*|restitu\w*|abono|ingreso|replac\w*|ersatz\w*|reposici\w*|reempla\w*|remplac\w*|substitu\w*|credit\w*|crédit\w*|gutschrift"
 )
 _GIFTS = re.compile(
-    r"\b(?:on the house|on us|complimentary|waive\w*|knock (?:off|\W?\d)|half price|half off|store credit|keep (?:it|them|both)(?: as well| too)?|goodwill|"
+    r"\b(?:on the house|complimentary|waive\w*|knock (?:off|\W?\d)|half price|half off|store credit|keep (?:it|them|both)(?: as well| too)?|goodwill|"
     r"throw(?:ing)? in|twice the price|loyalty points|bonus points|extra points|(?:down |plan )?to zero|we(?:'ll| will) pay (?:you|for)|out of (?:my|our) own pocket|brand[- ]new one|double (?:the|your) (?:money|refund)|"
     r"aufs haus|geht auf uns|geschenkt|schenk(?:e|en|t)|obendrauf|gratis dazu|halbe[rn]? preis|zum halben|doppelte[ns]? (?:preis|betrag|geld)|aus kulanz|spendier\w*|"
     r"übernehmen wir(?: \w+)?|auf (?:unsere|meine) kosten|bonuspunkte|treuepunkte|von mir ein\w*|dauerhaft|dürfen (?:sie|du)? ?(?:\w+ ){0,2}behalten|behalten (?:sie|dürfen)|"
@@ -164,6 +164,15 @@ _WHOLE = re.compile(
 _NO_COST = re.compile(
     r'"\w*(?:ship|return|deliver|fee|cost|price|label|versand|envio|frais)\w*": ?"?0(?:[.,]0+)?\b'
 )
+_ASKS = re.compile(
+    r"^\W*(?:do|does|did|is|are|was|have|has|can|could|would|will|shall|may|what|which|who|when|where|why|how|haben|hat|ist|sind|kann|können|möchten|wollen|"
+    r"soll\w*|darf|was|welche\w*|wer|wann|wo|wie|warum|tiene|ha|es|son|puede|quiere|desea|qué|cuál|cuándo|dónde|cómo|avez|est|êtes|puis|pouvez|voulez|souhaitez|"
+    r"quel\w*|quand|où|comment|tem|foi|é|são|pode|posso|quer|deseja|qual|quais|quando|onde|como)\b"
+)
+_NO_MATTER = re.compile(
+    r"\b(?:no (?:problem|worries|matter)|not joking|not only|no kidding|kein problem|keine sorge|nicht nur|sin problema|no solo|no se preocupe|"
+    r"pas de (?:souci|problème)|non seulement|sem problema|não só|não se preocupe)\b"
+)
 _FOREVER = re.compile(
     r"\b(?:lifetime|for life|for ever|forever|eternal|unlimited|lebenslang\w*|für immer|ewig\w*|unbegrenzt\w*|de por vida|para siempre|"
     r"ilimitad[oa]s?|à vie|pour toujours|illimitée?s?|vitalíci[oa]s?|para sempre|etern[oa]s?)\b"
@@ -183,15 +192,15 @@ def promised(said: str, heard: str) -> list[str]:
     plain = heard.lower().replace("_", " ")
     known = offers(plain) | ({"free"} if _GIFT.search(plain) or _NO_COST.search(plain) else set())
     numbers = set(re.findall(r"\d+", plain))
+    amounts = set(re.findall(r"(?<![\w.,-])\d+(?:[.,]\d+)?(?![\w-])", plain))
     backs = bool(re.search(_REFUNDS, plain))
     found: set[str] = set()
     for sentence in _CLAUSES.split(said.lower()):
-        if sentence.rstrip().endswith("?"):
+        asks = sentence.rstrip().endswith("?") and _ASKS.search(sentence)
+        if asks or _NEGATED.search(_NO_MATTER.sub(" ", sentence)):
             continue
-        if _NEGATED.search(sentence):
-            continue
-        told = set(re.findall(r"\d+", sentence))
-        if told and told <= numbers:  # "free from 50.00": the terms are those that were heard
+        told = set(re.findall(r"\d+(?:[.,]\d+)?", sentence))
+        if told and told <= amounts:  # "free from 50.00": the terms are those that a tool gave
             continue
         for match in _OFFER.finditer(sentence):
             name = match.lastgroup or match[0]

@@ -20,6 +20,15 @@ Status = Literal["completed", "truncated", "failed", "waiting", "interrupted"]
 is still under way."""
 
 
+def words(message: dict[str, Any]) -> str:
+    """What a message says; of blocks, the texts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = (one if isinstance(one, str) else one.get("text") for one in content if one)
+        return "\n".join(str(text) for text in texts if text)
+    return str(content or "")
+
+
 class Sampling(Frozen):
     """How a run samples: which policy version, how hot, and from which seed."""
 
@@ -105,7 +114,7 @@ class Feedback(Frozen):
 
     key: str
     """Such as `thumbs`, `csat`, `resolved`."""
-    value: float
+    value: float = Field(allow_inf_nan=False)
     comment: str = ""
     at: float = 0.0
     """Unix time."""
@@ -157,15 +166,11 @@ class Trace(Frozen):
     @property
     def said(self) -> str:
         """All the agent's words to the customer."""
-        return "\n".join(
-            str(message.get("content") or "")
-            for message in self.messages
-            if message["role"] == "assistant"
-        )
+        return "\n".join(words(m) for m in self.messages if m.get("role") == "assistant")
 
     @property
     def turns(self) -> int:
-        return sum(message["role"] == "user" for message in self.messages)
+        return sum(message.get("role") == "user" for message in self.messages)
 
     @property
     def violations(self) -> tuple[str, ...]:

@@ -233,11 +233,46 @@ async def test_a_budget_is_a_hard_stop(url: str, judges: Judges) -> None:
     assert scored[3:] == [None] * 6
     assert budget.spent_tokens < 10_000 + 4010  # the provider bills more than was set aside, once
     assert found.report.refused["budget"] >= 6
+    judges.tokens = 50
+
+
+async def test_dollars_are_set_aside_for_what_is_under_way(url: str, judges: Judges) -> None:
+    judges.slow = 0.05
     paid = Budget(usd=0.05, per_million=(10.0, 10.0))
-    judges.tokens = 10**6
-    assert values(await judge(url, budget=paid, concurrency=1)([talk(1), talk(2)])) == [0.1, None]
+    scores = await judge(url, budget=paid, concurrency=32)(
+        [talk(n % 10, f"Case {n}.") for n in range(40)]
+    )
+    assert 0 < sum(score is not None for score in scores) < 40
+    assert paid.spent_usd + paid.held_usd <= 0.05
+    assert paid.held_usd == pytest.approx(0)
+    with pytest.raises(BadInput, match="expected a price"):
+        await judge(url, budget=Budget(usd=1.0))([talk(1)])
+
+
+async def test_what_fails_is_counted_as_spent(url: str, judges: Judges) -> None:
+    judges.fails = {"j": 99}
+    budget = Budget(tokens=4000)
+    found = judge(url, budget=budget, concurrency=1)
+    await found([talk(n % 10, f"Case {n}.") for n in range(40)])
+    assert len(judges.requests) < 8
+    assert budget.spent_tokens <= 4000
     with pytest.raises(BadInput, match="more than 0 tokens"):
         Budget(tokens=0)
+
+
+async def test_all_groups_share_one_limit(url: str, judges: Judges) -> None:
+    judges.slow = 0.02
+    found = judge(url, concurrency=4)
+    await asyncio.gather(*(found([talk(n % 10, f"Group {n}.")]) for n in range(20)))
+    assert judges.most == 4
+
+
+@pytest.mark.parametrize("ranking", [5, True, {"A": 2, "B": 1}, [["A"], "B"], ["A", "A"], None])
+async def test_a_ranking_that_is_none_is_refused(url: str, judges: Judges, ranking: Any) -> None:
+    judges.answer = lambda mark, text, labels: {"check": mark, "ranking": ranking}
+    found = judge(url, mode="relative", retries=0)
+    assert await found([talk(1), talk(2)]) == [None, None]
+    assert found.report.refused["no ranking of all"] == 1
 
 
 async def test_as_many_are_asked_at_once_as_are_allowed(url: str, judges: Judges) -> None:

@@ -1,5 +1,6 @@
 """Rewards order what agents do as a shop would, and say nothing about what they cannot score."""
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stateset_agents.rewards.composite import (
 from stateset_agents.rewards.conformance import problems
 from stateset_agents.rewards.disclosure import DisclosureReward
 from stateset_agents.rewards.effort import EffortReward, LatencyReward
+from stateset_agents.rewards.feedback import FeedbackReward
 from stateset_agents.rewards.helpfulness import HelpfulnessReward
 from stateset_agents.rewards.language import LanguageReward
 from stateset_agents.rewards.manner import MannerReward
@@ -27,7 +29,7 @@ from stateset_agents.rewards.outcome import OutcomeReward
 from stateset_agents.rewards.rules import DisciplineReward, RulesReward
 from stateset_agents.rewards.safety import SafetyReward
 from stateset_agents.scenario import Change, Fact, Goal, Scenario
-from stateset_agents.trace import ModelCall, ToolCall, Trace
+from stateset_agents.trace import Feedback, ModelCall, ToolCall, Trace
 
 REFUND = Change(table="lines", key="W20417/L1", column="refunded", value=4550)
 SCENARIO = Scenario(
@@ -338,6 +340,51 @@ async def test_scores_are_kept_by_content_and_version(tmp_path: Path) -> None:
     await newer([RIGHT])
     assert counts.asked == 4
     newer.close()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (ObjectivesReward({"csat": 1.0}), ObjectivesReward({"first_contact": 2.0})),
+        (FeedbackReward("csat", low=1, high=5), FeedbackReward("thumbs")),
+        (CompositeReward([HelpfulnessReward(), SafetyReward()]), CompositeReward([HelpfulnessReward(), SafetyReward()], how="min")),
+        (HelpfulnessReward(), HelpfulnessReward(writes=())),
+        (EffortReward(20), EffortReward(2)),
+        (GatedReward(HelpfulnessReward(), {OutcomeReward(): 1.0}), GatedReward(HelpfulnessReward(), {OutcomeReward(): 0.1})),
+    ],
+)  # fmt: skip
+async def test_a_cache_never_gives_the_score_of_another_setting(
+    one: Any, other: Any, tmp_path: Path
+) -> None:
+    said = (Feedback(key="csat", value=5.0), Feedback(key="thumbs", value=0.0))
+    trace = timed(*[0.1] * 5).model_copy(update={"feedback": said})
+    first, second = CachedReward(one, tmp_path / "s.db"), CachedReward(other, tmp_path / "s.db")
+    for kept, reward in ((first, one), (second, other), (first, one)):
+        assert await kept([trace]) == await reward([trace])
+    first.close()
+    second.close()
+
+
+async def test_parts_of_one_name_are_all_counted() -> None:
+    said = (Feedback(key="csat", value=5.0), Feedback(key="thumbs", value=0.0))
+    trace = RIGHT.model_copy(update={"feedback": said})
+    both: dict[Reward, float] = {
+        FeedbackReward("csat", low=1, high=5): 1.0,
+        FeedbackReward("thumbs"): 1.0,
+    }
+    (score,) = await CompositeReward(both)([trace])
+    assert score is not None
+    assert (score.value, score.parts) == (1.0, {"feedback": 1.0, "feedback#2": 0.0})
+
+
+async def test_odd_messages_are_read_all_the_same() -> None:
+    odd = Trace(messages=(
+        {"content": "no role"}, {"role": "user", "content": None},
+        {"role": "assistant", "content": [{"type": "text", "text": "It is 45.50."}, {"type": "image_url", "image_url": {}}]},
+    ), tool_calls=(call("look", {"when": datetime.date(2026, 5, 3), "amount": 45.5}),))  # fmt: skip
+    for reward in OURS:
+        assert len(await reward([odd])) == 1
+    assert (await values(HelpfulnessReward(), odd))[0] > 0.5
 
 
 async def test_the_audit_in_the_docs_is_what_is_measured() -> None:

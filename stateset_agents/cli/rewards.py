@@ -23,6 +23,7 @@ def rewards_audit(reward: Named) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from stateset_agents.errors import BadInput
     from stateset_agents.jobs import find_reward
     from stateset_agents.rewards.audit import audit
 
@@ -35,6 +36,10 @@ def rewards_audit(reward: Named) -> None:
         honest = "-" if one.honest is None else f"{one.honest:.3f}"
         table.add_row(one.attack, honest, told, "[bold red]gamed" if one.gamed else "[green]held")
     Console().print(table)
+    if all(one.best is None for one in found):
+        raise BadInput(
+            f"Expected scores from {reward}, found that it could not score any situation: nothing was audited."
+        )
     gamed = sum(one.gamed for one in found)
     print(f"{gamed or 'none'} of {len(found)} attacks reached an honest answer")
     raise typer.Exit(2 if gamed else 0)
