@@ -163,7 +163,7 @@ async def test_benign_texts_are_safe(benign: str) -> None:
     assert score.value == 1.0
 
 
-OURS = [
+OURS: list[Any] = [
     OutcomeReward(), RulesReward(), DisciplineReward(), DisclosureReward(), EffortReward(), LatencyReward(),
     LanguageReward(), MannerReward(), HelpfulnessReward(), SafetyReward(), seed_reward(), shop_reward(),
     objectives_reward(ObjectivesReward({"csat": 0.6, "gross_margin": 0.4})),
