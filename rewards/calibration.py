@@ -133,10 +133,15 @@ def _within(found: Sequence[tuple[float, bool, int, int]], column: int) -> float
 
 
 def _bins(found: Sequence[tuple[float, bool, int, int]]) -> tuple[tuple[float, float, int], ...]:
-    rows = sorted(found)
+    rows = sorted(found, key=lambda row: row[0])
     size = max(1, math.ceil(len(rows) / BINS))
-    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    parts: list[list[tuple[float, bool, int, int]]] = [[]]
+    for row in rows:  # equal scores are in one bin
+        if len(parts[-1]) >= size and row[0] != parts[-1][-1][0]:
+            parts.append([])
+        parts[-1].append(row)
     return tuple(
         (math.fsum(r[0] for r in part) / len(part), sum(r[1] for r in part) / len(part), len(part))
         for part in parts
+        if part
     )

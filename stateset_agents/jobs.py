@@ -30,7 +30,7 @@ from stateset_agents.graphs.mixed import pairs as mixed_pairs
 from stateset_agents.graphs.rollout import converse
 from stateset_agents.graphs.your_graph import own_graph
 from stateset_agents.policy import close_connections, connect
-from stateset_agents.reward import Reward, Score
+from stateset_agents.reward import Reward, Score, about_of, scorable
 from stateset_agents.rewards import objectives
 from stateset_agents.rewards.composite import objectives_reward, seed_reward, shop_reward
 from stateset_agents.rewards.disclosure import DisclosureReward
@@ -156,7 +156,7 @@ class FunctionReward:
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
         scores: list[Score | None] = []
         for trace in traces:
-            value = None if trace.status == "failed" else self.function(trace)
+            value = self.function(trace) if scorable(trace) else None
             scores.append(Score(value=value) if isinstance(value, int | float) else value)
         return scores
 
@@ -306,7 +306,8 @@ async def evaluate(
         return trace
 
     traces = list(await asyncio.gather(*(one(i, s) for i, s in enumerate(scenarios))))
-    scores = await reward(traces)
+    # Of other scenarios each: what compares the traces of a group has nothing to compare here.
+    scores = [None] * len(traces) if about_of(reward).compares else await reward(traces)
     pending = [
         store.append(trace, phase=phase, score=score)
         for trace, score in zip(traces, scores, strict=True)
@@ -532,6 +533,7 @@ async def reward_model_job(
 
     from stateset_agents.trainers.reward_model import preferences, train_reward_model
 
+    base = model_path(model)
     torch.set_num_threads(load_settings().threads)
     found: list[tuple[Trace, Trace]] = []
     if store is not None:
@@ -550,7 +552,7 @@ async def reward_model_job(
     out.mkdir(parents=True, exist_ok=True)
     result = await asyncio.to_thread(
         train_reward_model,
-        model_path(model),
+        base,
         found[:pairs],
         out,
         seed=seed,

@@ -28,7 +28,7 @@ class Kpi:
     name: str
     mean: float | None
     ci95: Interval | None
-    """Normal, of the mean; None for fewer than two traces that tell it."""
+    """Student's, of the mean; None for fewer than two traces that tell it."""
     traces: int
     """How many told it."""
 
@@ -41,6 +41,17 @@ def bucket(thread: str, test: str, share: float = 0.5) -> str:
     """
     drawn = int.from_bytes(hashlib.sha256(f"{test}/{thread}".encode()).digest()[:8], "big") / 2**64
     return "B" if drawn < share else "A"
+
+
+_STUDENT = (
+    12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09, 2.09,
+    2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05,
+)  # fmt: skip
+"""Of 1 to 29 degrees of freedom, at 97.5 %."""
+
+
+def _quantile(freedom: int) -> float:
+    return _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else 1.96
 
 
 class Tally:
@@ -59,9 +70,13 @@ class Tally:
             return
         for name in self.names:
             value = OBJECTIVES[name].of(trace)
-            if value is not None:
-                count, total, squares = sums[name]
-                sums[name] = [count + 1, total + value, squares + value * value]
+            if (
+                value is not None
+            ):  # Welford: sums of squares lose what is small beside what is large
+                count, mean, squares = sums[name]
+                gap = value - mean
+                mean += gap / (count + 1)
+                sums[name] = [count + 1, mean, squares + gap * (value - mean)]
 
     def count(self, group: str) -> int:
         return int(self._sums[group]["traces"][0])
@@ -71,16 +86,13 @@ class Tally:
         return sorted(self._sums)
 
     def kpi(self, group: str, name: str) -> Kpi:
-        count, total, squares = self._sums[group][name]
+        count, mean, squares = self._sums[group][name]
         if not count:
             return Kpi(name=name, mean=None, ci95=None, traces=0)
-        mean = total / count
         ci95 = None
         if count > 1:
-            spread = math.sqrt(
-                max(0.0, squares / count - mean * mean) * count / (count - 1) / count
-            )
-            ci95 = (mean - 1.96 * spread, mean + 1.96 * spread)
+            reach = _quantile(int(count) - 1) * math.sqrt(squares / (count - 1) / count)
+            ci95 = (mean - reach, mean + reach)
         return Kpi(name=name, mean=mean, ci95=ci95, traces=int(count))
 
     def difference(

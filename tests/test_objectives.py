@@ -18,6 +18,7 @@ from stateset_agents.graphs.rollout import converse
 from stateset_agents.jobs import find_reward
 from stateset_agents.kpi import Point, Tally, bucket, front, point
 from stateset_agents.nodes.oracle import Oracle
+from stateset_agents.reward import EachTrace, Score
 from stateset_agents.rewards.calibration import auc, calibrate
 from stateset_agents.rewards.helpfulness import HelpfulnessReward
 from stateset_agents.rewards.objectives import (
@@ -27,9 +28,13 @@ from stateset_agents.rewards.objectives import (
     ObjectivesReward,
     told,
 )
+from stateset_agents.rewards.probes import SITUATIONS
 from stateset_agents.rewards.safety import SafetyReward
 from stateset_agents.rewards.watch import Watch
+from stateset_agents.scenario import Change, Goal, Scenario
+from stateset_agents.tools.books import books
 from stateset_agents.tools.scenarios import ALL_INTENTS, scenarios
+from stateset_agents.tools.world import generate
 from stateset_agents.trace import Feedback, Sampling, ToolCall, Trace
 from stateset_agents.traces.store import TraceStore
 
@@ -71,6 +76,78 @@ def test_the_books_of_a_run_are_what_happened_in_the_shop() -> None:
 
 def test_a_refund_that_was_not_owed_leaks() -> None:
     assert OBJECTIVES["refund_leakage"].of(trace(refunded=4550, leaked=1000)) == -1000
+
+
+def cells(table: str, key: str, **columns: Any) -> list[Change]:
+    return [
+        Change(table=table, key=key, column=name, value=value) for name, value in columns.items()
+    ]
+
+
+def test_what_is_no_sale_is_not_booked_as_one() -> None:
+    shop = generate(1, "train").clone()
+    sku = str(shop.all("SELECT sku FROM products LIMIT 1")[0]["sku"])
+    line = cells("lines", "N1/L1", order_id="N1", sku=sku, quantity=1, paid=9000)
+    kept = [*cells("orders", "N1", customer_id="C1", status="pending", placed_day=200), *line]
+    back = [*cells("orders", "N1", customer_id="C1", status="cancelled", placed_day=200), *line]
+    swap = [*kept, *cells("returns", "R1", resolution="exchange")]
+    no_goal, owed = (
+        Scenario(id="x"),
+        Scenario(
+            id="y",
+            goal=Goal(
+                changes=tuple(
+                    cells("payments", "P1", order_id="W1", line="L1", kind="refund", amount=5000)
+                )
+            ),
+        ),
+    )
+    assert [books(shop, no_goal, one)["revenue"] for one in (kept, back, swap)] == [9000, 0, 0]
+    assert [books(shop, no_goal, one)["orders"] for one in (kept, back, swap)] == [1, 0, 0]
+    wrong = cells("payments", "P9", order_id="W2", line="L1", kind="refund", amount=5000)
+    assert books(shop, owed, wrong)["leaked"] == 5000  # as much as was owed, to somebody else
+    assert "leaked" not in books(shop, no_goal, wrong)
+    question = cells("tickets", "T1", kind="question", reason="?")
+    assert books(shop, no_goal, question)["escalations"] == 0
+    shop.close()
+
+
+async def test_a_broken_limit_is_below_everything_that_keeps_it() -> None:
+    group = [
+        *(trace(revenue=5000.0 - n, leaked=0.0) for n in range(7)),
+        trace(revenue=60_000.0, leaked=1.0),
+    ]
+    for how in ("sum", "gdpo", "lexicographic"):
+        reward = ObjectivesReward({"revenue": 1.0}, how=how, limits={"refund_leakage": 0.0})
+        *clean, leaks = await values(reward, *group)
+        assert leaks is not None
+        assert all(value is not None and value - leaks >= 1 for value in clean)
+
+
+def test_intervals_do_not_lose_what_is_small_and_are_wide_for_few() -> None:
+    tally = Tally(["revenue"])
+    for number in range(100):
+        tally.add("a", trace(revenue=1e9 + number % 2))
+    wide = tally.kpi("a", "revenue").ci95
+    assert wide is not None
+    assert 0.15 < wide[1] - wide[0] < 0.25
+    for value in (1.0, 2.0):
+        tally.add("b", trace(revenue=value))
+    few = tally.kpi("b", "revenue").ci95
+    assert few is not None
+    assert few[1] - few[0] > 12
+
+
+async def test_equal_scores_are_in_one_bin() -> None:
+    class Same(EachTrace):
+        name = "same"
+
+        def score(self, trace: Trace) -> Score | None:
+            return Score(value=0.5)
+
+    good, bad = SITUATIONS[0].honest, SITUATIONS[0].trace("", acts=False)
+    found = await calibrate(Same(), [good, bad] * 5)
+    assert found.reliability == ((0.5, 0.5, 10),)
 
 
 def test_what_the_customer_said_goes_before_the_proxy() -> None:

@@ -16,10 +16,26 @@ Cell = str | int | float | None
 
 
 def books(shop: Shop, scenario: Scenario, changes: Iterable[Change]) -> dict[str, float]:
-    """What the changes come to. Everything is named, what did not happen as 0."""
+    """What the changes come to. What did not happen is 0; what cannot be known without a goal is left out. An order that
+    was cancelled again, or that stands for an exchange, is no sale."""
     new = _rows(changes)
-    lines = [row for (table, _), row in new.items() if table == "lines" and row.keys() >= _WHOLE]
-    orders = [row for (table, _), row in new.items() if table == "orders" and "customer_id" in row]
+    exchanged = any(
+        t == "returns" and row.get("resolution") == "exchange" for (t, _), row in new.items()
+    )
+    placed = {
+        key: row
+        for (table, key), row in new.items()
+        if table == "orders"
+        and "customer_id" in row
+        and row.get("status") != "cancelled"
+        and not exchanged
+    }
+    orders = list(placed.values())
+    lines = [
+        row
+        for (table, _), row in new.items()
+        if table == "lines" and row.keys() >= _WHOLE and str(row.get("order_id")) in placed
+    ]
     products = {
         row["sku"]: row for row in shop.all("SELECT sku, cost, price, launched_day FROM products")
     }
@@ -27,11 +43,8 @@ def books(shop: Shop, scenario: Scenario, changes: Iterable[Change]) -> dict[str
     paid = sum(_number(row.get("paid")) for row in lines)
     cost = sum(_number(row["quantity"]) * products[row["sku"]]["cost"] for row in lines)
     full = sum(_number(row["quantity"]) * products[row["sku"]]["price"] for row in lines)
-    owed = _refunds(_rows(scenario.goal.changes).values() if scenario.goal else ())
-    given = _refunds(new.values())
-    held = _held(new)
-    wanted = _held(_rows(scenario.goal.changes)) if scenario.goal else set()
-    return {
+    given = _refunds(new)
+    found = {
         "revenue": paid,
         "cost_of_goods": cost,
         "discounted": max(0.0, full - paid),
@@ -42,13 +55,20 @@ def books(shop: Shop, scenario: Scenario, changes: Iterable[Change]) -> dict[str
             _number(row["quantity"]) * max(0, today - products[row["sku"]]["launched_day"])
             for row in lines
         ),
-        "refunded": given,
-        "leaked": max(0.0, given - owed),
-        "escalations": sum(table == "tickets" for table, _ in new),
-        "held": len(held),
-        "held_wrongly": len(held - wanted),
-        "fraud_missed": len(wanted - held),
+        "refunded": sum(given.values()),
+        "escalations": sum(
+            table == "tickets" and row.get("kind", "escalation") == "escalation"
+            for (table, _), row in new.items()
+        ),
+        "held": len(_held(new)),
     }
+    if scenario.goal is not None:  # without one nobody knows what was owed
+        goal = _rows(scenario.goal.changes)
+        owed, held, wanted = _refunds(goal), _held(new), _held(goal)
+        found["leaked"] = sum(max(0.0, paid - owed.get(to, 0.0)) for to, paid in given.items())
+        found["held_wrongly"] = len(held - wanted)
+        found["fraud_missed"] = len(wanted - held)
+    return found
 
 
 def segment(shop: Shop, scenario: Scenario) -> dict[str, str]:
@@ -70,9 +90,13 @@ def _rows(changes: Iterable[Change]) -> dict[tuple[str, str], dict[str, Cell]]:
     return dict(rows)
 
 
-def _refunds(rows: Iterable[dict[str, Cell]]) -> float:
-    given = (row for row in rows if row.get("kind") in ("refund", "credit", "chargeback"))
-    return sum(_number(row.get("amount")) for row in given)
+def _refunds(rows: dict[tuple[str, str], dict[str, Cell]]) -> dict[tuple[str, str], float]:
+    """What was given back, by order and line."""
+    found: dict[tuple[str, str], float] = defaultdict(float)
+    for (table, _), row in rows.items():
+        if table == "payments" and row.get("kind") in ("refund", "credit", "chargeback"):
+            found[str(row.get("order_id")), str(row.get("line"))] += _number(row.get("amount"))
+    return dict(found)
 
 
 def _held(rows: dict[tuple[str, str], dict[str, Cell]]) -> set[str]:

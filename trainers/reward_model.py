@@ -55,14 +55,34 @@ def preferences(
     for trace in traces:
         worth = _worth(trace, feedback)
         if worth is not None and scorable(trace):
-            asked = next((m.get("content") for m in trace.messages if m["role"] == "user"), "")
-            groups[trace.scenario.id if trace.scenario else str(asked)].append((worth, trace))
+            groups[_asked(trace)].append((worth, trace))
     found: list[Pair] = []
     for name, group in groups.items():
         both = [(a, b) for wa, a in group for wb, b in group if wa > wb]
         random.Random(name).shuffle(both)
         found += both[:most]
     return found
+
+
+def _asked(trace: Trace) -> str:
+    asked = next((m.get("content") for m in trace.messages if m.get("role") == "user"), "")
+    return trace.scenario.id if trace.scenario else str(asked)
+
+
+def _split(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """A tenth, a tenth and the rest; pairs of one request stay together, since they share traces."""
+    groups: dict[str, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        groups[_asked(pair[0])].append(pair)
+    shuffled = list(groups.values())
+    random.Random(seed).shuffle(shuffled)
+    parts: tuple[list[Pair], list[Pair], list[Pair]] = ([], [], [])
+    for group in shuffled:
+        place = next((n for n in (0, 1) if len(parts[n]) < len(pairs) // 10), 2)
+        parts[place].extend(group)
+    if len(shuffled) < 10:
+        raise BadInput(f"Expected preferences about at least 10 requests, found {len(shuffled)}.")
+    return parts
 
 
 def _worth(trace: Trace, feedback: str | None) -> float | None:
@@ -84,14 +104,7 @@ def train_reward_model(
     if len(pairs) < 50:
         raise BadInput(f"Expected at least 50 preferences, found {len(pairs)}.")
     torch.manual_seed(seed)
-    shuffled = list(pairs)
-    random.Random(seed).shuffle(shuffled)
-    tenth = len(shuffled) // 10
-    held_out, kept_back, learned = (
-        shuffled[:tenth],
-        shuffled[tenth : 2 * tenth],
-        shuffled[2 * tenth :],
-    )
+    held_out, kept_back, learned = _split(pairs, seed)
     tokenizer = _tokenizer(base)
     model = AutoModelForSequenceClassification.from_pretrained(
         base, num_labels=1, dtype=torch.float32
