@@ -382,7 +382,7 @@ def _litellm() -> Any:
     return litellm
 
 
-def judge_named(text: str) -> JudgeReward:
+def judge_named(text: str, *, budget: Budget | None = None, concurrency: int = 8) -> JudgeReward:
     """`judge:MODEL`, `judge:MODEL@URL`, `judge-relative:…`. The key is the provider's own variable. Raises BadInput."""
     kind, _, rest = text.partition(":")
     model, _, url = rest.partition("@")
@@ -390,4 +390,11 @@ def judge_named(text: str) -> JudgeReward:
         raise BadInput(f"--reward: expected judge:MODEL or judge:MODEL@URL, found {text!r}.")
     mode: Literal["absolute", "relative"] = "relative" if kind == "judge-relative" else "absolute"
     key = None if not url else os.environ.get("OPENAI_API_KEY", "EMPTY")
-    return JudgeReward([model], mode=mode, base_url=url or None, api_key=key)
+    return JudgeReward(
+        [model],
+        mode=mode,
+        base_url=url or None,
+        api_key=key,
+        budget=budget,
+        concurrency=concurrency,
+    )

@@ -32,12 +32,13 @@ from stateset_agents.graphs.your_graph import own_graph
 from stateset_agents.policy import close_connections, connect
 from stateset_agents.reward import Reward, Score, about_of, scorable
 from stateset_agents.rewards import objectives
+from stateset_agents.rewards.cache import CachedReward
 from stateset_agents.rewards.composite import objectives_reward, seed_reward, shop_reward
 from stateset_agents.rewards.disclosure import DisclosureReward
 from stateset_agents.rewards.effort import EffortReward, LatencyReward
 from stateset_agents.rewards.feedback import FeedbackReward
 from stateset_agents.rewards.helpfulness import HelpfulnessReward
-from stateset_agents.rewards.judge import judge_named
+from stateset_agents.rewards.judge import Budget, judge_named
 from stateset_agents.rewards.language import LanguageReward
 from stateset_agents.rewards.manner import MannerReward
 from stateset_agents.rewards.outcome import OutcomeReward
@@ -189,7 +190,7 @@ def find_reward(reward: str | None) -> Reward:
     if reward.startswith("feedback:"):
         return _feedback_reward(reward)
     if reward.startswith(("judge:", "judge-relative:")):
-        return judge_named(reward)
+        return _judge(reward)
     if reward.startswith("neural:"):
         from stateset_agents.trainers.reward_model import NeuralReward
 
@@ -210,6 +211,15 @@ def find_reward(reward: str | None) -> Reward:
         raise BadInput(f"Expected {reward!r} to be callable, found {type(found).__name__}.")
     result: Reward = found
     return result
+
+
+def _judge(told: str) -> Reward:
+    """A judge within the settings' budget; what it said is kept in `judge.db` beside the runs."""
+    settings = load_settings()
+    budget = Budget(tokens=settings.judge_tokens, usd=settings.judge_usd)
+    judge = judge_named(told, budget=budget, concurrency=settings.judge_concurrency)
+    settings.runs.mkdir(parents=True, exist_ok=True)
+    return CachedReward(judge, settings.runs / "judge.db")
 
 
 def _feedback_reward(told: str) -> Reward:

@@ -26,6 +26,11 @@ class Settings(BaseSettings):
     """torch threads while training."""
     model: str = "policy"
     """The policy's name on that server, for `langgraph dev`."""
+    judge_tokens: int | None = Field(default=None, ge=1)
+    """What `--reward judge:…` may read and write at the most; it stops there."""
+    judge_usd: float | None = Field(default=None, gt=0)
+    """And cost."""
+    judge_concurrency: int = Field(default=8, ge=1)
     base_url: str | None = None
     """An OpenAI-compatible policy server; without it the embedded engine is started."""
 

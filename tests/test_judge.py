@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from stateset_agents.errors import BadInput
+from stateset_agents.jobs import find_reward
 from stateset_agents.reward import Score
 from stateset_agents.rewards.cache import CachedReward
 from stateset_agents.rewards.conformance import problems
@@ -325,3 +326,23 @@ def test_names_and_settings_are_checked() -> None:
         JudgeReward(["m"], concurrency=0)
     with pytest.raises(BadInput, match="at least one model"):
         JudgeReward([])
+
+
+async def test_a_judge_of_the_command_line_keeps_what_it_said_and_its_budget(
+    url: str, judges: Judges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATESET_RUNS", str(tmp_path))
+    monkeypatch.setenv("STATESET_JUDGE_TOKENS", "6000")
+    monkeypatch.setenv("STATESET_JUDGE_CONCURRENCY", "1")
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    judges.tokens = 3000
+    traces = [talk(n, f"Case {n}.") for n in range(6)]
+    first = values(await find_reward(f"judge:openai/j@{url}")(traces))
+    assert first[0] == 0.0
+    assert None in first
+    asked = len(judges.requests)
+    assert asked < 6
+    kept = [trace for trace, value in zip(traces, first, strict=True) if value is not None]
+    again = find_reward(f"judge:openai/j@{url}")
+    assert values(await again(kept)) == [value for value in first if value is not None]
+    assert len(judges.requests) == asked

@@ -113,7 +113,7 @@ async def train(
         ]
         began = time.perf_counter()
         groups = await play(chosen, rollout, config, step, served)
-        graded = [await reward(group) for group in groups]
+        graded = list(await asyncio.gather(*(reward(group) for group in groups)))
         rolled = time.perf_counter()
         failed = [trace for group in groups for trace in group if trace.status == "failed"]
         if len(failed) > config.groups * config.group_size // 2:
@@ -197,7 +197,7 @@ async def train_recorded(
     for step in range(done + 1, steps + 1):
         chosen = groups[(step - 1) * config.groups : step * config.groups]
         began = time.perf_counter()
-        graded = [await reward(list(group)) for group in chosen]
+        graded = list(await asyncio.gather(*(reward(list(group)) for group in chosen)))
         line, learned = await asyncio.to_thread(
             _learn, trainer, chosen, graded, nodes, config.algorithm
         )

@@ -143,7 +143,7 @@ def rewards_calibrate(
         ("score: successes", ", ".join(f"{score:.2f}: {share:.2f}" for score, share, _ in found.reliability)),
     ):  # fmt: skip
         table.add_row(name, value)
-    report = getattr(judged, "report", None)
+    report = getattr(getattr(judged, "reward", judged), "report", None)
     if report is not None:
         agreement = sum(report.agreement) / len(report.agreement) if report.agreement else None
         table.add_row("agreement of repeats", told(agreement))
