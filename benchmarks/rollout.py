@@ -26,8 +26,11 @@ from stateset_agents.scenario import Scenario
 from stateset_agents.server.engine.process import running_engine
 from stateset_agents.tools.scenarios import scenarios
 from stateset_agents.trace import Sampling, Trace
-from stateset_agents.trainers.grpo import Pass, grpo_trainer, lora_model, passes
-from stateset_agents.trajectory import Row, Trajectory, trajectory
+from stateset_agents.trainers.batches import Batch, Sample, batches
+from stateset_agents.trainers.config import TrainConfig
+from stateset_agents.trainers.grpo import grpo_trainer
+from stateset_agents.trainers.model import load_model
+from stateset_agents.trajectory import Trajectory, trajectory
 
 EPISODES = 48
 
@@ -79,23 +82,24 @@ def seconds(task: Callable[[], object], repeats: int = 3) -> float:
 def training(folder: Path, traces: list[Trace]) -> list[tuple[str, str, str]]:
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(SEED_POLICY)
-    trainer = grpo_trainer(
-        lora_model(str(SEED_POLICY), rank=16, seed=0), tokenizer, folder,
-        learning_rate=1e-4, group_size=8, temperature=1.0,
-    )  # fmt: skip
+    config = TrainConfig(algorithm="dapo")
+    trainer = grpo_trainer(load_model(str(SEED_POLICY)), tokenizer, folder, config)
     group = [trajectory(trace) for trace in traces if trace.model_calls]
-    worth = [1.0 if n % 2 else -1.0 for n in range(len(group))]
-    tokens = sum(t.tokens for t in group)
-    rows: list[Row] = [row for t in group for row in t.rows]
-    single = [Trajectory(trace_id="", rows=(row,)) for row in rows]
-    signs = [w for t, w in zip(group, worth, strict=True) for _ in t.rows]
-    shared = passes(group, worth)
-    apart = [part for t, w in zip(single, signs, strict=True) for part in passes([t], [w])]
+    samples = [
+        Sample(trajectory=one, advantages=(1.0 if n % 2 else -1.0,) * len(one.rows))
+        for n, one in enumerate(group)
+    ]
+    single = [
+        Sample(trajectory=Trajectory(trace_id="", rows=(row,)), advantages=(one.advantages[0],))
+        for one in samples
+        for row in one.trajectory.rows
+    ]
+    shared = batches(samples, config.tokens_per_batch)
+    apart = [batch for one in single for batch in batches([one], config.tokens_per_batch)]
 
-    def gradient(parts: Sequence[Pass]) -> None:
+    def gradient(parts: Sequence[Batch]) -> None:
         for part in parts:
-            loss = trainer.compute_loss(trainer.model, trainer._inputs(part, tokens))
-            torch.autograd.backward(loss)
+            torch.autograd.backward(trainer.batch_loss(part, samples))
 
     once, each = seconds(lambda: gradient(shared)), seconds(lambda: gradient(apart), 1)
     nodes, plain = (sum(p.ids.size(1) for p in parts) for parts in (shared, apart))

@@ -26,6 +26,8 @@ class ConversationState(TypedDict, total=False):
     agent_said: str | None
     over: bool
     truncated: bool
+    forked: bool
+    """The agent's thread holds the checkpoint of a decision; it goes on from there before anybody speaks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,8 @@ class ConversationContext:
     thread: str
     max_turns: int
     step_limit: int
+    held: bool = False
+    """Whether every superstep leaves a checkpoint, so that it can be forked."""
 
 
 async def customer(
@@ -62,9 +66,11 @@ async def agent(
         "callbacks": get_config().get("callbacks"),
     }
     send: Any = {"messages": [HumanMessage(state.get("customer_said") or "")]}
+    if state.get("forked"):
+        send = None
     for _ in range(MAX_CONFIRMATIONS):
         result = await around.agent.ainvoke(
-            send, inner, context=around.agent_context, durability="exit"
+            send, inner, context=around.agent_context, durability="sync" if around.held else "exit"
         )
         waiting = result.get("__interrupt__")
         if not waiting:
@@ -73,10 +79,10 @@ async def agent(
         agreed = await around.customer.confirm(asked["tool"], asked["arguments"])
         send = Command(resume={"confirmed": agreed})
     else:
-        return {"over": True, "truncated": True}
+        return {"over": True, "truncated": True, "forked": False}
     last = result["messages"][-1]
     said = last.text if isinstance(last, AIMessage) else ""
-    return {"agent_said": said, "over": result.get("handed_off") is not None}
+    return {"agent_said": said, "over": result.get("handed_off") is not None, "forked": False}
 
 
 def build() -> CompiledStateGraph[
@@ -86,7 +92,9 @@ def build() -> CompiledStateGraph[
     graph = StateGraph(ConversationState, context_schema=ConversationContext)
     graph.add_node("customer", customer)
     graph.add_node("agent", agent)
-    graph.add_edge(START, "customer")
+    graph.add_conditional_edges(
+        START, lambda state: "agent" if state.get("forked") else "customer", ["agent", "customer"]
+    )
     graph.add_conditional_edges("customer", _over("agent"), ["agent", END])
     graph.add_conditional_edges("agent", _over("customer"), ["customer", END])
     return graph.compile(name="conversation")

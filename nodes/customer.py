@@ -1,7 +1,7 @@
 """Simulated customers: a rule-based one that knows what it wants, one that follows a script, one that is a model."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
@@ -21,6 +21,10 @@ class CustomerSimulator(Protocol):
 
     async def confirm(self, tool: str, arguments: dict[str, Any]) -> bool:
         """Whether the customer agrees to a proposed change."""
+        ...
+
+    def copy(self) -> Self:
+        """Who goes on from here as this one would."""
         ...
 
 
@@ -52,18 +56,31 @@ class RuleCustomer:
     async def confirm(self, tool: str, arguments: dict[str, Any]) -> bool:
         return approves(self.customer, tool, arguments)
 
+    def copy(self) -> "RuleCustomer":
+        twin = RuleCustomer(self.customer)
+        twin._slips, twin._then, twin._answered = (
+            dict(self._slips),
+            list(self._then),
+            self._answered,
+        )
+        return twin
+
 
 class ScriptedCustomer:
     """Says its lines in order, whatever the agent says, and agrees to everything."""
 
     def __init__(self, lines: tuple[str, ...]) -> None:
-        self._lines = iter(lines)
+        self._lines = lines
 
     async def speak(self, agent_said: str | None) -> str | None:
-        return next(self._lines, None)
+        said, self._lines = next(iter(self._lines), None), self._lines[1:]
+        return said
 
     async def confirm(self, tool: str, arguments: dict[str, Any]) -> bool:
         return True
+
+    def copy(self) -> "ScriptedCustomer":
+        return ScriptedCustomer(self._lines)
 
 
 LEAVES = "[done]"
@@ -104,6 +121,11 @@ class ModelCustomer:
 
     async def confirm(self, tool: str, arguments: dict[str, Any]) -> bool:
         return approves(self.customer, tool, arguments)
+
+    def copy(self) -> "ModelCustomer":
+        twin = ModelCustomer(self.customer, self.model)
+        twin._said = list(self._said)
+        return twin
 
     def _instructions(self) -> str:
         known = "; ".join(

@@ -15,15 +15,15 @@ async def load_adapter(base_url: str, name: str, path: Path) -> None:
     )
 
 
-async def serve_version(base_url: str, name: str, path: Path) -> None:
+async def serve_version(base_url: str, name: str, path: Path, before: int = 1) -> None:
     """Serve the adapter at `path` as `name`, such as `run-v7`, and drop versions of the same run but the
-    one before: a server keeps a copy of the model, or a slot, for each."""
+    `before` last ones: a server keeps a copy of the model, or a slot, for each."""
     served = await served_models(base_url)
     if name not in served:  # a run that is resumed may find its last version still there
         await load_adapter(base_url, name, path)
     run = name.rpartition("-v")[0]
     older = [other for other in served if other.rpartition("-v")[0] == run and other != name]
-    for other in sorted(older, key=lambda version: int(version.rpartition("-v")[2]))[:-1]:
+    for other in sorted(older, key=lambda version: int(version.rpartition("-v")[2]))[:-before]:
         await unload_adapter(base_url, other)
 
 

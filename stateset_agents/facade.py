@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.messages.utils import convert_to_messages
@@ -26,14 +26,7 @@ from stateset_agents.scenario import Scenario, parse_scenarios
 from stateset_agents.tools.world import generate
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.store import TraceStore
-
-Profile = Literal["conservative", "balanced", "aggressive"]
-
-LEARNING_RATES: dict[Profile, float] = {
-    "conservative": 5e-4,
-    "balanced": 1e-3,
-    "aggressive": 2e-3,
-}
+from stateset_agents.trainers.config import PROFILES, Profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +147,13 @@ async def train(
     profile: Profile = "balanced",
     output_dir: Path | str | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    **settings: Any,
 ) -> MultiTurnAgent:
     """GRPO on episodes of the environment; the agent answers with what was learned afterwards.
 
-    Episodes are played in groups of up to ten of one scenario, up to four scenarios a step. Raises
-    BadInput for fewer than two episodes and for an unknown profile.
+    Episodes are played in groups of up to ten of one scenario, up to four scenarios a step; `settings` are fields of
+    `trainers.config.TrainConfig`, and go before what `profile` sets. Raises BadInput for fewer than two episodes, an unknown
+    profile and settings that do not go together.
     """
     from transformers import AutoTokenizer
 
@@ -166,26 +161,33 @@ async def train(
 
     if num_episodes < 2:
         raise BadInput(f"num_episodes: expected at least 2 to compare, found {num_episodes}.")
-    if profile not in LEARNING_RATES:
-        raise BadInput(f"profile: expected one of {', '.join(LEARNING_RATES)}, found {profile!r}.")
+    if profile not in PROFILES:
+        raise BadInput(f"profile: expected one of {', '.join(PROFILES)}, found {profile!r}.")
     if agent.config.temperature == 0:
         raise BadInput("temperature: expected more than 0 to train, found 0: nothing would differ.")
     await agent.initialize()
     group_size = min(10, num_episodes)
     groups = max(1, min(len(environment.scenarios), 4, num_episodes // group_size))
-    config = loop.TrainConfig(
-        steps=max(1, num_episodes // (groups * group_size)),
-        groups=groups,
-        group_size=group_size,
-        learning_rate=LEARNING_RATES[profile],
-        temperature=agent.config.temperature,
-        max_tokens=agent.config.max_new_tokens,
+    config = jobs.check_config(
+        {
+            "steps": max(1, num_episodes // (groups * group_size)),
+            "groups": groups,
+            "group_size": group_size,
+            "temperature": agent.config.temperature,
+            "max_tokens": agent.config.max_new_tokens,
+            "log": (),
+            **PROFILES[profile],
+            **settings,
+        }
     )
     run = jobs.new_run(Path(output_dir) if output_dir is not None else Path("runs"))
     path = jobs.model_path(agent.config.model_name)
 
     async def play(scenario: Scenario, sampling: Sampling) -> Trace:
         return await environment.run(agent, scenario, sampling)
+
+    async def publish(name: str, path: Path, before: int) -> None:
+        await agent.serve_adapter(name, path)
 
     with TraceStore(run / "traces.db") as store:
         await loop.train(
@@ -196,21 +198,27 @@ async def train(
             scenarios=environment.scenarios,
             rollout=play,
             reward=reward_fn,
-            publish=agent.serve_adapter,
+            publish=publish,
             store=store,
             run=run,
             config=config,
+            limits=jobs.find_limits(config),
             report=on_step or (lambda line: None),
+            logs=config.log,
         )
     return agent
 
 
 @dataclass(kw_only=True)
 class AutoTrainer:
-    """`train` with its choices made: the composite reward of helpfulness and safety by default."""
+    """`train` with its choices made: the composite reward of helpfulness and safety by default, settings that follow what is
+    measured (`auto_adjust`), and, asked for, an end where the last `patience` steps were no better than those before them."""
 
     num_episodes: int = 50
     profile: Profile = "balanced"
+    auto_adjust: bool = True
+    early_stopping: bool = False
+    patience: int = 8
     output_dir: Path | str | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     """A line for each step of the last training."""
@@ -230,4 +238,6 @@ class AutoTrainer:
             profile=self.profile,
             output_dir=self.output_dir,
             on_step=self.history.append,
+            auto_adjust=self.auto_adjust,
+            **({"early_stopping": True, "patience": self.patience} if self.early_stopping else {}),
         )

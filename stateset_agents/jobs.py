@@ -16,10 +16,10 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.language_models import BaseChatModel
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from stateset_agents.engine_client import load_adapter, serve_version, served_models
 from stateset_agents.errors import BadInput
@@ -27,8 +27,9 @@ from stateset_agents.evaluation import Measurement, measure, paired_gain
 from stateset_agents.graphs import orchestrator
 from stateset_agents.graphs.domains import DOMAINS
 from stateset_agents.graphs.mixed import pairs as mixed_pairs
-from stateset_agents.graphs.rollout import converse
-from stateset_agents.graphs.your_graph import own_graph
+from stateset_agents.graphs.rollout import converse, hold
+from stateset_agents.graphs.your_graph import OwnGraph
+from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy import close_connections, connect
 from stateset_agents.reward import Reward, Score, about_of, scorable
 from stateset_agents.rewards import objectives
@@ -44,13 +45,14 @@ from stateset_agents.rewards.manner import MannerReward
 from stateset_agents.rewards.outcome import OutcomeReward
 from stateset_agents.rewards.rules import DisciplineReward, RulesReward
 from stateset_agents.rewards.safety import SafetyReward
-from stateset_agents.scenario import Frozen, Scenario, load_scenarios
+from stateset_agents.scenario import Scenario, load_scenarios
 from stateset_agents.settings import load_settings
 from stateset_agents.tools.scenarios import ALL_INTENTS, intents_of
 from stateset_agents.tools.scenarios import scenarios as generate_scenarios
 from stateset_agents.trace import ModelCall, Sampling, Trace
 from stateset_agents.traces.store import TraceStore
-from stateset_agents.trainers.advantages import Algorithm
+from stateset_agents.trainers.config import ONE, TrainConfig
+from stateset_agents.trainers.limits import COSTS, Limit
 
 SEED_POLICY = Path(__file__).parent / "seed_policy"
 GRAPHS = (*DOMAINS, orchestrator.NAME)
@@ -59,36 +61,70 @@ HELD_OUT_SEED = 90_000
 """Where held-out shops begin, unless a caller says otherwise."""
 
 RolloutWith = Callable[[Scenario, BaseChatModel, Sampling], Awaitable[Trace]]
+HoldWith = Callable[[Scenario, BaseChatModel, Sampling], Awaitable[Any]]
 Report = Callable[[str, dict[str, Any]], None]
 """Called with an event's name (start, measure, tick, measured, train, step, end) and its values."""
 
 
-class JobConfig(Frozen):
-    """A training run. Written to `config.json` beside its results."""
+Method = Literal["auto", "rl", "sft", "dpo"]
+
+
+class JobConfig(TrainConfig):
+    """A training run: its settings, and what is trained on what. Written to `config.json` beside its results."""
 
     graph: str = "service"
+    world: str | None = None
+    """`module:function` of a scenario: what an episode of a graph of one's own acts on, with a `clone` method."""
     reward: str | None = None
+    node_rewards: dict[str, str] = Field(default_factory=dict)
+    """Rewards of their own for calls at these nodes; `credit: node` reads them."""
     scenarios: str | None = None
     """A file; without it scenarios are generated."""
     model: str = "seed"
     base_url: str | None = None
     customer: str | None = None
     """NAME@URL of a model that plays the customer, in the place of rules."""
-    seed: int = 1
+    from_traces: str | None = None
+    """A store whose traces are trained on, in the place of episodes."""
+    method: Method = "auto"
+    """How a store is learned from: by rewards (`rl`), by imitating its best (`sft`), or by preferring better to worse (`dpo`)."""
+    warm_start: str | None = None
+    """What is imitated before the first episode: `oracle`, or a store's best traces."""
+    warm_traces: int = Field(default=256, ge=8)
+    """How many traces; `warm_start` reads it."""
     held_out: int = Field(default=120, ge=1)
     held_out_seed: int = HELD_OUT_SEED
-    steps: int = Field(default=32, ge=1)
-    groups: int = Field(default=8, ge=1)
-    group_size: int = Field(default=8, ge=2)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    rank: int = Field(default=16, ge=1)
-    beta: float = Field(default=0.0, ge=0)
-    temperature: float = Field(default=1.0, gt=0, le=2)
-    max_tokens: int = Field(default=96, ge=1)
-    concurrency: int = Field(default=64, ge=1)
     threads: int = Field(default=2, ge=1)
-    algorithm: Algorithm = "dr_grpo"
-    shuffle_rewards: bool = False
+    log: tuple[str, ...] = ("tensorboard",)
+    """Trackers by name, beside the JSON lines that are always written."""
+
+    @model_validator(mode="after")
+    def _read(self) -> "JobConfig":
+        if self.node_rewards and self.credit != "node":
+            raise ValueError("node_rewards: credit 'node' alone reads them")
+        if self.world and self.graph in GRAPHS:
+            raise ValueError("world: the shop's own graphs have theirs")
+        if "warm_traces" in self.model_fields_set and self.warm_start is None:
+            raise ValueError("warm_traces: warm_start alone reads it")
+        if self.from_traces is not None:
+            wrong = sorted(self.model_fields_set & PLAYED)
+            if wrong:
+                raise ValueError(
+                    f"{wrong[0]}: training from a store does not read it, since nothing is played"
+                )
+            return self
+        wrong = sorted(self.model_fields_set & {"epochs", "least_ess", "method"})
+        if wrong:
+            raise ValueError(f"{wrong[0]}: training from a store (from_traces) alone reads it")
+        return self
+
+
+PLAYED = {
+    "graph", "world", "scenarios", "base_url", "customer", "held_out", "held_out_seed", "group_size", "forks", "temperature",
+    "max_tokens", "concurrency", "staleness", "resample", "auto_adjust", "early_stopping", "patience", "kl_target", "shuffle_rewards",
+    "warm_start", "warm_traces",
+}  # fmt: skip
+"""What is said of how episodes are played and measured."""
 
 
 def check_config(values: dict[str, Any]) -> JobConfig:
@@ -97,6 +133,9 @@ def check_config(values: dict[str, Any]) -> JobConfig:
         return JobConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # of how settings go together
+            name, _, told = first["msg"].removeprefix("Value error, ").partition(": ")
+            raise BadInput(f"--{name.replace('_', '-')}: {told}.") from None
         name = str(first["loc"][0]).replace("_", "-")
         raise BadInput(f"--{name}: {first['msg']}, found {first['input']!r}.") from None
 
@@ -123,13 +162,29 @@ def load_object(name: str, what: str) -> Any:
         ) from None
 
 
-def find_rollout(graph: str, customer: str | None = None) -> RolloutWith:
+def find_rollout(graph: str, customer: str | None = None, world: str | None = None) -> RolloutWith:
     """How an episode of the named graph is run; `customer` is NAME@URL of a model that plays the customer."""
     if graph in GRAPHS:
         return functools.partial(converse, graph=graph, customer=_customer_model(customer))
     if customer is not None:
         raise BadInput(f"--customer: only the shop's own graphs talk to one, found {graph!r}.")
-    found: RolloutWith = own_graph(load_object(graph, "--graph"), graph)
+    found = OwnGraph(load_object(graph, "--graph"), graph, world=_world(world))
+    rollout: RolloutWith = found.rollout
+    return rollout
+
+
+def find_hold(graph: str, customer: str | None = None, world: str | None = None) -> HoldWith:
+    """As `find_rollout`, for episodes that can be forked."""
+    if graph in GRAPHS:
+        return functools.partial(hold, graph=graph, customer=_customer_model(customer))
+    held: HoldWith = OwnGraph(load_object(graph, "--graph"), graph, world=_world(world)).hold
+    return held
+
+
+def _world(name: str | None) -> Callable[[Scenario], Any] | None:
+    if name is None:
+        return None
+    found: Callable[[Scenario], Any] = load_object(name, "--world")
     return found
 
 
@@ -298,6 +353,7 @@ async def evaluate(
     store: TraceStore,
     phase: str,
     tick: Callable[[], None] = lambda: None,
+    versions: dict[str, str] | None = None,
 ) -> Measurement:
     """Play every scenario once and sum up."""
     policy = connect(base_url, version)
@@ -306,6 +362,7 @@ async def evaluate(
     async def one(number: int, scenario: Scenario) -> Trace:
         sampling = Sampling(
             version=version,
+            versions=versions or {},
             temperature=temperature,
             seed=config.seed * 100_003 + number,
             max_tokens=config.max_tokens,
@@ -341,38 +398,104 @@ def new_run(root: Path) -> Path:
     raise AssertionError
 
 
+def find_node_rewards(config: JobConfig) -> dict[str, Reward]:
+    """Rewards of their own, by node."""
+    return {node: find_reward(name) for node, name in config.node_rewards.items()}
+
+
+def find_limits(config: JobConfig) -> list[Limit]:
+    """Limits by name, or what a function of ours and yours says of a trace."""
+    found = []
+    for name, share in config.limits.items():
+        if name not in COSTS and ":" not in name:
+            raise BadInput(
+                f"--limit: expected {', '.join(COSTS)} or module:function, found {name!r}."
+            )
+        cost = COSTS[name] if name in COSTS else load_object(name, "--limit")
+        found.append(Limit(name=name, share=share, cost=cost))
+    return found
+
+
+async def _warm(
+    config: JobConfig, run: Path, tokenizer: Any, reward: Reward, url: str, base_name: str, report: Report
+) -> tuple[Path | None, str]:  # fmt: skip
+    """Imitate what `warm_start` names, once; the weights, and the name they are served under."""
+    if config.warm_start is None:
+        return None, base_name
+    from stateset_agents.trainers.imitation import imitate
+    from stateset_agents.trainers.learner import version
+
+    place = run / "warm" / "adapter-trained"
+    if not (run / "warm" / "done").is_file():
+        traces = await warm_traces(config)
+        report("warm", {"traces": len(traces)})
+        (run / "warm").mkdir(exist_ok=True)
+        await imitate(
+            "sft", base=model_path(config.model), tokenizer=tokenizer, traces=traces, reward=reward,
+            run=run / "warm", config=config, report=lambda line: None,
+        )  # fmt: skip
+        (run / "warm" / "done").touch()
+    await serve_version(url, version(run, 0), place)
+    return place, version(run, 0)
+
+
+async def warm_traces(config: JobConfig) -> list[Trace]:
+    """What is imitated before the first episode: the oracle's, on training scenarios of seeds of their own, or a store's."""
+    if config.warm_start != "oracle":
+        with TraceStore(str(config.warm_start), create=False) as store:
+            return Usable(list(store.traces())).ended[: config.warm_traces]
+    if config.graph not in GRAPHS:
+        raise BadInput(
+            "--warm-start oracle: only the shop's own graphs have plans, name a store instead."
+        )
+    endless = generate_scenarios(
+        seed=config.seed + 1_000, split="train", intents=intents_of(config.graph)
+    )
+    return [
+        await converse(s, Oracle(plan=s.plan), Sampling(), graph=config.graph, texts=True)
+        for s in itertools.islice(endless, config.warm_traces)
+    ]
+
+
+def _link(run: Path, weights: Path) -> None:
+    """`run/adapter`, whatever the last step was."""
+    link = run / "adapter"
+    if not link.exists():
+        link.symlink_to(weights.relative_to(run))
+
+
+def load_config(run: Path) -> JobConfig:
+    """The config of a run. What is as it would be unsaid was not said."""
+    stored = run / "config.json"
+    if not stored.is_file():
+        raise BadInput(f"Expected a run with config.json at {str(run)!r}, found none.")
+    plain = JobConfig().model_dump(mode="json")
+    values = json.loads(stored.read_text())
+    return check_config({k: v for k, v in values.items() if v != plain.get(k, ...)})
+
+
 async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, Any]:
     """Measure, train, measure again; go on where a killed run stopped. Returns the summary."""
     import torch
     from transformers import AutoTokenizer
 
     from stateset_agents.trainers import loop
+    from stateset_agents.trainers.learner import version
 
     clock = _clock(run)
-    rollout, reward = find_rollout(config.graph, config.customer), find_reward(config.reward)
+    rollout = find_rollout(config.graph, config.customer, config.world)
+    reward = find_reward(config.reward)
     training, held_out = find_scenarios(config)
     torch.set_num_threads(config.threads)
     (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
     tokenizer = AutoTokenizer.from_pretrained(model_path(config.model))
-    train_config = loop.TrainConfig(
-        steps=config.steps,
-        groups=min(config.groups, len(training)),
-        group_size=config.group_size,
-        learning_rate=config.learning_rate,
-        rank=config.rank,
-        beta=config.beta,
-        temperature=config.temperature,
-        max_tokens=config.max_tokens,
-        concurrency=config.concurrency,
-        seed=config.seed,
-        algorithm=config.algorithm,
-        shuffle_rewards=config.shuffle_rewards,
-    )
     with TraceStore(run / "traces.db") as store:
         async with policy_server(config, run) as (url, base_name):
             report("start", {"training": len(training), "held_out": len(held_out), "run": run})
 
-            async def measured(phase: str, version: str, temperature: float) -> Measurement:
+            async def measured(
+                phase: str, version: str, temperature: float, versions: dict[str, str] | None = None
+            ) -> Measurement:
                 kept = run / f"{phase}.json"
                 if kept.is_file():
                     return Measurement.model_validate_json(kept.read_text())
@@ -380,7 +503,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
                 store.discard_from(phase, 0)
                 result = await evaluate(
                     held_out, rollout, reward, base_url=url, version=version, temperature=temperature,
-                    config=config, store=store, phase=phase, tick=lambda: report("tick", {}),
+                    config=config, store=store, phase=phase, tick=lambda: report("tick", {}), versions=versions,
                 )  # fmt: skip
                 beside = kept.with_suffix(".writing")
                 beside.write_text(result.model_dump_json(indent=1))
@@ -396,35 +519,52 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
             async def play(scenario: Scenario, sampling: Sampling) -> Trace:
                 return await rollout(scenario, policy, sampling)
 
-            async def publish(version: str, path: Path) -> None:
-                clock()
-                await serve_version(url, version, path)
+            async def held(scenario: Scenario, sampling: Sampling) -> Any:
+                return await find_hold(config.graph, config.customer, config.world)(
+                    scenario, policy, sampling
+                )
 
+            async def publish(version: str, path: Path, before: int) -> None:
+                clock()
+                await serve_version(url, version, path, before)
+
+            warm, warm_name = await _warm(config, run, tokenizer, reward, url, base_name, report)
             report("train", {"steps": config.steps, "tokens_max": config.max_tokens})
-            adapter, log = await loop.train(
-                base=model_path(config.model),
-                served=base_name,
+            learner = await loop.train(
+                base=str(warm) if warm and config.full else model_path(config.model),
+                adapter=None if config.full else warm,
+                served=warm_name,
                 tokenizer=tokenizer,
                 scenarios=training,
                 rollout=play,
+                hold=held if config.forks else None,
                 reward=reward,
+                node_rewards=find_node_rewards(config),
+                limits=find_limits(config),
                 publish=publish,
                 store=store,
                 run=run,
-                config=train_config,
+                config=config.model_copy(update={"groups": min(config.groups, len(training))}),
                 report=lambda line: report("step", line),
+                logs=config.log,
             )
-            final = loop.version(run, config.steps)
-            after = await measured("after", final, config.temperature)
-            greedy_after = await measured("greedy_after", final, 0.0)
-    link = run / "adapter"
-    if not link.exists():
-        link.symlink_to(adapter.relative_to(run))
+            log = learner.log
+            versions = {
+                node: version(run, learner.step, name)
+                for name, nodes in config.trained.items()
+                for node in nodes
+                if name != ONE
+            }
+            final = base_name if versions else version(run, learner.step)
+            after = await measured("after", final, config.temperature, versions)
+            greedy_after = await measured("greedy_after", final, 0.0, versions)
+    _link(run, learner.checkpoints.weights(learner.step))
     pairs = _pairs(before, after)
     gain, gain_ci = paired_gain(*pairs) if pairs[0] else (None, None)
     summary = {
         "seed": config.seed,
-        "steps": config.steps,
+        "steps": learner.step,
+        "algorithm": config.algorithm,
         "group_size": config.group_size,
         "episodes_trained": sum(line["episodes"] for line in log),
         "held_out": len(held_out),
@@ -455,7 +595,9 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
         "tokens_trained": sum(line["tokens_trained"] for line in log),
         "positions_forwarded": sum(line["positions_forwarded"] for line in log),
         "positions_in_rows": sum(line["positions_in_rows"] for line in log),
-        "policy_versions": config.steps + 1,
+        "policy_versions": learner.step + 1,
+        "changes": [f"step {line['step']}: {told}" for line in log for told in line["changes"]],
+        "limits": config.limits,
         "torch_threads": config.threads,
     }  # fmt: skip
     (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -464,71 +606,133 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
 
 
 async def recorded_job(
-    config: JobConfig, source: str, run: Path, report: Callable[[dict[str, Any]], None]
+    config: JobConfig, run: Path, report: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Train on the exact traces of a store, without a policy server. Returns the summary.
+    """Train on the traces of a store, without a policy server; goes on where a killed run stopped. Returns the summary.
 
-    Raises BadInput where there is nothing to learn from, with what was found.
+    Exact traces are trained on by their rewards; where there are none, text is imitated (SFT), or preferred to worse text (DPO),
+    and the summary says why. Raises BadInput where there is nothing to learn from, with what was found.
     """
     import torch
     from transformers import AutoTokenizer
 
-    from stateset_agents.trainers import loop
+    from stateset_agents.trainers.imitation import imitate
+    from stateset_agents.trainers.recorded import train_recorded
 
     torch.set_num_threads(config.threads)
     reward = find_reward(config.reward)
-    with TraceStore(source, create=False) as store:
-        every = list(store.traces())
-        ended = [
+    assert config.from_traces is not None
+    with TraceStore(config.from_traces, create=False) as store:
+        found = Usable(_as_it_was(list(store.traces()), run))
+        method, why = found.method(config.method)
+        (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+        tokenizer = AutoTokenizer.from_pretrained(model_path(config.model))
+        about = {"from": config.from_traces, "traces": len(found.every), "exact": len(found.exact),
+                 "method": method, "why": why}  # fmt: skip
+        if method == "rl":
+            groups = found.groups()
+            learner = await train_recorded(
+                base=model_path(config.model), tokenizer=tokenizer, groups=groups, reward=reward, store=store, run=run,
+                config=config.model_copy(update={"temperature": found.temperature()}), report=report,
+                node_rewards=find_node_rewards(config), limits=find_limits(config), logs=config.log,
+            )  # fmt: skip
+            weights, log = learner.checkpoints.weights(learner.step), learner.log
+            about |= {
+                "groups": len(groups),
+                "ended": log[-1].get("ended") if log else None,
+                "ess": [line["ess"] for line in log],
+                "mean_reward": [line["reward"] for line in log],
+            }
+        else:
+            weights, log, done = await imitate(
+                method, base=model_path(config.model), tokenizer=tokenizer, traces=found.ended, reward=reward, run=run,
+                config=config, report=report,
+            )  # fmt: skip
+            if done != method:
+                why += "; none was answered better and worse, so the best are imitated"
+            about |= {"method": done, "why": why}
+    _link(run, weights)
+    summary = {
+        **about,
+        "steps": len(log),
+        "tokens_trained": sum(line["tokens_trained"] for line in log),
+    }
+    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _as_it_was(traces: list[Trace], run: Path) -> list[Trace]:
+    """The traces that a run began with: a store goes on growing, and what is resumed must not."""
+    kept = run / "traces.json"
+    if not kept.is_file():
+        beside = kept.with_suffix(".writing")
+        beside.write_text(json.dumps([trace.id for trace in traces]))
+        beside.replace(kept)
+    places = {name: place for place, name in enumerate(json.loads(kept.read_text()))}
+    return sorted((t for t in traces if t.id in places), key=lambda trace: places[trace.id])
+
+
+class Usable:
+    """What a store holds that can be trained on."""
+
+    def __init__(self, every: Sequence[Trace]) -> None:
+        self.every = list(every)
+        self.ended = [
             trace
             for trace in every
-            if trace.status in ("completed", "truncated") and not _measures(trace)
+            if trace.status in ("completed", "truncated") and trace.calls and not _measures(trace)
         ]
-        exact = [trace for trace in ended if trace.calls and trace.exactness == "exact"]
-        plain = [trace for trace in exact if not any(_bent(call) for call in trace.calls)]
-        hot = sorted({call.temperature for trace in plain for call in trace.calls}, key=str)
+        self.exact = [trace for trace in self.ended if trace.exactness == "exact"]
+        self.plain = [t for t in self.exact if not any(_bent(call) for call in t.calls)]
+
+    def method(self, asked: Method) -> tuple[Literal["rl", "sft", "dpo"], str]:
+        """How to learn from it, and why so. Raises BadInput where there is nothing."""
+        if asked != "auto":
+            return asked, "asked for"
+        if self.exact:
+            return "rl", f"{len(self.exact)} of {len(self.ended)} traces are exact"
+        if not self.ended:
+            raise BadInput(
+                f"--from-traces: expected traces that ended and measure nothing, found none among {len(self.every)}."
+            )
+        asked_twice = len({_request(t) for t in self.ended}) < len(self.ended)
+        told = f"none of {len(self.ended)} traces has token ids and log-probabilities, without which there is no importance weight: "
+        if asked_twice:
+            return (
+                "dpo",
+                told + "what answers a request better is preferred to what answers it worse",
+            )
+        return "sft", told + "no request was answered twice, so the better ones are imitated"
+
+    def groups(self) -> list[list[Trace]]:
+        """Exact traces that answer the same request. Raises BadInput where there are none."""
         grouped: dict[tuple[str, ...], list[Trace]] = defaultdict(list)
-        for trace in plain:
+        for trace in self.plain:
             grouped[_asked(trace)].append(trace)
         groups = [group for group in grouped.values() if len(group) > 1]
-        found = (
-            f"{len(every)} traces, {len(ended)} that ended and measure nothing, {len(exact)} of them exact, {len(plain)} sampled without top_p "
-            f"and its like, {len(groups)} groups of the same request"
-        )
         if not groups:
             raise BadInput(
-                f"--from-traces: expected exact traces that answer the same request more than once, found {found}."
+                f"--from-traces: expected exact traces that answer the same request more than once, found {len(self.every)} "
+                f"traces, {len(self.ended)} that ended and measure nothing, {len(self.exact)} of them exact, {len(self.plain)} "
+                "sampled without top_p and its like, 0 groups of the same request."
             )
-        temperature = hot[0]
-        if len(hot) != 1 or not temperature:
+        return groups
+
+    def temperature(self) -> float:
+        """The one at which all were sampled. Raises BadInput where there are several."""
+        hot = sorted({call.temperature for t in self.plain for call in t.calls}, key=str)
+        if len(hot) != 1 or not hot[0]:
             raise BadInput(
                 "--from-traces: expected one temperature above 0, named in every request, found "
                 f"{', '.join('none named' if one is None else str(one) for one in hot)}."
             )
-        (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
-        options = config.model_dump(include={
-            "steps", "groups", "learning_rate", "rank", "beta", "seed", "algorithm", "shuffle_rewards",
-        })  # fmt: skip
-        adapter, log = await loop.train_recorded(
-            base=model_path(config.model),
-            tokenizer=AutoTokenizer.from_pretrained(model_path(config.model)),
-            groups=groups, reward=reward, store=store, run=run, report=report,
-            config=loop.TrainConfig(**options, temperature=temperature),
-        )  # fmt: skip
-    link = run / "adapter"
-    if not link.exists():
-        link.symlink_to(adapter.relative_to(run))
-    summary = {
-        "from": source,
-        "traces": len(every),
-        "exact": len(exact),
-        "groups": len(groups),
-        "steps": len(log),
-        "tokens_trained": sum(line["tokens_trained"] for line in log),
-        "mean_reward": [line["reward"] for line in log],
-    }
-    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    return summary
+        return float(hot[0])
+
+
+def _request(trace: Trace) -> str:
+    """What was asked, in words."""
+    asked = next((m.get("content") for m in trace.messages if m.get("role") == "user"), "")
+    return trace.scenario.id if trace.scenario else str(asked)
 
 
 async def reward_model_job(

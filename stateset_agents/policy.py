@@ -19,11 +19,12 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables.config import ensure_config
 from langchain_openai import ChatOpenAI
 from pydantic import Field, SecretStr
 
 from stateset_agents.errors import ContextFull, PolicyUnreachable
-from stateset_agents.trace import Sampling
+from stateset_agents.trace import Sampling, agent_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,8 @@ class Policy(ChatOpenAI):
 
     exact: bool = True
     """Whether to ask for token ids: an engine decodes every token for them."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Model names to ask for at nodes, or agents below an orchestrator, that have one of their own."""
     calls: Iterator[int] = Field(default_factory=itertools.count, exclude=True)
     """Numbers the calls of a run: each samples with a seed of its own, drawn from the run's."""
 
@@ -83,6 +86,7 @@ class Policy(ChatOpenAI):
                 "temperature": sampling.temperature,
                 "max_tokens": sampling.max_tokens,
                 "seed": sampling.seed,
+                "versions": sampling.versions,
                 "calls": itertools.count(),
             }
         )
@@ -93,6 +97,13 @@ class Policy(ChatOpenAI):
         """One seed for every call would draw the same numbers each time: calls of an episode would err
         together, and the recorded log-probabilities would not be those of the episode."""
         payload: dict[str, Any] = super()._get_request_payload(input_, stop=stop, **kwargs)
+        if self.versions:
+            about = ensure_config().get("metadata") or {}
+            node = str(about.get("langgraph_node", ""))
+            agent = agent_of(str(about.get("langgraph_checkpoint_ns", "")))
+            payload["model"] = (
+                self.versions.get(node) or self.versions.get(agent) or payload["model"]
+            )
         if self.seed is not None and "seed" not in kwargs:
             drawn = random.Random(f"{self.seed}/{next(self.calls)}")
             payload["seed"] = drawn.getrandbits(31)

@@ -37,6 +37,23 @@ class Sampling(Frozen):
     temperature: float = Field(default=1.0, ge=0.0, le=2.0)
     seed: int = 0
     max_tokens: int = Field(default=160, ge=1)
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Model names to ask for at nodes, or agents below an orchestrator, that have one of their own."""
+
+
+def agent_of(namespace: str) -> str:
+    """The agent below an orchestrator, by its node there; '' where there is one agent alone."""
+    above, inside, _ = namespace.partition("|")
+    return above.partition(":")[0] if inside else ""
+
+
+class Forked(Frozen):
+    """Where a run was forked from: it goes on from another's checkpoint, on a clone of its shop."""
+
+    trace: str
+    """Id of the other."""
+    calls: int
+    """Its first model calls, which the other made; what it sampled itself comes after them."""
 
 
 class ModelCall(Frozen):
@@ -148,6 +165,7 @@ class Trace(Frozen):
     output: dict[str, Any] | None = None
     """The final state of a graph of one's own, where it is plain data."""
     feedback: tuple[Feedback, ...] = ()
+    forked: Forked | None = None
     lost: int = 0
     """Calls that could not be stored, or not be read again; what is left of such a run is `text`."""
     started: float = 0.0
@@ -179,7 +197,9 @@ class Trace(Frozen):
 
     @property
     def tokens_sampled(self) -> int:
-        return sum(len(call.sampled_ids) for call in self.model_calls)
+        """By this run itself: not those of the run that it was forked from."""
+        first = self.forked.calls if self.forked else 0
+        return sum(len(call.sampled_ids) for call in self.model_calls[first:])
 
     @property
     def goal_score(self) -> GoalScore | None:

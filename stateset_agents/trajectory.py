@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stateset_agents.errors import NotExact
-from stateset_agents.trace import Trace
+from stateset_agents.trace import Trace, agent_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +30,8 @@ class Row:
 
     @property
     def agent(self) -> str:
-        """The agent below an orchestrator whose row it is, by its node there; '' where there is one agent alone."""
-        above, inside, _ = self.namespace.partition("|")
-        return above.partition(":")[0] if inside else ""
+        """The agent below an orchestrator whose row it is."""
+        return agent_of(self.namespace)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +53,8 @@ class Trajectory:
 
 
 def trajectory(trace: Trace, *, nodes: Sequence[str] | None = None) -> Trajectory:
-    """The exact rows of a trace, of all nodes or of the named ones.
+    """The exact rows of a trace, of all nodes or of the named ones (nodes, or agents below an orchestrator). Of a fork those that
+    it sampled itself: the others are rows of the run it was forked from.
 
     Raises NotExact where token ids or log-probabilities of a call are missing, or a call is.
     """
@@ -64,9 +64,11 @@ def trajectory(trace: Trace, *, nodes: Sequence[str] | None = None) -> Trajector
             f"{trace.error}"
         )
     rows = []
+    first = trace.forked.calls if trace.forked else 0
     for number, call in enumerate(trace.model_calls):
-        counts = call.error is None and not call.discarded
-        if not counts or (nodes is not None and call.node not in nodes):
+        counts = number >= first and call.error is None and not call.discarded
+        named = nodes is None or call.node in nodes or agent_of(call.namespace) in nodes
+        if not (counts and named):
             continue
         if call.exactness != "exact":
             raise NotExact(

@@ -20,7 +20,7 @@ from stateset_agents.policy import connect
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.traces.recorder import record
 from stateset_agents.traces.store import TraceStore
-from stateset_agents.trainers.grpo import passes
+from stateset_agents.trainers.batches import Sample, batches
 from stateset_agents.trainers.trie import fold
 from stateset_agents.trajectory import trajectory
 from tests.test_proxy import running
@@ -37,18 +37,21 @@ def call(
 def trained(calls: Sequence[ModelCall]) -> Counter[tuple[tuple[int, ...], int]]:
     """Each token that gets a loss, with all that it is predicted from, as the trainer's tensors have it."""
     one = trajectory(Trace(model_calls=tuple(calls)))
-    (part,) = passes([one], [1.0])
+    (batch,) = batches([Sample(trajectory=one, advantages=(1.0,) * len(one.rows))], 10_000)
     trie = fold([(*row.prompt, *row.sampled) for row in one.rows])
-    assert part.ids[0].tolist() == trie.ids
+    assert batch.ids[0].tolist() == trie.ids
     found: Counter[tuple[tuple[int, ...], int]] = Counter()
+    assert int(batch.mask_BT.sum()) == one.tokens
+    place = 0  # in the trajectory's span: what was sampled, call after call
     for number, row in enumerate(one.rows):
         path = trie.nodes(number)
-        for place in range(part.mask_BT.size(1)):
-            if part.mask_BT[number, place]:
-                node = int(part.predict[part.sources_BT[number, place]])
-                before = path[: path.index(node) + 1]
-                found[tuple(trie.ids[n] for n in before), int(part.sampled_BT[number, place])] += 1
-        assert int(part.mask_BT[number].sum()) == len(row.sampled)
+        for _ in row.sampled:
+            pair = int(batch.sources_BT[0, place])
+            before = path[: path.index(int(batch.nodes_P[pair])) + 1]
+            token = int(batch.tokens_P[pair])
+            assert token == int(batch.sampled_BT[0, place])
+            found[tuple(trie.ids[n] for n in before), token] += 1
+            place += 1
     return found
 
 

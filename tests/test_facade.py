@@ -78,6 +78,7 @@ async def test_auto_trainer_chooses_its_reward(tmp_path: Path) -> None:
         trainer = AutoTrainer(num_episodes=8, output_dir=tmp_path)
         trained = await trainer.train(agent, env)
         assert trained.version.endswith("-v1")
+        assert (tmp_path / trained.version.removesuffix("-v1") / "log.jsonl").is_file()
         assert trained.adapter is not None
         assert len(trainer.history) == 1
         assert await trained.generate_response("Where is my order?")

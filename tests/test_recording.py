@@ -9,7 +9,7 @@ from langgraph.types import Send
 from transformers import AutoTokenizer
 
 from stateset_agents.graphs.rollout import converse
-from stateset_agents.graphs.your_graph import own_graph
+from stateset_agents.graphs.your_graph import OwnGraph
 from stateset_agents.jobs import SEED_POLICY
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy import connect
@@ -79,7 +79,7 @@ async def test_samples_of_a_fan_out_stay_apart(engine: str) -> None:
         graph.add_edge("draft", END)
         return graph.compile()
 
-    rollout = own_graph(build, "fan")
+    rollout = OwnGraph(build, "fan").rollout
     scenario = Scenario(id="f", input={"topic": "all"})
     trace = await rollout(scenario, connect(engine, "policy"), Sampling(version="policy"))
     assert len(trace.model_calls) == 3
@@ -101,7 +101,7 @@ async def test_a_graph_of_ones_own_that_raises_is_a_failed_trace() -> None:
         graph.add_edge(START, "broken")
         return graph.compile()
 
-    trace = await own_graph(build, "broken")(
+    trace = await OwnGraph(build, "broken").rollout(
         Scenario(id="f", input={"topic": "x"}), Oracle(plan=()), Sampling()
     )
     assert (trace.status, trace.error) == ("failed", "RuntimeError: boom")

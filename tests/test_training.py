@@ -158,8 +158,8 @@ def test_a_killed_run_skips_and_repeats_no_scenario(run: Path, tmp_path: Path) -
 
 async def learn_from(store: Path, folder: Path, **options: Any) -> dict[str, Any]:
     folder.mkdir()
-    config = jobs.check_config({"groups": 2, **options})
-    return await jobs.recorded_job(config, str(store), folder, lambda line: None)
+    config = jobs.check_config({"groups": 2, "from_traces": str(store), "log": (), **options})
+    return await jobs.recorded_job(config, folder, lambda line: None)
 
 
 async def test_a_store_alone_trains_and_says_what_it_learned_from(
@@ -217,7 +217,7 @@ async def test_what_was_sampled_otherwise_is_not_trained_on(
             calls = tuple(call.model_copy(update=change) for call in trace.model_calls)
             other.append(trace.model_copy(update={"model_calls": calls}))
     with pytest.raises(BadInput, match=found):
-        await learn_from(tmp_path / "other.db", tmp_path / "run")
+        await learn_from(tmp_path / "other.db", tmp_path / "run", method="rl")
 
 
 async def test_runs_that_broke_off_or_began_otherwise_are_in_no_group(

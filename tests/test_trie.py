@@ -1,11 +1,14 @@
 """A trie holds every distinct prefix once, gives every row back, and does not care about order."""
 
 import random
+from collections import Counter
 
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stateset_agents.trainers.trie import fold, tree
+from stateset_agents.trainers.tree_attention import ancestor_mask, blocks
+from stateset_agents.trainers.trie import Growing, fold
 
 ROWS = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=12), min_size=1, max_size=10)
 
@@ -14,12 +17,10 @@ def test_the_example_of_the_module() -> None:
     trie = fold([[7, 8, 9], [7, 8, 3]])
     assert trie.ids == [7, 8, 9, 3]
     assert trie.depth == [0, 1, 2, 2]
-    assert trie.segments == [[(0, 2)], [(0, 2), (2, 3)], [(0, 2), (3, 4)]]
+    assert trie.segments == [(0, 2, 4), (2, 3, 3), (3, 4, 4)]
     assert [trie.nodes(n) for n in (0, 1)] == [[0, 1, 2], [0, 1, 3]]
     assert trie.nodes(1, 1, 3) == [1, 3]
-    read = tree(trie)
-    assert read.gather.tolist() == [0, 1, 0, 1, 2, 0, 1, 3]
-    assert (read.queries, read.keys) == ([2, 1, 1], [2, 3, 3])
+    assert trie.leaves() == [0, 1]
 
 
 @given(ROWS)
@@ -44,14 +45,51 @@ def test_arrival_order_changes_nothing(rows: list[list[int]], rng: random.Random
 
 
 @given(ROWS)
-def test_a_segment_sees_exactly_its_ancestors(rows: list[list[int]]) -> None:
+def test_attention_computes_each_pair_of_a_node_and_an_ancestor_once(rows: list[list[int]]) -> None:
     trie = fold(rows)
-    owner = {node: path for path in trie.segments for node in range(*path[-1])}
-    for number in range(len(rows)):
-        path = trie.nodes(number)
-        for place, node in enumerate(path):
-            seen = [n for start, end in owner[node] for n in range(start, end) if n <= node]
-            assert seen == path[: place + 1]
+    seen: Counter[tuple[int, int]] = Counter()
+    for queries, keys, causal in blocks(trie.segments):
+        for query in range(queries.start, queries.stop):
+            for key in range(keys.start, keys.stop):
+                if not causal or key <= query:
+                    seen[query, key] += 1
+    wanted = {
+        (node, above)
+        for number in range(len(rows))
+        for place, node in enumerate(trie.nodes(number))
+        for above in trie.nodes(number)[: place + 1]
+    }
+    assert set(seen) == wanted
+    assert set(seen.values()) == {1}
+
+
+@given(ROWS)
+def test_the_gpus_mask_is_the_same_relation(rows: list[list[int]]) -> None:
+    trie = fold(rows)
+    count = len(trie.ids)
+    sees = ancestor_mask(trie.segments, count, "cpu").mask_mod
+    index = torch.arange(count)
+    found = sees(torch.tensor(0), torch.tensor(0), index[:, None], index[None, :])
+    wanted = torch.zeros(count, count, dtype=torch.bool)
+    for queries, keys, causal in blocks(trie.segments):
+        part = torch.ones(queries.stop - queries.start, keys.stop - keys.start, dtype=torch.bool)
+        wanted[queries, keys] = part.tril() if causal else part
+    assert torch.equal(found, wanted)
+
+
+@given(ROWS)
+def test_growing_counts_the_nodes_without_laying_them_out(rows: list[list[int]]) -> None:
+    growing = Growing()
+    assert sum(growing.add(row) for row in rows) == growing.nodes == len(fold(rows).ids)
+
+
+@given(ROWS)
+def test_leaves_are_the_rows_that_begin_no_other(rows: list[list[int]]) -> None:
+    found = [tuple(rows[n]) for n in fold(rows).leaves()]
+    every = {tuple(row) for row in rows}
+    wanted = {r for r in every if not any(o != r and o[: len(r)] == r for o in every)}
+    assert len(found) == len(set(found))
+    assert set(found) == wanted
 
 
 @given(ROWS)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-KEEP = 3
-"""Committed steps whose weights are kept; older ones leave only their line in the log."""
+from stateset_agents.trainers.config import ONE
+from stateset_agents.trainers.model import Model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,50 +19,58 @@ class Committed:
     """The newest committed step of a run."""
 
     step: int
-    adapter: Path
+    weights: Path
     optimiser: dict[str, Any]
+    random: torch.Tensor
+    """torch's global random state, which LoRA's dropout draws from."""
+    state: dict[str, Any]
+    """What else the run goes on with: multipliers, plans, settings."""
     log: list[dict[str, Any]]
 
 
 class Checkpoints:
-    """`run/steps/000007/` holds the adapter after step 7, the optimiser and the log. Nothing of a
-    step is drawn from a global random state, so none is kept."""
+    """`run/steps/000007/` holds what is after step 7: the adapter (`adapter/`, or `adapter/<name>/` each where there are several;
+    the whole model where all of it is trained), the optimiser, random state, the rest of the run's state, and the log."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, keep: int = 3) -> None:
         self.folder = run / "steps"
+        self.keep = keep
+        """Committed steps whose weights are kept; older ones leave only their line in the log."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".writing-*"):
             shutil.rmtree(leftover)
 
-    def adapter(self, step: int) -> Path:
-        return self.folder / f"{step:06d}" / "adapter"
+    def weights(self, step: int, adapter: str = ONE) -> Path:
+        whole = self.folder / f"{step:06d}" / "adapter"
+        return whole if adapter == ONE else whole / adapter
 
     def commit(
         self,
         step: int,
-        model: PeftModel,
+        model: Model,
         optimiser: torch.optim.Optimizer,
+        state: dict[str, Any],
         log: list[dict[str, Any]],
-    ) -> Path:
+    ) -> None:
         """Write step `step` and make it the newest. Raises OSError where the disk is full."""
         beside = self.folder / f".writing-{step:06d}"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
-        model.save_pretrained(beside / "adapter")
+        save_weights(model, beside / "adapter")
         torch.save(optimiser.state_dict(), beside / "optimiser.pt")
+        torch.save(torch.get_rng_state(), beside / "random.pt")
+        (beside / "state.json").write_text(json.dumps(state))
         (beside / "log.json").write_text(json.dumps(log))
         for path in sorted(beside.rglob("*")):
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-        final = self.folder / f"{step:06d}"
-        beside.rename(final)
+        beside.rename(self.folder / f"{step:06d}")
         handle = os.open(self.folder, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-        for old in sorted(self.folder.glob("[0-9]*"))[:-KEEP]:
+        for old in sorted(self.folder.glob("[0-9]*"))[: -self.keep]:
             shutil.rmtree(old)
-        return final / "adapter"
 
     def newest(self) -> Committed | None:
         """The last committed step, or None before the first."""
@@ -72,7 +80,17 @@ class Checkpoints:
         folder = steps[-1]
         return Committed(
             step=int(folder.name),
-            adapter=folder / "adapter",
+            weights=folder / "adapter",
             optimiser=torch.load(folder / "optimiser.pt", weights_only=True),
+            random=torch.load(folder / "random.pt", weights_only=True),
+            state=json.loads((folder / "state.json").read_text()),
             log=json.loads((folder / "log.json").read_text()),
         )
+
+
+def save_weights(model: Model, place: Path) -> None:
+    """Adapters in PEFT's format, or a whole model in transformers'."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(place), save_embedding_layers=False)
+    else:
+        model.save_pretrained(place)

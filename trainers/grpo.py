@@ -1,119 +1,92 @@
-"""GRPO on exact rows: TRL's loss and optimiser settings, with log-probabilities from a token trie.
+"""One optimiser step on exact rows: TRL's losses, metrics and optimiser, with log-probabilities from a token trie.
 
-TRL's trainer reads one padded row per prompt. Here a row is a model call, its advantage is its
-episode's, and rows that begin alike are computed once; the loss itself stays TRL's.
+TRL reads one padded row per prompt. Here a row is a trajectory's span, all the tokens that were sampled in it, so that each of TRL's
+losses means what its paper means by a sequence, in however many calls it was sampled; and what rows have in common is computed once.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
-from stateset_agents.trainers import tree_attention
-from stateset_agents.trainers.trie import Tree, fold, tree
-from stateset_agents.trajectory import Row, Trajectory
+from stateset_agents.errors import RunBroken
+from stateset_agents.trainers.algorithms import ALGORITHMS
+from stateset_agents.trainers.batches import Batch, Sample, batches
+from stateset_agents.trainers.config import TrainConfig
+from stateset_agents.trainers.model import (
+    Model,
+    base_of,
+    logprobs,
+    read_rows,
+    why_not_shared,
+)
 
-NODES_PER_PASS = 6144
-"""Nodes of a trie that go through the model at once; more are split between whole episodes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
-    """What goes through the model at once: the trie of some rows and where their tokens are in it.
-
-    B rows, T the longest answer: `sources_BT` is the index among `predict` of the node whose output
-    predicts the token, `mask_BT` is 1 for sampled tokens and 0 for padding.
-    """
-
-    ids: torch.Tensor
-    depth: torch.Tensor
-    tree: Tree
-    predict: torch.Tensor
-    sources_BT: torch.Tensor
-    sampled_BT: torch.Tensor
-    mask_BT: torch.Tensor
-    recorded_BT: torch.Tensor
-    advantages_BT: torch.Tensor
-
-
-def passes(
-    trajectories: Sequence[Trajectory], advantages: Sequence[float], *, every: bool = False
-) -> list[Pass]:
-    """Pack whole episodes into passes. Episodes with advantage 0 carry no gradient and are skipped, unless
-    `every` is asked for, since a KL term is paid on each token."""
-    packed: list[Pass] = []
-    rows: list[Row] = []
-    worth: list[float] = []
-    size = 0
-    for trajectory, advantage in zip(trajectories, advantages, strict=True):
-        if (advantage == 0.0 and not every) or not trajectory.rows:
-            continue
-        longest = max(len(row.prompt) + len(row.sampled) for row in trajectory.rows)
-        if rows and size + longest > NODES_PER_PASS:
-            packed.append(_pass(rows, worth))
-            rows, worth, size = [], [], 0
-        rows += trajectory.rows
-        worth += [advantage] * len(trajectory.rows)
-        size += longest
-    if rows:
-        packed.append(_pass(rows, worth))
-    return packed
-
-
-def _pass(rows: Sequence[Row], worth: Sequence[float]) -> Pass:
-    trie = fold([(*row.prompt, *row.sampled) for row in rows])
-    width = max(len(row.sampled) for row in rows)
-    shape = (len(rows), width)
-    nodes = torch.zeros(shape, dtype=torch.long)
-    sampled = torch.zeros(shape, dtype=torch.long)
-    mask = torch.zeros(shape, dtype=torch.long)
-    recorded = torch.zeros(shape)
-    for number, row in enumerate(rows):
-        first, count = len(row.prompt), len(row.sampled)
-        nodes[number, :count] = torch.tensor(trie.nodes(number, first - 1, first - 1 + count))
-        sampled[number, :count] = torch.tensor(row.sampled)
-        mask[number, :count] = 1
-        recorded[number, :count] = torch.tensor(row.logprobs)
-    predict, sources = torch.unique(nodes, return_inverse=True)
-    return Pass(
-        ids=torch.tensor([trie.ids]),
-        depth=torch.tensor([trie.depth]),
-        tree=tree(trie),
-        predict=predict,
-        sources_BT=sources,
-        sampled_BT=sampled,
-        mask_BT=mask,
-        recorded_BT=recorded,
-        advantages_BT=torch.tensor(list(worth))[:, None].expand(shape).contiguous(),
-    )
+NEVER = 1e9
+"""A clip that no ratio reaches."""
 
 
 class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
-    """TRL's GRPOTrainer fed with passes instead of prompts; `learn` is one optimiser step."""
+    """TRL's GRPOTrainer fed with batches of trajectories instead of prompts; `learn` is one optimiser step."""
 
-    temperature: float
+    config: TrainConfig
+    shared: bool
+    """Whether prefixes go through the model once."""
 
-    def learn(self, packed: Sequence[Pass], tokens: int) -> dict[str, float]:
-        """One optimiser step on the passes of a batch. `tokens` normalises the loss over all of them."""
-        model = self.model
-        model.train()
+    def learn(
+        self,
+        samples: Mapping[str, Sequence[Sample]],
+        *,
+        gap: float = math.inf,
+        least_ess: float = 0.0,
+    ) -> dict[str, Any]:
+        """One optimiser step on the samples of each adapter. Returns what a log line says of it; `stepped` is False where
+        there was nothing to learn from, or where less than `least_ess` of the tokens' weight is effective.
+
+        Raises RunBroken where a loss or a gradient is not finite, or the log-probabilities are farther than `gap` nats a token
+        from the recorded ones; then nothing has moved.
+        """
+        self.model.train()
         self._metrics["train"].clear()
-        with torch.no_grad():
-            ratio = self._drift(packed)
-        for part in packed:
-            torch.autograd.backward(self.compute_loss(model, self._inputs(part, tokens)))
-        norm = torch.nn.utils.clip_grad_norm_(
-            [p for p in model.parameters() if p.requires_grad], self.args.max_grad_norm
-        )
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"Expected a finite gradient, found norm {norm.item()}.")
-        self.optimizer.step()
+        told: dict[str, Any] = {
+            "tokens_trained": 0,
+            "positions_forwarded": 0,
+            "positions_in_rows": 0,
+        }
+        self._starts: list[dict[str, float]] = []
+        norms = []
+        try:
+            for name, mine in samples.items():
+                self._use(name)
+                packed = batches(mine, self.config.tokens_per_batch, every=self.beta != 0.0)
+                for number, batch in enumerate(packed):
+                    self._backward(batch.to(self.model.device), mine, base=number == 0)
+                    told["tokens_trained"] += int(batch.mask_BT.sum())
+                    told["positions_forwarded"] += batch.ids.size(1)
+                    told["positions_in_rows"] += batch.positions_in_rows
+                if packed:
+                    norms.append(self._clip())
+            start = _mean(self._starts)
+            if start["gap"] > gap:
+                raise RunBroken(
+                    f"Expected tokens that this policy sampled, or one close to it, found that its log-probabilities are "
+                    f"{start['gap']:.2f} nats a token from the recorded ones (at most {gap:g}). Serve the same "
+                    "model in fp32 or bf16, vLLM with --logprobs-mode processed_logprobs; of a store, train the model that "
+                    "sampled it: `traces list` names its version."
+                )
+        except RunBroken:
+            self.optimizer.zero_grad()
+            raise
+        finally:
+            self._use_all()
+        stepped = bool(norms) and start["ess"] >= least_ess
+        if stepped:
+            self.optimizer.step()
         self.optimizer.zero_grad()
         means = {
             name: sum(values) / len(values)
@@ -121,42 +94,67 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
             if values
         }
         return {
+            **told,
+            **start,
+            "stepped": stepped,
             "entropy": means.get("entropy", 0.0),
-            "clipped": means.get("clip_ratio/region_mean", 0.0),
-            "grad_norm": float(norm),
-            **ratio,
+            "clipped": means.get("clip_ratio/region_mean", means.get("cispo_clip_ratio", 0.0)),
+            "grad_norm": max(norms, default=0.0),
         }
 
-    def _drift(self, packed: Sequence[Pass]) -> dict[str, float]:
-        """Importance ratio and mean absolute difference (nats a token) against what was recorded, and KL (k3) to the
-        base, on the first pass."""
-        if not packed:
-            return {"ratio": 1.0, "gap": 0.0, "kl": 0.0}
-        part = packed[0]
-        now, _ = self.logprobs(self.model, part)
-        assert isinstance(self.model, PeftModel)
+    def _backward(self, batch: Batch, every: Sequence[Sample], *, base: bool) -> None:
+        """The gradient of one batch; with `base`, how far the policy has moved from its base is measured as well."""
+        loss = self.batch_loss(batch, every)
+        if not torch.isfinite(loss):
+            raise RunBroken(
+                f"Expected a finite loss, found {loss.item()}. The last committed step is whole; lower the learning rate."
+            )
+        torch.autograd.backward(loss)
+        if base and isinstance(self.model, PeftModel):
+            self._starts[-1].update(self._moved(batch))
+
+    def _clip(self) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(
+            [p for p in self.model.parameters() if p.requires_grad and p.grad is not None],
+            self.config.max_grad_norm,
+        )
+        if not torch.isfinite(norm):
+            raise RunBroken(
+                f"Expected a finite gradient, found norm {norm.item()}. The last committed step is whole; lower the "
+                "learning rate."
+            )
+        return float(norm)
+
+    @torch.no_grad()
+    def _moved(self, batch: Batch) -> dict[str, float]:
+        """KL (k3 estimate, arXiv 2402.03300, eq. 4) to the model without its adapter, summed over a batch's tokens."""
+        now = self._now
         with self.model.disable_adapter():
-            base, _ = self.logprobs(self.model, part)
-        there = part.mask_BT.bool()
-        away, gap = (now - part.recorded_BT)[there], (base - now)[there]
-        return {
-            "ratio": float(away.exp().mean()),
-            "gap": float(away.abs().mean()),
-            "kl": float((gap.exp() - gap - 1).mean()),
-        }
+            base, _ = self.logprobs(batch)
+        gap = (base - now)[batch.mask_BT.bool()].double()
+        return {"kl": float((gap.exp() - gap - 1).sum()), "kl_tokens": float(len(gap))}
 
-    def _inputs(self, part: Pass, tokens: int) -> dict[str, Any]:
-        rows = len(part.mask_BT)
-        return {
-            "pass": part,
-            "prompt_ids": torch.zeros((rows, 0), dtype=torch.long),
-            "prompt_mask": torch.zeros((rows, 0), dtype=torch.long),
-            "completion_ids": part.sampled_BT,
-            "completion_mask": part.mask_BT,
-            "advantages": part.advantages_BT,
-            "old_per_token_logps": part.recorded_BT,
-            "num_items_in_batch": torch.tensor(float(tokens)),
+    def batch_loss(self, batch: Batch, every: Sequence[Sample]) -> torch.Tensor:
+        """This batch's share of the loss over `every` sample of the step."""
+        spans = len(batch.samples)
+        none = torch.zeros((spans, 0), dtype=torch.long, device=batch.ids.device)
+        inputs: dict[str, Any] = {
+            "batch": batch,
+            "prompt_ids": none,
+            "prompt_mask": none,
+            "completion_ids": batch.sampled_BT,
+            "completion_mask": batch.mask_BT,
+            "advantages": batch.advantages_BT,
+            "num_items_in_batch": torch.tensor(float(sum(sample.tokens for sample in every))),
         }
+        if self.config.importance == "recorded":
+            inputs["old_per_token_logps"] = (
+                batch.recorded_BT
+            )  # else TRL takes today's: a ratio of 1
+        loss = self.compute_loss(self.model, inputs)
+        if self.loss_type in ("grpo", "dr_grpo"):  # means over the trajectories of this batch
+            loss = loss * (spans / max(1, sum(bool(sample.tokens) for sample in every)))
+        return loss
 
     def compute_loss(
         self,
@@ -165,85 +163,109 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        self._pass = inputs["pass"]
+        self._inputs = inputs
         if self.beta != 0.0:
             with torch.no_grad(), model.disable_adapter():
-                inputs["ref_per_token_logps"], _ = self.logprobs(model, self._pass)
+                inputs["ref_per_token_logps"], _ = self.logprobs(inputs["batch"])
         loss: torch.Tensor = self._compute_loss(model, inputs)
         return loss
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
-        logprobs, entropy = self.logprobs(model, self._pass)
-        return logprobs, entropy, None
-
-    def logprobs(self, model: Any, part: Pass) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T) log-probabilities of the sampled tokens and entropies, at the sampling temperature."""
-        output = model(
-            input_ids=part.ids,
-            position_ids=part.depth,
-            use_cache=False,
-            logits_to_keep=part.predict,
-            tree=part.tree,
+        """Called by TRL's loss before it reads anything else of its inputs."""
+        batch: Batch = self._inputs["batch"]
+        logprobs, entropies = self.logprobs(batch)
+        self._now = logprobs.detach()
+        ratio_BT = (self._now - batch.recorded_BT).double().exp()
+        weight_BT = ratio_BT.clamp(max=self.config.importance_cap)
+        if self.config.importance == "decoupled":
+            self._inputs["advantages"] = batch.advantages_BT * weight_BT.to(logprobs.dtype)
+        there = batch.mask_BT.bool()
+        self._starts.append(
+            {
+                "tokens": float(there.sum()),
+                "ratio": float(ratio_BT[there].sum()),
+                "gap": float((self._now - batch.recorded_BT)[there].abs().sum()),
+                "weight": float(weight_BT[there].sum()),
+                "weight_squared": float((weight_BT[there] ** 2).sum()),
+            }
         )
-        logits = output.logits[0]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        every = torch.log_softmax(logits / self.temperature, -1)
-        entropy = -(every.exp() * every).sum(-1)[part.sources_BT]
-        return every[part.sources_BT, part.sampled_BT], entropy.detach()
+        return logprobs, entropies, None
+
+    def logprobs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T) log-probabilities of the sampled tokens, at the temperature they were sampled at, and entropies."""
+        base = base_of(self.model)
+        twice = torch.is_grad_enabled() and (self.config.gradient_checkpointing or batch.deep)
+        if twice:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+        try:
+            return logprobs(
+                self.model, batch, temperature=self.config.temperature, shared=self.shared,
+                precision=self.config.precision,
+            )  # fmt: skip
+        finally:
+            if twice:
+                base.gradient_checkpointing_disable()
+
+    def _use(self, adapter: str) -> None:
+        if isinstance(self.model, PeftModel):
+            self.model.set_adapter(adapter)
+
+    def _use_all(self) -> None:
+        """Every adapter counts as trained again, for the optimiser and for what is saved."""
+        if isinstance(self.model, PeftModel):
+            for name, parameter in self.model.named_parameters():
+                if "lora_" in name:
+                    parameter.requires_grad_(True)
 
 
-def lora_model(path: str, *, rank: int, seed: int, adapter: str | None = None) -> PeftModel:
-    """The base in fp32 with a LoRA on every linear layer: a fresh one, or a saved one to go on with."""
-    base = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation=tree_attention.NAME
-    )
-    if adapter is not None:
-        return PeftModel.from_pretrained(base, adapter, is_trainable=True)
-    torch.manual_seed(seed)
-    lora = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(base, lora)
-    assert isinstance(model, PeftModel)
-    return model
+def _mean(starts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Where a step started from: means per token over all batches, and the effective sample size of the truncated weights
+    as a share of the tokens (Kish 1965)."""
+    if not starts:
+        return {"ratio": 1.0, "gap": 0.0, "kl": 0.0, "ess": 1.0}
+    names = {name for start in starts for name in start}
+    total = {name: sum(start.get(name, 0.0) for start in starts) for name in names}
+    tokens = total["tokens"]
+    return {
+        "ratio": total["ratio"] / tokens,
+        "gap": total["gap"] / tokens,
+        "kl": total.get("kl", 0.0) / max(1.0, total.get("kl_tokens", 0.0)),
+        "ess": total["weight"] ** 2 / (tokens * total["weight_squared"]),
+    }
 
 
 def grpo_trainer(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    out: Path,
-    *,
-    learning_rate: float,
-    group_size: int,
-    temperature: float,
-    beta: float = 0.0,
-    clip_high: float = 0.28,
+    model: Model, tokenizer: PreTrainedTokenizerBase, out: Path, config: TrainConfig
 ) -> TreeGRPOTrainer:
-    """TRL's trainer around a LoRA model: DAPO's token-level normaliser and asymmetric clip, no dropout."""
+    """TRL's trainer around a model, with the losses of the algorithm that `config` names."""
+    algorithm = ALGORITHMS[config.algorithm]
+    low = algorithm.clip_low if config.clip_low is None else config.clip_low
+    high = algorithm.clip_high if config.clip_high is None else config.clip_high
+    high = NEVER if high is None else high
+    device = base_of(model).device.type
     args = GRPOConfig(
         output_dir=str(out),
-        per_device_train_batch_size=group_size,
-        num_generations=group_size,
+        per_device_train_batch_size=config.group_size,
+        num_generations=config.group_size,
         gradient_accumulation_steps=1,
-        learning_rate=learning_rate,
-        loss_type="dapo",
-        beta=beta,
-        epsilon=0.2,
-        epsilon_high=clip_high,
-        temperature=temperature,
-        max_grad_norm=1.0,
-        bf16=False,
-        use_cpu=True,  # passes live on the CPU; a GPU serves the policy, through vLLM
+        steps_per_generation=1,
+        learning_rate=config.learning_rate,
+        loss_type=algorithm.loss,
+        importance_sampling_level=algorithm.level,
+        max_completion_length=config.max_tokens if algorithm.constant else 1,
+        beta=config.beta,
+        epsilon=NEVER if low is None else low,
+        epsilon_high=1 + high if algorithm.loss == "cispo" else high,  # CISPO's is the cap itself
+        temperature=config.temperature,
+        max_grad_norm=config.max_grad_norm,
+        bf16=False,  # what is trained stays float32; `precision` says what is computed in
+        use_cpu=device == "cpu",
         report_to=[],
         gradient_checkpointing=False,
         disable_tqdm=True,
-        disable_dropout=True,  # the gradient is that of the very distribution that was sampled from
+        disable_dropout=config.lora_dropout == 0.0,  # the gradient is of what was sampled from
     )
     trainer = TreeGRPOTrainer(
         model=model,
@@ -252,7 +274,15 @@ def grpo_trainer(
         train_dataset=Dataset.from_list([{"prompt": "unused"}]),
         processing_class=tokenizer,
     )
+    trainer.config = config
+    why = why_not_shared(model)
+    trainer.shared = why is None
+    if why is not None:
+        print(f"Prefixes are not shared in {type(base_of(model)).__name__}: {why}.", flush=True)
+        read_rows(model)
     trainer.current_gradient_accumulation_steps = 1
+    trainer._starts = []
+    trainer._use_all()
     trainer.create_optimizer()
     return trainer
 

@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from stateset_agents.chat_template import default_chat_template
 from stateset_agents.trainers import tree_attention
-from stateset_agents.trainers.trie import fold, tree
+from stateset_agents.trainers.tree_attention import Tree
+from stateset_agents.trainers.trie import fold
 
 HEAD = 64
 ROPE = 1e6
@@ -212,7 +213,7 @@ def loss_over_trie(model: Qwen2ForCausalLM, rows: Sequence[Row]) -> torch.Tensor
         position_ids=torch.tensor([trie.depth]),
         use_cache=False,
         logits_to_keep=torch.tensor(nodes),
-        tree=tree(trie),
+        tree=Tree(trie.segments, len(trie.ids)),
     ).logits[0]
     return torch.nn.functional.cross_entropy(logits, torch.tensor(targets))
 

@@ -1,13 +1,11 @@
 """A trie of tokens: every distinct prefix of a set of rows appears, and is computed, once.
 
 rows  A B C      nodes  A B C D      segments  [A B]  [C]  [D]
-      A B D      depth  0 1 2 2      paths     [A B]; [A B][C]; [A B][D]
+      A B D      depth  0 1 2 2      reaching  to D   to C to D    (all that comes after a prefix lies right behind it)
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +15,9 @@ class Trie:
     ids: list[int]
     depth: list[int]
     """Position of each node in its rows."""
-    segments: list[list[tuple[int, int]]]
-    """For each segment, the [start, end) runs of nodes from the root to it, itself last."""
+    segments: list[tuple[int, int, int]]
+    """For each segment (start, end, reach): its nodes are [start, end), and [end, reach) are those below it, which are the
+    nodes, besides its own, that have it as an ancestor."""
     runs: list[list[tuple[int, int]]]
     """For each row, the [start, end) runs of nodes that its tokens are."""
 
@@ -31,6 +30,12 @@ class Trie:
             found.extend(range(first + max(0, start - at), stop))
             at += last - first
         return found
+
+    def leaves(self) -> list[int]:
+        """Rows that are not the beginning of another, one of each."""
+        ends = {end for _, end, reach in self.segments if end == reach}
+        found = {runs[-1][1]: row for row, runs in enumerate(self.runs)}
+        return sorted(row for end, row in found.items() if end in ends)
 
 
 @dataclass(slots=True)
@@ -54,12 +59,10 @@ def fold(rows: Sequence[Sequence[int]]) -> Trie:
         _insert(root, row)
     ids: list[int] = []
     depth: list[int] = []
-    segments: list[list[tuple[int, int]]] = []
-    stack: list[tuple[_Edge, list[tuple[int, int]], int]] = [
-        (edge, [], 0) for edge in reversed(root.children.values())
-    ]
+    begun: list[tuple[int, int, int]] = []  # start, end and the segment above, -1 for none
+    stack = [(edge, -1, 0) for edge in reversed(root.children.values())]
     while stack:
-        edge, path, deep = stack.pop()
+        edge, above, deep = stack.pop()
         first = edge.start = len(ids)
         ids.extend(edge.tokens)
         while len(edge.children) == 1:  # a row that goes on where another ended: the same segment
@@ -68,19 +71,40 @@ def fold(rows: Sequence[Sequence[int]]) -> Trie:
             ids.extend(edge.tokens)
         below = deep + len(ids) - first
         depth.extend(range(deep, below))
-        path = [*path, (first, len(ids))]
-        segments.append(path)
-        stack.extend((child, path, below) for child in reversed(edge.children.values()))
+        begun.append((first, len(ids), above))
+        here = len(begun) - 1
+        stack.extend((child, here, below) for child in reversed(edge.children.values()))
+    reach = [end for _, end, _ in begun]
+    for number in range(len(begun) - 1, -1, -1):  # whatever is below a segment comes after it
+        above = begun[number][2]
+        if above >= 0:
+            reach[above] = max(reach[above], reach[number])
+    segments = [(start, end, to) for (start, end, _), to in zip(begun, reach, strict=True)]
     return Trie(ids=ids, depth=depth, segments=segments, runs=[_runs(root, row) for row in whole])
 
 
-def _insert(root: _Edge, row: tuple[int, ...]) -> None:
+class Growing:
+    """How many nodes the trie of the rows seen so far has, without laying it out."""
+
+    def __init__(self) -> None:
+        self._root = _Edge(())
+        self.nodes = 0
+
+    def add(self, row: Sequence[int]) -> int:
+        """Take a row in; returns the nodes it added."""
+        grown = _insert(self._root, tuple(row))
+        self.nodes += grown
+        return grown
+
+
+def _insert(root: _Edge, row: tuple[int, ...]) -> int:
+    """Add a row; returns how many nodes that took."""
     edge, at = root, 0
     while at < len(row):
         below = edge.children.get(row[at])
         if below is None:
             edge.children[row[at]] = _Edge(row[at:])
-            return
+            return len(row) - at
         shared = _common(below.tokens, row[at : at + len(below.tokens)])
         at += shared
         if shared < len(below.tokens) and at < len(row):
@@ -88,6 +112,7 @@ def _insert(root: _Edge, row: tuple[int, ...]) -> None:
             below.children = {rest[0]: _Edge(rest, below.children)}
             below.tokens = below.tokens[:shared]
         edge = below
+    return 0
 
 
 def _runs(root: _Edge, row: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -113,24 +138,3 @@ def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
         else:
             high = middle
     return low
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tree:
-    """A trie as attention reads it."""
-
-    gather: torch.Tensor
-    """(sum of path lengths,) nodes of every segment's path, one path after another."""
-    queries: list[int]
-    """Nodes of each segment."""
-    keys: list[int]
-    """Nodes on each segment's path, itself included."""
-
-
-def tree(trie: Trie) -> Tree:
-    pieces = [torch.arange(a, b) for path in trie.segments for a, b in path]
-    return Tree(
-        gather=torch.cat(pieces),
-        queries=[path[-1][1] - path[-1][0] for path in trie.segments],
-        keys=[sum(b - a for a, b in path) for path in trie.segments],
-    )

@@ -38,9 +38,11 @@ def load_base(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def with_adapter(base: PreTrainedModel, path: str) -> PreTrainedModel:
-    """A model with the adapter's weights added in fp32. It shares every untouched tensor with `base`."""
-    config = Path(path) / "adapter_config.json"
-    if not config.is_file():
+    """A model with the adapter's weights added in fp32. It shares every untouched tensor with `base`. A folder that holds a
+    whole model, as training all weights leaves it, is loaded as it is."""
+    if not (Path(path) / "adapter_config.json").is_file():
+        if (Path(path) / "model.safetensors").is_file():
+            return _whole(base, path)
         raise BadInput(f"Expected a PEFT adapter in {path!r}, found no adapter_config.json.")
     # New Parameter objects over the same storage: merging rebinds `.data` and leaves the base as it is.
     shared: dict[int, Any] = {
@@ -56,3 +58,17 @@ def with_adapter(base: PreTrainedModel, path: str) -> PreTrainedModel:
         ) from None
     merged.eval()
     return merged
+
+
+def _whole(base: PreTrainedModel, path: str) -> PreTrainedModel:
+    """Other weights for the same architecture, since slots are laid out by it."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation=attention.NAME
+    )
+    shapes = [tuple(p.shape) for p in model.parameters()]
+    if shapes != [tuple(p.shape) for p in base.parameters()]:
+        raise BadInput(
+            f"Expected weights for {base.config.name_or_path!r} in {path!r}, found a model of other shapes."
+        )
+    model.eval()
+    return model

@@ -1,7 +1,6 @@
 """`demo`, `train` and `evaluate`: the commands that run episodes by the hundred."""
 
 import asyncio
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +8,10 @@ from typing import Annotated, Any
 import typer
 
 CUSTOMER = "NAME@URL of a model that plays the customer; rules without it."
-ALGORITHMS = "dr_grpo, grpo (with the deviation), or rejection as a baseline."
+ALGORITHMS = (
+    "grpo, dr_grpo, dapo, gspo, cispo, rloo, or rejection as a baseline (docs/training.md)."
+)
+EPISODES, LEARNING, CREDIT, MODEL = "Episodes", "Learning", "Credit and limits", "Model"
 
 
 def demo(
@@ -34,84 +36,178 @@ def demo(
 def train(
     ctx: typer.Context,
     graph: Annotated[
-        str, typer.Option(help="One of the shop's, such as 'service', or package.module:graph.")
+        str, typer.Option(help="One of the shop's, such as 'service', or package.module:graph.", rich_help_panel=EPISODES)
     ] = "service",
+    world: Annotated[
+        str | None,
+        typer.Option(help="module:function that makes what an episode of your graph acts on.", rich_help_panel=EPISODES),
+    ] = None,
     reward: Annotated[
         str | None,
-        typer.Option(
-            help="package.module:reward or feedback:KEY:LOW:HIGH; the shop's own by default."
-        ),
+        typer.Option(help="A name, package.module:reward or feedback:KEY:LOW:HIGH; the shop's own by default.", rich_help_panel=EPISODES),
     ] = None,
-    scenarios: Annotated[str | None, typer.Option(help="JSON file of scenarios.")] = None,
-    model: Annotated[str, typer.Option(help="'seed', a path, or a Hugging Face name.")] = "seed",
-    base_url: Annotated[
-        str | None, typer.Option(help="A running vLLM, as http://host:port/v1.")
-    ] = None,
-    customer: Annotated[str | None, typer.Option(help=CUSTOMER)] = None,
+    scenarios: Annotated[str | None, typer.Option(help="JSON file of scenarios.", rich_help_panel=EPISODES)] = None,
+    customer: Annotated[str | None, typer.Option(help=CUSTOMER, rich_help_panel=EPISODES)] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.", rich_help_panel=EPISODES)] = 32,
+    groups: Annotated[int, typer.Option(help="Scenarios a step.", rich_help_panel=EPISODES)] = 8,
+    group_size: Annotated[int, typer.Option(help="Episodes a scenario.", rich_help_panel=EPISODES)] = 8,
+    forks: Annotated[
+        int, typer.Option(help="How many of them go on from a decision of another one.", rich_help_panel=EPISODES)
+    ] = 0,
+    temperature: Annotated[float, typer.Option(rich_help_panel=EPISODES)] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Tokens a model call may sample.", rich_help_panel=EPISODES)] = 96,
+    concurrency: Annotated[int, typer.Option(help="Episodes at a time.", rich_help_panel=EPISODES)] = 64,
+    staleness: Annotated[
+        int, typer.Option(help="Steps by which the sampling policy may be older; above 0, playing and training overlap.", rich_help_panel=EPISODES)
+    ] = 0,
+    resample: Annotated[
+        int, typer.Option(help="How often groups that agree are replaced (dapo).", rich_help_panel=EPISODES)
+    ] = 0,
+    held_out: Annotated[int, typer.Option(help="Held-out scenarios to measure on.", rich_help_panel=EPISODES)] = 120,
+    held_out_seed: Annotated[int, typer.Option(rich_help_panel=EPISODES)] = 90_000,
     from_traces: Annotated[
         str | None,
-        typer.Option(help="Train on a store's exact traces alone: a file or postgresql://…"),
+        typer.Option(help="Train on a store's traces alone: a run, a file or postgresql://…", rich_help_panel="A store"),
     ] = None,
-    steps: int = 32,
-    groups: Annotated[int, typer.Option(help="Scenarios a step.")] = 8,
-    group_size: Annotated[int, typer.Option(help="Episodes a scenario.")] = 8,
-    learning_rate: float = 1e-3,
-    rank: Annotated[int, typer.Option(help="LoRA rank.")] = 16,
-    beta: Annotated[float, typer.Option(help="Weight of the KL to the base model.")] = 0.0,
-    algorithm: Annotated[str, typer.Option(help=ALGORITHMS)] = "dr_grpo",
-    temperature: float = 1.0,
-    max_tokens: Annotated[int, typer.Option(help="Tokens a model call may sample.")] = 96,
-    concurrency: Annotated[int, typer.Option(help="Episodes at a time.")] = 64,
-    held_out: int = 120,
-    held_out_seed: int = 90_000,
+    method: Annotated[str, typer.Option(help="auto, rl, sft or dpo.", rich_help_panel="A store")] = "auto",
+    epochs: Annotated[int, typer.Option(help="Passes over the store.", rich_help_panel="A store")] = 1,
+    least_ess: Annotated[
+        float, typer.Option(help="Share of the tokens' weight that has to count; below it the run ends.", rich_help_panel="A store")
+    ] = 0.3,
+    algorithm: Annotated[str, typer.Option(help=ALGORITHMS, rich_help_panel=LEARNING)] = "dr_grpo",
+    profile: Annotated[
+        str | None, typer.Option(help="conservative, balanced or aggressive: sets learning rate and beta.", rich_help_panel=LEARNING)
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(rich_help_panel=LEARNING)] = 1e-3,
+    beta: Annotated[float, typer.Option(help="Weight of the KL to the base model.", rich_help_panel=LEARNING)] = 0.0,
+    kl_target: Annotated[float | None, typer.Option(help="What auto-adjust steers beta to.", rich_help_panel=LEARNING)] = None,
+    clip_low: Annotated[float | None, typer.Option(help="As the paper has it, without it.", rich_help_panel=LEARNING)] = None,
+    clip_high: Annotated[float | None, typer.Option(rich_help_panel=LEARNING)] = None,
+    importance: Annotated[str, typer.Option(help="recorded or decoupled.", rich_help_panel=LEARNING)] = "recorded",
+    importance_cap: Annotated[float, typer.Option(help="Where a weight is truncated.", rich_help_panel=LEARNING)] = 2.0,
+    overlong: Annotated[
+        str | None, typer.Option(help="FROM,TO sampled tokens of an episode that cost 0 and 1 (dapo).", rich_help_panel=LEARNING)
+    ] = None,
+    auto_adjust: Annotated[bool, typer.Option(help="Settings follow what is measured.", rich_help_panel=LEARNING)] = False,
+    early_stopping: Annotated[bool, typer.Option(help="End on a plateau.", rich_help_panel=LEARNING)] = False,
+    patience: Annotated[int, typer.Option(help="Steps of a plateau.", rich_help_panel=LEARNING)] = 8,
+    max_grad_norm: Annotated[float, typer.Option(rich_help_panel=LEARNING)] = 1.0,
+    warm_start: Annotated[
+        str | None, typer.Option(help="Imitate first: 'oracle', or a store's best traces.", rich_help_panel=LEARNING)
+    ] = None,
+    warm_traces: Annotated[int, typer.Option(rich_help_panel=LEARNING)] = 256,
+    credit: Annotated[str, typer.Option(help="trajectory, node or turn.", rich_help_panel=CREDIT)] = "trajectory",
+    node: Annotated[list[str] | None, typer.Option(help="Train this node (or agent) alone.", rich_help_panel=CREDIT)] = None,
+    node_reward: Annotated[
+        list[str] | None, typer.Option(help="NODE=REWARD: what its calls are worth.", rich_help_panel=CREDIT)
+    ] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="NAME=NODE,NODE: an adapter of these nodes' own.", rich_help_panel=CREDIT)
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="violations=0.02: a share of episodes, held by a multiplier.", rich_help_panel=CREDIT),
+    ] = None,
+    limit_rate: Annotated[float, typer.Option(help="How fast a multiplier moves.", rich_help_panel=CREDIT)] = 5.0,
+    model: Annotated[str, typer.Option(help="'seed', a path, or a Hugging Face name.", rich_help_panel=MODEL)] = "seed",
+    base_url: Annotated[
+        str | None, typer.Option(help="A running vLLM, as http://host:port/v1.", rich_help_panel=MODEL)
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights and no adapter.", rich_help_panel=MODEL)] = False,
+    rank: Annotated[int, typer.Option(help="LoRA rank.", rich_help_panel=MODEL)] = 16,
+    lora_alpha: Annotated[int | None, typer.Option(help="Twice the rank, without it.", rich_help_panel=MODEL)] = None,
+    lora_dropout: Annotated[float, typer.Option(rich_help_panel=MODEL)] = 0.0,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16, to compute in.", rich_help_panel=MODEL)] = "fp32",
+    gradient_checkpointing: Annotated[bool, typer.Option(rich_help_panel=MODEL)] = False,
+    tokens_per_batch: Annotated[int, typer.Option(help="Distinct tokens at once.", rich_help_panel=MODEL)] = 6144,
+    log: Annotated[list[str] | None, typer.Option(help="tensorboard (default), wandb, mlflow, trackio, none.")] = None,
     seed: int = 1,
     out: Annotated[Path | None, typer.Option(help="Where runs are written.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run.")] = None,
     dry_run: Annotated[
         bool, typer.Option(help="Print the configuration and what is missing.")
     ] = False,
-) -> None:
-    """Improve a policy with GRPO on episodes of a graph."""
+) -> None:  # fmt: skip
+    """Improve a policy with GRPO on episodes of a graph, or on a store's traces."""
     if resume is not None:
         _nothing_else(ctx, "resume", "dry_run")
-    if from_traces is not None:
-        _from_traces(
-            from_traces, out,
-            {"reward": reward, "model": model, "steps": steps, "groups": groups, "learning_rate": learning_rate,
-             "rank": rank, "beta": beta, "algorithm": algorithm, "seed": seed},
-        )  # fmt: skip
-        return
-    _train(
-        {"graph": graph, "reward": reward, "scenarios": scenarios, "model": model,
-         "base_url": base_url, "customer": customer, "steps": steps, "groups": groups, "group_size": group_size,
-         "learning_rate": learning_rate, "rank": rank, "beta": beta, "algorithm": algorithm, "temperature": temperature,
-         "max_tokens": max_tokens, "concurrency": concurrency, "held_out": held_out,
-         "held_out_seed": held_out_seed, "seed": seed},
-        out=out, resume=resume, dry_run=dry_run,
-    )  # fmt: skip
+    _train(asked(ctx), out=out, resume=resume, dry_run=dry_run)
 
 
-def _from_traces(source: str, out: Path | None, values: dict[str, Any]) -> None:
-    """One pass over a store's traces."""
+PAIRS = {"node_reward": "node_rewards", "adapter": "adapters", "limit": "limits"}
+
+
+def asked(ctx: typer.Context) -> dict[str, Any]:
+    """What was said on the command line, as a config's values: what was not keeps its default, and no mode refuses it."""
+    from stateset_agents.errors import BadInput
+    from stateset_agents.trainers.config import PROFILES
+
+    given = {
+        name: value
+        for name, value in ctx.params.items()
+        if value not in (None, []) and str(ctx.get_parameter_source(name)).endswith("COMMANDLINE")
+    }
+    values: dict[str, Any] = {}
+    profile = given.pop("profile", None)
+    if profile is not None:
+        if profile not in PROFILES:
+            raise BadInput(f"--profile: expected one of {', '.join(PROFILES)}, found {profile!r}.")
+        values |= PROFILES[profile]
+    for name, value in given.items():
+        option = name.replace("_", "-")
+        if name in ("out", "resume", "dry_run"):
+            continue
+        if name in PAIRS:
+            pairs = dict(_pair(one, option) for one in value)
+            values[PAIRS[name]] = (
+                {key: tuple(told.split(",")) for key, told in pairs.items()}
+                if name == "adapter"
+                else pairs
+            )
+        elif name == "node":
+            values["nodes"] = tuple(value)
+        elif name == "log":
+            values["log"] = tuple(one for one in value if one != "none")
+        elif name == "overlong":
+            values["overlong"] = tuple(value.split(","))
+        elif name == "from_traces":
+            values[name] = str(Path(value) / "traces.db") if Path(value).is_dir() else value
+        else:
+            values[name] = value
+    return values
+
+
+def _pair(told: str, option: str) -> tuple[str, str]:
+    from stateset_agents.errors import BadInput
+
+    name, between, value = told.rpartition("=")
+    if not (name and between and value):
+        raise BadInput(f"--{option}: expected NAME=VALUE, found {told!r}.")
+    return name, value
+
+
+def _from_traces(config: Any, run: Path) -> None:
+    """Train on a store's traces, with a line a step."""
     from stateset_agents import jobs
-    from stateset_agents.settings import load_settings
-
-    settings = load_settings()
-    config = jobs.check_config({"threads": settings.threads, **values})
-    place = str(Path(source) / "traces.db") if Path(source).is_dir() else source
-    _quiet_libraries()
-    run = jobs.new_run(out or settings.runs)
 
     def told(line: dict[str, Any]) -> None:
+        if "method" in line:
+            print(f"{line['method']} step {line['step']}: loss {line['loss']:.4f}", flush=True)
+            return
         reward = "-" if line["reward"] is None else f"{line['reward']:.3f}"
         print(
             f"step {line['step']}: {line['episodes']} traces, reward {reward}, {line['tokens_trained']} tokens trained, "
-            f"importance ratio {line['ratio']:.3f}",
+            f"importance ratio {line['ratio']:.3f}, effective sample size {line['ess']:.0%}",
             flush=True,
         )
 
-    summary = asyncio.run(jobs.recorded_job(config, place, run, told))
-    print(f"{summary['steps']} steps on {summary['exact']} exact traces of {summary['traces']}")
+    summary = asyncio.run(jobs.recorded_job(config, run, told))
+    print(f"{summary['method']}: {summary['why']}")
+    print(
+        f"{summary['steps']} steps on {summary['traces']} traces, {summary['exact']} of them exact"
+    )
+    if summary.get("ended"):
+        print(f"ended {summary['ended']}")
     print(f"adapter in {run / 'adapter'}; try it: stateset-agents chat --policy {run}")
 
 
@@ -133,18 +229,17 @@ def _nothing_else(ctx: typer.Context, *allowed: str) -> None:
 
 def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry_run: bool) -> None:
     from stateset_agents import jobs
-    from stateset_agents.errors import BadInput, PolicyUnreachable, RunBroken
+    from stateset_agents.errors import PolicyUnreachable, RunBroken
     from stateset_agents.settings import load_settings
 
     settings = load_settings()
-    values = {"threads": settings.threads, **values}
-    values["base_url"] = values.get("base_url") or settings.base_url
     if resume is not None:
-        stored = resume / "config.json"
-        if not stored.is_file():
-            raise BadInput(f"Expected a run with config.json at {str(resume)!r}, found none.")
-        values = json.loads(stored.read_text())
-    config = jobs.check_config(values)
+        config = jobs.load_config(resume)
+    else:
+        values = {"threads": settings.threads, **values}
+        if settings.base_url and "from_traces" not in values:
+            values.setdefault("base_url", settings.base_url)
+        config = jobs.check_config(values)
     missing = _missing(config)
     _ready(config, missing, dry_run=dry_run)
     from stateset_agents.terminal import TrainingView
@@ -152,6 +247,9 @@ def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry
     _quiet_libraries()
     run = resume or jobs.new_run(out or settings.runs)
     try:
+        if config.from_traces is not None:
+            _from_traces(config, run)
+            return
         with TrainingView() as view:
             summary = asyncio.run(jobs.train_job(config, run, view))
     except KeyboardInterrupt:
@@ -190,14 +288,18 @@ def _ready(config: Any, missing: list[str], *, dry_run: bool) -> None:
 def _missing(config: Any) -> list[str]:
     from stateset_agents import jobs
     from stateset_agents.errors import BadInput
+    from stateset_agents.trainers.logs import check_names
 
     missing = []
     checks: list[Any] = [
-        lambda: jobs.find_rollout(config.graph, config.customer),
+        lambda: check_names(config.log),
+        lambda: jobs.find_rollout(config.graph, config.customer, config.world),
         lambda: jobs.find_reward(config.reward),
+        lambda: jobs.find_node_rewards(config),
+        lambda: jobs.find_limits(config),
         lambda: (
             jobs.find_scenarios(config)
-            if config.scenarios or config.graph not in jobs.GRAPHS
+            if config.from_traces is None and (config.scenarios or config.graph not in jobs.GRAPHS)
             else 0
         ),
         lambda: _check_model(jobs.model_path(config.model)),

@@ -1,0 +1,138 @@
+"""Forks: a run goes on once more from a decision, from its LangGraph checkpoint and on a clone of its world as it was there.
+
+    points = Points(saver, thread, world.clone)              # a callback of the run; compile the graph with `saver`
+    await graph.ainvoke(given, {..., "callbacks": [points]}, durability="sync")
+    other = await points.taken[2].branch()                   # a checkpointer that holds the third decision alone
+    await graph.copy({"checkpointer": other}).ainvoke(None, {"configurable": {"thread_id": thread}})
+
+Works on any compiled graph. What its nodes do outside of it has to be in a world that can be cloned.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+from uuid import UUID
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.memory import InMemorySaver
+
+from stateset_agents.errors import BadInput
+from stateset_agents.trace import Forked, ModelCall, Sampling, Trace
+
+
+class World(Protocol):
+    """What the nodes of a graph act on."""
+
+    def clone(self) -> Self:
+        """An independent copy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A superstep in which the model is asked: what was before it, and nothing of what came after."""
+
+    calls: tuple[ModelCall, ...]
+    """Model calls that had ended before."""
+    checkpoint: CheckpointTuple
+    world: Any
+    """What `snapshot` gave there."""
+
+    async def branch(self) -> InMemorySaver:
+        """A checkpointer of its own that holds this point as the newest of its thread."""
+        saver = InMemorySaver()
+        where = self.checkpoint.config["configurable"]
+        at: RunnableConfig = {
+            "configurable": {"thread_id": where["thread_id"], "checkpoint_ns": where.get("checkpoint_ns", "")}
+        }  # fmt: skip
+        checkpoint = self.checkpoint.checkpoint
+        await saver.aput(
+            at, checkpoint, self.checkpoint.metadata, dict(checkpoint["channel_versions"])
+        )
+        return saver
+
+
+class Points(BaseCallbackHandler):
+    """Takes a point before every superstep of one thread in which a model is asked. `snapshot` is called at the beginning of
+    each superstep: a clone of the world, and whatever else has to be as it was."""
+
+    run_inline = True  # in the event loop, before the node has done anything
+    raise_error = True
+
+    def __init__(
+        self, saver: InMemorySaver, thread: str, snapshot: Callable[[], Any],
+        calls: Callable[[], tuple[ModelCall, ...]],
+    ) -> None:  # fmt: skip
+        self.taken: list[Point] = []
+        self._saver, self._thread = saver, thread
+        self._snapshot, self._calls = snapshot, calls
+        self._begun: Point | None = None
+        self._asked = False
+
+    def on_chain_start(
+        self, serialized: dict[str, Any] | None, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None,
+        metadata: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        about = metadata or {}
+        within = "|" in str(about.get("langgraph_checkpoint_ns", ""))  # a graph inside this one
+        if about.get("thread_id") != self._thread or within:
+            return
+        found = self._saver.get_tuple(
+            {"configurable": {"thread_id": self._thread, "checkpoint_ns": ""}}
+        )
+        if found is None:
+            return
+        known = self._begun.checkpoint.checkpoint["id"] if self._begun else None
+        if found.checkpoint["id"] != known:
+            self._begun = Point(calls=self._calls(), checkpoint=found, world=self._snapshot())
+            self._asked = False
+
+    def on_chat_model_start(
+        self, serialized: dict[str, Any] | None, messages: Any, *, run_id: UUID, parent_run_id: UUID | None = None,
+        metadata: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        about = metadata or {}
+        if about.get("thread_id") == self._thread and self._begun is not None and not self._asked:
+            self.taken.append(self._begun)
+            self._asked = True
+
+
+Again = Callable[[Sampling, Point], Awaitable[Trace]]
+
+
+class Episode:
+    """An episode that was played: its trace, and the decisions from which it can go on otherwise."""
+
+    def __init__(self, trace: Trace, points: Sequence[Point], again: Again) -> None:
+        self.trace = trace
+        self._points = {len(point.calls): point for point in points}
+        self._again = again
+
+    @property
+    def decisions(self) -> list[int]:
+        """Numbers of the model calls before which it can be forked."""
+        return sorted(self._points)
+
+    async def fork(self, call: int, sampling: Sampling) -> Trace:
+        """What else might have come of it: its model calls up to `call`, not included, and others from there on."""
+        trace = await self._again(sampling, self._points[call])
+        return trace.model_copy(update={"forked": Forked(trace=self.trace.id, calls=call)})
+
+    def close(self) -> None:
+        """Let go of the worlds that forks would begin with."""
+        for point in self._points.values():
+            if callable(getattr(point.world, "close", None)):
+                point.world.close()
+        self._points = {}
+
+
+def checked_world(world: Any) -> World:
+    """`world`. Raises BadInput where it cannot be cloned."""
+    if not callable(getattr(world, "clone", None)):
+        raise BadInput(
+            f"Expected a world that can be cloned to fork from, found that {type(world).__name__} has no `clone`. Train without "
+            "--forks, or give episodes a world of their own."
+        )
+    found: World = world
+    return found

@@ -1,0 +1,140 @@
+"""Credit: what each model call of each episode is worth, from what the episodes of a group came to.
+
+trajectory   every call of an episode gets the episode's advantage over its group
+node, turn   a call is compared with the episodes that reached its node, or turn, whatever became of them afterwards
+forks        at each decision that was forked, the episode and its forks are compared with each other alone:
+
+    episode   a b c d -> 0        at c: 0 against 1 and 1: c d get theirs, the forks theirs
+    fork at c     c' d' -> 1      before c the episode is worth the mean of the three, 2/3, and a b are compared with the
+    fork at c     c" d" -> 1      other whole episodes by it
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from stateset_agents.trace import Trace
+from stateset_agents.trainers.batches import Sample
+from stateset_agents.trainers.config import Credit
+from stateset_agents.trajectory import Row, Trajectory, trajectory
+
+Values = Sequence[float | None]
+"""What the traces of a group came to; None where one could not be scored."""
+Advantages = Callable[[Values], list[float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graded:
+    """The traces of one scenario and what they came to."""
+
+    traces: Sequence[Trace]
+    values: Values
+    by_node: Mapping[str, Values]
+    """Values of their own for calls at these nodes; `credit: node` reads them."""
+
+
+def samples(
+    group: Graded, how: Credit, advantages: Advantages, adapters: Mapping[str, Sequence[str]]
+) -> dict[str, list[Sample]]:
+    """Samples for each adapter, of the rows at its nodes (all, where it names none). A trace that could not be scored is in
+    no sample and no comparison."""
+    every = [
+        trajectory(trace) if value is not None else Trajectory(trace_id=trace.id, rows=())
+        for trace, value in zip(group.traces, group.values, strict=True)
+    ]
+    if how == "trajectory":
+        worth = _forked(group, every, advantages)
+    else:
+        worth = _keyed(group, every, advantages, how)
+    found: dict[str, list[Sample]] = {}
+    for name, nodes in adapters.items():
+        found[name] = []
+        for whole, mine, value in zip(every, worth, group.values, strict=True):
+            if value is None:
+                continue
+            rows = tuple(
+                row for row in whole.rows if not nodes or row.node in nodes or row.agent in nodes
+            )
+            found[name].append(
+                Sample(
+                    trajectory=Trajectory(trace_id=whole.trace_id, rows=rows),
+                    advantages=tuple(mine.get(row.number, 0.0) for row in rows),
+                )
+            )
+    return found
+
+
+def _keyed(
+    group: Graded, every: Sequence[Trajectory], advantages: Advantages, how: Credit
+) -> list[dict[int, float]]:
+    """By node or turn. The baseline at a turn is of all episodes that reached it: were it of those that ended there, whether to
+    end would be compared with nothing."""
+
+    def key(row: Row) -> str:
+        return row.node if how == "node" else str(row.turn)
+
+    there: dict[str, set[int]] = defaultdict(set)
+    for number, one in enumerate(every):
+        for row in one.rows:
+            there[key(row)].add(number)
+    worth: list[dict[int, float]] = [{} for _ in every]
+    for name, numbers in there.items():
+        values = group.by_node.get(name, group.values) if how == "node" else group.values
+        reached = sorted(numbers)
+        if len(reached) < 2:
+            continue
+        found = advantages([values[n] for n in reached])
+        for number, advantage in zip(reached, found, strict=True):
+            for row in every[number].rows:
+                if key(row) == name:
+                    worth[number][row.number] = advantage
+    return worth
+
+
+def _forked(
+    group: Graded, every: Sequence[Trajectory], advantages: Advantages
+) -> list[dict[int, float]]:
+    """By episode; and where some are forks of others, at the decisions that were forked."""
+    places = {trace.id: number for number, trace in enumerate(group.traces)}
+    children: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    roots = []
+    for number, trace in enumerate(group.traces):
+        above = places.get(trace.forked.trace) if trace.forked else None
+        if above is None or trace.forked is None:
+            roots.append(number)
+        else:
+            children[above][trace.forked.calls].append(number)
+    worth: list[dict[int, float]] = [{} for _ in every]
+
+    def give(number: int, start: float, end: float, advantage: float) -> None:
+        for row in every[number].rows:
+            if start <= row.number < end:
+                worth[number][row.number] = advantage
+
+    def settle(number: int) -> tuple[float | None, float]:
+        """What an episode is worth at its beginning, and the number of the call at which it was forked first."""
+        value, end = group.values[number], math.inf
+        for at in sorted(children[number], reverse=True):
+            below = [settle(child) for child in children[number][at]]
+            values = [value, *(one for one, _ in below)]
+            found = advantages(values)
+            give(number, at, end, found[0])
+            for child, (_, first), advantage in zip(
+                children[number][at], below, found[1:], strict=True
+            ):
+                give(child, 0, first, advantage)
+            scored = [one for one in values if one is not None]
+            value = math.fsum(scored) / len(scored) if scored else None
+            end = at
+        return value, end
+
+    settled = [settle(number) for number in roots]
+    if len(roots) == 1 and any(
+        trace.forked for trace in group.traces
+    ):  # one episode and its forks: nothing to compare its beginning with
+        return worth
+    found = advantages([value for value, _ in settled])
+    for number, (_, first), advantage in zip(roots, settled, found, strict=True):
+        give(number, 0, first, advantage)
+    return worth

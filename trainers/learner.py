@@ -1,0 +1,209 @@
+"""A learner is the model that is trained, its optimiser and its checkpoints: groups of graded traces go in, a committed step comes out."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from stateset_agents.errors import RunBroken
+from stateset_agents.reward import Score
+from stateset_agents.trace import ModelCall, Trace
+from stateset_agents.trainers.algorithms import ALGORITHMS
+from stateset_agents.trainers.algorithms.dapo import overlong
+from stateset_agents.trainers.batches import Sample
+from stateset_agents.trainers.checkpoint import Checkpoints
+from stateset_agents.trainers.config import ONE, TrainConfig
+from stateset_agents.trainers.credit import Graded, samples
+from stateset_agents.trainers.grpo import grpo_trainer
+from stateset_agents.trainers.limits import Limit, Multipliers
+from stateset_agents.trainers.model import load_model
+
+Scores = Sequence[Score | None]
+
+
+def version(run: Path, step: int, adapter: str = ONE) -> str:
+    """The name a policy is served under after `step` steps. Never reused, not by another run on the same
+    server either: caches and traces are keyed by it."""
+    return f"{run.name}-v{step}" if adapter == ONE else f"{run.name}-{adapter}-v{step}"
+
+
+class Learner:
+    """Goes on from the newest committed step of a run."""
+
+    def __init__(
+        self,
+        *,
+        base: str,
+        tokenizer: PreTrainedTokenizerBase,
+        run: Path,
+        config: TrainConfig,
+        adapter: Path | None = None,
+        limits: Sequence[Limit] = (),
+    ) -> None:
+        self.run, self.config = run, config
+        self.checkpoints = Checkpoints(run, keep=config.staleness + 3)
+        committed = self.checkpoints.newest()
+        self.step = committed.step if committed else 0
+        self.log = list(committed.log) if committed else []
+        self.state: dict[str, Any] = committed.state if committed else {}
+        """What the loop around it wants to go on with."""
+        self.multipliers = Multipliers(limits, config.limit_rate)
+        self.multipliers.values |= self.state.get("multipliers", {})
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        begun: dict[str, Path | None] = {
+            name: self.checkpoints.weights(self.step, name) if committed else adapter
+            for name in config.trained
+        }
+        self.model = load_model(
+            str(committed.weights) if committed and config.full else base,
+            rank=config.rank, alpha=config.lora_alpha, dropout=config.lora_dropout, full=config.full,
+            precision=config.precision, seed=config.seed, adapters=begun, device=device,
+        )  # fmt: skip
+        self.trainer = grpo_trainer(self.model, tokenizer, run, config)
+        if committed:
+            self.trainer.optimizer.load_state_dict(committed.optimiser)
+            torch.set_rng_state(committed.random)
+        else:
+            torch.manual_seed(config.seed)
+
+    def use(self, config: TrainConfig) -> None:
+        """Go on with other settings: learning rate, weight of the KL, temperature."""
+        self.config = self.trainer.config = config
+        self.trainer.beta = config.beta
+        self.trainer.temperature = config.temperature
+        for group in self.trainer.optimizer.param_groups:
+            group["lr"] = config.learning_rate
+
+    def learn(
+        self,
+        groups: Sequence[Sequence[Trace]],
+        graded: Sequence[Scores],
+        by_node: Mapping[str, Sequence[Scores]],
+        *,
+        gap: float,
+        least_ess: float = 0.0,
+    ) -> tuple[dict[str, Any], list[Sample]]:
+        """Grades to gradient for one step; the log's line, and the samples that had an advantage to learn from."""
+        config, algorithm = self.config, ALGORITHMS[self.config.algorithm]
+        every: dict[str, list[Sample]] = defaultdict(list)
+        nodes: dict[str, list[float]] = defaultdict(list)
+        flat = 0
+        for number, (traces, scores) in enumerate(zip(groups, graded, strict=True)):
+            group = Graded(
+                traces=traces,
+                values=[self._value(trace, score) for trace, score in zip(traces, scores, strict=True)],
+                by_node={
+                    node: [
+                        None if score is None else score.value for score in columns[number]
+                    ]
+                    for node, columns in by_node.items()
+                },
+            )  # fmt: skip
+            found = samples(group, config.credit, algorithm.advantages, config.trained)
+            flat += not any(any(one.advantages) for mine in found.values() for one in mine)
+            for name, mine in found.items():
+                every[name] += mine
+                for one in mine:
+                    for row, worth in zip(one.trajectory.rows, one.advantages, strict=True):
+                        nodes[row.node].append(worth)
+        told = self.trainer.learn(every, gap=gap, least_ess=least_ess)
+        learned = [one for mine in every.values() for one in mine if any(one.advantages)]
+        traces = [trace for group in groups for trace in group]
+        line = {
+            **told,
+            **_about(traces, [score for scores in graded for score in scores]),
+            "flat_groups": flat / len(groups),
+            "zero_advantage": 1 - len(learned) / max(1, sum(map(len, every.values()))),
+            "nodes": {
+                node: {
+                    "calls": len(worth),
+                    "advantage": sum(map(abs, worth)) / len(worth),
+                    **_node_reward(by_node.get(node)),
+                }
+                for node, worth in sorted(nodes.items())
+            },
+            "learning_rate": config.learning_rate,
+        }
+        if self.multipliers.limits:
+            whole = [trace for trace in traces if trace.forked is None]
+            line["limits"] = self.multipliers.update(whole)
+            line["multipliers"] = dict(self.multipliers.values)
+        return line, learned
+
+    def _value(self, trace: Trace, score: Score | None) -> float | None:
+        if score is None:
+            return None
+        value = score.value - self.multipliers.price(trace)
+        if self.config.overlong is not None:
+            value -= overlong(trace.tokens_sampled, *self.config.overlong)
+        return value
+
+    def commit(self, line: dict[str, Any], **state: Any) -> None:
+        """The next step is done: all of it is on disk, or none."""
+        self.step += 1
+        self.log.append(line)
+        self.state = {"multipliers": self.multipliers.values, **state}
+        self.checkpoints.commit(self.step, self.model, self.trainer.optimizer, self.state, self.log)
+
+
+def _about(traces: Sequence[Trace], scores: Scores) -> dict[str, Any]:
+    values = [score.value for score in scores if score is not None]
+    parts: dict[str, list[float]] = defaultdict(list)
+    for score in scores:
+        for name, part in (score.parts if score is not None else {}).items():
+            parts[name].append(part)
+    goals = [trace.goal_score for trace in traces]
+    ordered = sorted(values)
+    return {
+        "reward": sum(values) / len(values) if values else None,
+        "reward_quartiles": [
+            ordered[round(share * (len(ordered) - 1))] for share in (0, 0.25, 0.5, 0.75, 1)
+        ]
+        if ordered
+        else None,
+        "parts": {name: sum(found) / len(found) for name, found in sorted(parts.items())},
+        "success": sum(goal is not None and goal.success for goal in goals) / len(traces),
+        "unscored": len(traces) - len(values),
+        "violations": sum(bool(trace.violations) for trace in traces) / len(traces),
+        "episodes": len(traces),
+        "forks": sum(trace.forked is not None for trace in traces),
+        "tokens_sampled": sum(trace.tokens_sampled for trace in traces),
+    }
+
+
+def _node_reward(columns: Sequence[Scores] | None) -> dict[str, float]:
+    values = [s.value for scores in columns or () for s in scores if s is not None]
+    return {"reward": sum(values) / len(values)} if values else {}
+
+
+def certificate(
+    groups: Sequence[Sequence[Trace]], learned: Sequence[Sample]
+) -> list[tuple[str, int, ModelCall]]:
+    """Which calls of which traces an adapter learned from."""
+    traces = {trace.id: trace for group in groups for trace in group}
+    return [
+        (sample.trajectory.trace_id, row.number, traces[sample.trajectory.trace_id].model_calls[row.number])
+        for sample in learned
+        for row, worth in zip(sample.trajectory.rows, sample.advantages, strict=True)
+        if worth
+    ]  # fmt: skip
+
+
+def nothing_to_learn(log: Sequence[Mapping[str, Any]], after: int = 3) -> str | None:
+    """Why a run should end whose rewards have told nothing apart from its beginning; None where it should not."""
+    if len(log) < after or any(line["tokens_trained"] for line in log):
+        return None
+    return (
+        f"Expected rewards that differ within a group, found that all were equal in {len(log)} steps: nothing was learned. Take a "
+        "reward that tells episodes apart, a higher temperature, or scenarios that succeed sometimes."
+    )
+
+
+def ended_for_nothing(log: Sequence[Mapping[str, Any]]) -> None:
+    """Raises RunBroken where nothing was learned."""
+    why = nothing_to_learn(log)
+    if why is not None:
+        raise RunBroken(why)

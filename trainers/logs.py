@@ -1,0 +1,73 @@
+"""Logs: JSON lines always, TensorBoard where it is installed, and W&B, MLflow or trackio by name, through accelerate's trackers."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stateset_agents.errors import BadInput
+from stateset_agents.trainers.config import TrainConfig
+
+NAMES = ("tensorboard", "wandb", "mlflow", "trackio")
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises BadInput for a tracker that there is not, or that is not installed."""
+    from importlib.util import find_spec
+
+    for name in names:
+        if name not in NAMES:
+            raise BadInput(f"--log: expected one of {', '.join(NAMES)}, found {name!r}.")
+        if find_spec(name) is None:
+            raise BadInput(
+                f"--log {name}: expected the package {name}, found none: pip install {name}."
+            )
+
+
+class Logs:
+    """`run/log.jsonl` has a line a step, as the checkpoint has it; trackers get its numbers, nested ones as `nodes/policy/reward`."""
+
+    def __init__(self, run: Path, names: Sequence[str], config: TrainConfig) -> None:
+        check_names(names)
+        self._file = run / "log.jsonl"
+        self._trackers: list[Any] = []
+        for name in dict.fromkeys(names):
+            from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+            kind = LOGGER_TYPE_TO_CLASS[name]
+            options = {"logging_dir": str(run)} if kind.requires_logging_directory else {}
+            tracker = kind("log" if name == "tensorboard" else run.name, **options)
+            tracker.start() if hasattr(tracker, "start") else None
+            tracker.store_init_configuration(_plain(config.model_dump(mode="json")))
+            self._trackers.append(tracker)
+
+    def add(self, step: int, line: Mapping[str, Any]) -> None:
+        """Append a step's line. A resumed run's file may hold a step twice: the last one counts."""
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        numbers = flat(line)
+        for tracker in self._trackers:
+            tracker.log(numbers, step=step)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def flat(line: Mapping[str, Any], above: str = "") -> dict[str, float]:
+    """The numbers of a line, by their path."""
+    found: dict[str, float] = {}
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{above}{name}/")
+        elif isinstance(value, bool | int | float):
+            found[above + name] = float(value)
+    return found
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What every tracker takes as settings."""
+    return {
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for name, value in values.items()
+    }

@@ -1,0 +1,125 @@
+"""Roll-outs: the groups of episodes that a step is made of, whole ones and forks of them, as many at once as are allowed."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from pydantic import Field
+
+from stateset_agents.scenario import Frozen, Scenario
+from stateset_agents.trace import Sampling, Trace
+from stateset_agents.trainers.config import TrainConfig
+
+Rollout = Callable[[Scenario, Sampling], Awaitable[Trace]]
+
+
+class Held(Protocol):
+    """An episode that can go on otherwise from its decisions."""
+
+    trace: Trace
+
+    @property
+    def decisions(self) -> list[int]: ...
+
+    async def fork(self, call: int, sampling: Sampling) -> Trace: ...
+
+    def close(self) -> None: ...
+
+
+Hold = Callable[[Scenario, Sampling], Awaitable[Held]]
+
+
+class Plan(Frozen):
+    """What a step will play, settled before it is played: a run that is killed plays the very same."""
+
+    step: int
+    scenarios: tuple[int, ...]
+    """Places in the list of training scenarios."""
+    group_size: int
+    temperature: float = Field(gt=0)
+
+
+class Player:
+    """Plays groups. All steps under way share one gate, and the earlier one goes first."""
+
+    def __init__(self, rollout: Rollout, hold: Hold | None, config: TrainConfig) -> None:
+        self.rollout, self.hold, self.config = rollout, hold, config
+        self._gate = asyncio.Semaphore(config.concurrency)
+
+    async def play(
+        self,
+        plan: Plan,
+        scenarios: Sequence[Scenario],
+        versions: dict[str, str],
+        served: str,
+        part: int = 0,
+    ) -> list[list[Trace]]:
+        """A group of episodes for each of the plan's scenarios, sampled by the version `served`, at nodes of `versions` by theirs.
+        `part` tells further episodes of a step from the first."""
+
+        def sampling(scenario: Scenario, number: int | str) -> Sampling:
+            told = f"{self.config.seed}/{plan.step}/{scenario.id}/{number}"
+            return Sampling(
+                version=served,
+                versions=versions,
+                temperature=plan.temperature,
+                seed=random.Random(told if not part else f"{told}/{part}").getrandbits(31),
+                max_tokens=self.config.max_tokens,
+            )
+
+        async def one(scenario: Scenario, number: int) -> Trace:
+            async with self._gate:
+                return await self.rollout(scenario, sampling(scenario, number))
+
+        async def held(scenario: Scenario, number: int) -> Held:
+            assert self.hold is not None
+            async with self._gate:
+                return await self.hold(scenario, sampling(scenario, number))
+
+        async def forked(episode: Held, call: int, scenario: Scenario, number: int) -> Trace:
+            async with self._gate:
+                return await episode.fork(call, sampling(scenario, f"fork-{number}"))
+
+        async def group(place: int) -> list[Trace]:
+            scenario = scenarios[place]
+            if not self.config.forks:
+                every = (one(scenario, number) for number in range(plan.group_size))
+                return list(await asyncio.gather(*every))
+            whole = range(plan.group_size - self.config.forks)
+            episodes = list(await asyncio.gather(*(held(scenario, number) for number in whole)))
+            try:
+                chosen = decisions(episodes, self.config.forks)
+                forks = await asyncio.gather(
+                    *(forked(e, call, scenario, n) for n, (e, call) in enumerate(chosen))
+                )
+            finally:
+                for episode in episodes:
+                    episode.close()
+            return [*(episode.trace for episode in episodes), *forks]
+
+        return list(await asyncio.gather(*(group(place) for place in plan.scenarios)))
+
+
+AT_ONE = 2
+"""Forks at one decision at the least, so that they are compared with more than one other."""
+
+
+def decisions(episodes: Sequence[Held], count: int) -> list[tuple[Held, int]]:
+    """Where `count` forks begin: at the decisions whose outcome was least sure, `AT_ONE` or more at each.
+
+    How unsure a call was is the surprise of what it sampled, minus the sum of its log-probabilities in nats: its expectation is the
+    entropy of the call. The first call is left out: what goes on from there is a whole episode.
+    """
+    unsure = []
+    for place, episode in enumerate(episodes):
+        for call in episode.decisions:
+            if 0 < call < len(episode.trace.model_calls):
+                surprise = -sum(episode.trace.model_calls[call].logprobs)
+                unsure.append((-surprise, place, call))
+    unsure.sort()
+    if not unsure:
+        return [(episodes[number % len(episodes)], 0) for number in range(count)]
+    most = max(1, count // AT_ONE)
+    chosen = [(episodes[place], call) for _, place, call in unsure[:most]]
+    return [chosen[number % len(chosen)] for number in range(count)]
