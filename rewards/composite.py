@@ -17,7 +17,8 @@ from stateset_agents.trace import Trace
 
 class CompositeReward:
     """`sum`: of weight times value. `min`: the least value. `product`: of the values, each at least 0, to the power of
-    its weight. Weights come from the mapping, or from each reward's own `weight`.
+    its weight. `gdpo`: of weight times the value's distance from its mean in the group, in units of its deviation there, so that
+    no reward drowns another (GDPO, arXiv 2601.05242, eq. 4-6). Weights come from the mapping, or from each reward's own `weight`.
 
     A trace for which any part is None is None as a whole: half a score would favour what is
     hard to score. With `missing="skip"` the weights of the parts that are there are scaled up instead, and only a
@@ -27,7 +28,7 @@ class CompositeReward:
     name = "composite"
 
     def __init__(
-        self, rewards: Sequence[Reward] | Mapping[Reward, float], *, how: Literal["sum", "min", "product"] = "sum",
+        self, rewards: Sequence[Reward] | Mapping[Reward, float], *, how: Literal["sum", "min", "product", "gdpo"] = "sum",
         missing: Literal["void", "skip"] = "void",
     ) -> None:  # fmt: skip
         if isinstance(rewards, Mapping):
@@ -43,12 +44,14 @@ class CompositeReward:
         parts = [about_of(reward) for reward, _ in self.weighted]
         self.about = About(
             version="+".join(f"{r.name}@{about_of(r).version}*{w:g}" for r, w in self.weighted),
-            compares=any(part.compares for part in parts),
+            compares=how == "gdpo" or any(part.compares for part in parts),
             cost=max((part.cost for part in parts), key=("offline", "model", "network").index),
         )
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
         columns = await asyncio.gather(*(reward(traces) for reward, _ in self.weighted))
+        if self.how == "gdpo":
+            columns = [_normalised(column) for column in columns]
         return [self._combine([column[i] for column in columns]) for i in range(len(traces))]
 
     def _combine(self, scores: Sequence[Score | None]) -> Score | None:
@@ -63,7 +66,7 @@ class CompositeReward:
         scale = every / sum(weight for _, weight, _ in there)
         names = _apart([reward.name for reward, _, _ in there])
         match self.how:
-            case "sum":
+            case "sum" | "gdpo":
                 values = [scale * weight * score.value for _, weight, score in there]
                 value = math.fsum(values)
             case "min":
@@ -119,6 +122,21 @@ class GatedReward:
         if not shut or score.value <= 0:
             return score
         return score.model_copy(update={"value": 0.0, "reason": f"no credit: {', '.join(shut)}"})
+
+
+def _normalised(scores: Sequence[Score | None]) -> list[Score | None]:
+    """A reward's scores of a group, as distances from their mean in deviations; all 0 where they are equal."""
+    values = [score.value for score in scores if score is not None]
+    mean = math.fsum(values) / max(1, len(values))
+    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / max(1, len(values)))
+    return [
+        None
+        if score is None
+        else score.model_copy(
+            update={"value": (score.value - mean) / spread if spread > 1e-9 else 0.0}
+        )
+        for score in scores
+    ]
 
 
 def _apart(names: Sequence[str]) -> list[str]:

@@ -34,7 +34,12 @@ from stateset_agents.policy import close_connections, connect
 from stateset_agents.reward import Reward, Score, about_of, scorable
 from stateset_agents.rewards import objectives
 from stateset_agents.rewards.cache import CachedReward
-from stateset_agents.rewards.composite import objectives_reward, seed_reward, shop_reward
+from stateset_agents.rewards.composite import (
+    CompositeReward,
+    objectives_reward,
+    seed_reward,
+    shop_reward,
+)
 from stateset_agents.rewards.disclosure import DisclosureReward
 from stateset_agents.rewards.effort import EffortReward, LatencyReward
 from stateset_agents.rewards.feedback import FeedbackReward
@@ -94,6 +99,8 @@ class JobConfig(TrainConfig):
     """How many traces; `warm_start` reads it."""
     held_out: int = Field(default=120, ge=1)
     held_out_seed: int = HELD_OUT_SEED
+    eval_every: int = Field(default=0, ge=0)
+    """Measure on the held-out scenarios after every so-manieth step as well; 0: before and after alone."""
     threads: int = Field(default=2, ge=1)
     log: tuple[str, ...] = ("tensorboard",)
     """Trackers by name, beside the JSON lines that are always written."""
@@ -120,7 +127,7 @@ class JobConfig(TrainConfig):
 
 
 PLAYED = {
-    "graph", "world", "scenarios", "base_url", "customer", "held_out", "held_out_seed", "group_size", "forks", "temperature",
+    "graph", "world", "scenarios", "base_url", "customer", "held_out", "held_out_seed", "eval_every", "group_size", "forks", "temperature",
     "max_tokens", "concurrency", "staleness", "resample", "auto_adjust", "early_stopping", "patience", "kl_target", "shuffle_rewards",
     "warm_start", "warm_traces",
 }  # fmt: skip
@@ -242,6 +249,8 @@ def find_reward(reward: str | None) -> Reward:
     assert reward is not None
     if reward in NAMED:
         return NAMED[reward]()
+    if reward.startswith("gdpo:"):
+        return _gdpo(reward)
     if reward.startswith("feedback:"):
         return _feedback_reward(reward)
     if reward.startswith(("judge:", "judge-relative:")):
@@ -275,6 +284,20 @@ def _judge(told: str) -> Reward:
     judge = judge_named(told, budget=budget, concurrency=settings.judge_concurrency)
     settings.runs.mkdir(parents=True, exist_ok=True)
     return CachedReward(judge, settings.runs / "judge.db")
+
+
+def _gdpo(told: str) -> Reward:
+    """`gdpo:outcome=1,rules=0.3`: rewards by name, each normalised within the group."""
+    weights = {}
+    for part in told.removeprefix("gdpo:").split(","):
+        name, _, weight = part.partition("=")
+        try:
+            weights[NAMED[name]()] = float(weight or 1.0)
+        except (KeyError, ValueError):
+            raise BadInput(
+                f"--reward: expected gdpo:NAME=WEIGHT,… of {', '.join(NAMED)}, found {part!r}."
+            ) from None
+    return CompositeReward(weights, how="gdpo")
 
 
 def _feedback_reward(told: str) -> Reward:
@@ -524,6 +547,29 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
                     scenario, policy, sampling
                 )
 
+            def by_node(served: dict[str, str]) -> tuple[str, dict[str, str]]:
+                """The version to ask for, and those of nodes that have one of their own."""
+                if set(served) == {ONE}:
+                    return served[ONE], {}
+                return base_name, {
+                    node: served[name] for name, nodes in config.trained.items() for node in nodes
+                }
+
+            async def between(step: int, served: dict[str, str]) -> dict[str, Any]:
+                if step % config.eval_every:
+                    return {}
+                name, versions = by_node(served)
+                result = await evaluate(
+                    held_out, rollout, reward, base_url=url, version=name, temperature=config.temperature, config=config,
+                    store=store, phase=f"step-{step}", versions=versions,
+                )  # fmt: skip
+                return {
+                    "held_out": {
+                        "success": result.success,
+                        "violations": result.violations / len(held_out),
+                    }
+                }
+
             async def publish(version: str, path: Path, before: int) -> None:
                 clock()
                 await serve_version(url, version, path, before)
@@ -547,15 +593,12 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
                 config=config.model_copy(update={"groups": min(config.groups, len(training))}),
                 report=lambda line: report("step", line),
                 logs=config.log,
+                measure=between if config.eval_every else None,
             )
             log = learner.log
-            versions = {
-                node: version(run, learner.step, name)
-                for name, nodes in config.trained.items()
-                for node in nodes
-                if name != ONE
-            }
-            final = base_name if versions else version(run, learner.step)
+            final, versions = by_node(
+                {name: version(run, learner.step, name) for name in config.trained}
+            )
             after = await measured("after", final, config.temperature, versions)
             greedy_after = await measured("greedy_after", final, 0.0, versions)
     _link(run, learner.checkpoints.weights(learner.step))
@@ -602,6 +645,64 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     }  # fmt: skip
     (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     report("end", summary)
+    return summary
+
+
+async def collect_job(
+    config: JobConfig, run: Path, adapter: Path | None, report: Report
+) -> dict[str, Any]:
+    """Play groups of training scenarios with the policy as it is, and keep them: what `from_traces` trains on. Returns what it came
+    to."""
+    from stateset_agents.trainers.rollouts import Plan, Player
+
+    reward = find_reward(config.reward)
+    play_with = find_rollout(config.graph, config.customer, config.world)
+    hold_with = find_hold(config.graph, config.customer, config.world)
+    training, _ = find_scenarios(config)
+    (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+    scores: list[Score | None] = []
+    traces: list[Trace] = []
+    with TraceStore(run / "traces.db") as store:
+        async with served_policy(config, adapter, run) as (url, name):
+            policy = connect(url, name)
+            player = Player(
+                lambda scenario, sampling: play_with(scenario, policy, sampling),
+                lambda scenario, sampling: hold_with(scenario, policy, sampling),
+                config,
+            )
+            report("start", {"training": len(training), "held_out": 0, "run": run})
+            report("collect", {"episodes": config.steps * config.groups * config.group_size})
+            for step in range(1, config.steps + 1):
+                places = [
+                    ((step - 1) * config.groups + n) % len(training) for n in range(config.groups)
+                ]
+                plan = Plan(
+                    step=step,
+                    scenarios=tuple(places),
+                    group_size=config.group_size,
+                    temperature=config.temperature,
+                )
+                for group in await player.play(plan, training, {}, name):
+                    graded = await reward(group)
+                    pending = [
+                        store.append(trace, phase="train", step=0, score=score)
+                        for trace, score in zip(group, graded, strict=True)
+                    ]
+                    for written in pending:
+                        await written
+                        report("tick", {})
+                    scores += graded
+                    traces += group
+    result = measure(traces, scores, version=name, temperature=config.temperature)
+    summary = {
+        "episodes": len(traces),
+        "tokens_sampled": sum(trace.tokens_sampled for trace in traces),
+        "success": result.success,
+        "mean_reward": result.mean_reward,
+        "failed": result.failed,
+    }
+    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    report("end", {})
     return summary
 
 

@@ -58,11 +58,21 @@ def write_report(run: Path) -> Path:
             else "",
             curve("reward", ("reward", "mean reward")),
             curve("broken rules", ("violations", "episodes"), percent=True),
+            *_limits(steps, log, summary.get("limits") or {}),
+            _many("objectives, as parts of the reward", steps, log, "parts"),
+            _many("held-out scenarios on the way", steps, log, "held_out", percent=True),
+            _many("mean reward by node", steps, log, "nodes", "reward"),
+            _many("mean |advantage| by node", steps, log, "nodes", "advantage"),
+            curve("episodes without advantage", ("zero_advantage", "share"), ("flat_groups", "groups"), percent=True),
             curve("KL to the base model", ("kl", "k3 estimate, per token")),
-            curve("importance ratio at the step's start", ("ratio", "trained / recorded")),
+            curve("importance ratio at the step's start", ("ratio", "trained / recorded"), ("ess", "effective sample size")),
+            curve("entropy", ("entropy", "nats a token")),
+            curve("tokens a step", ("tokens_sampled", "sampled"), ("positions_forwarded", "computed in training")),
             curve("seconds a step", ("seconds_rollout", "roll-out"), ("seconds_train", "training")),
         ]
-    )
+    )  # fmt: skip
+    changes = "".join(f"<li>{html.escape(told)}</li>" for told in summary.get("changes", []))
+    changed = f"<h2>What was changed on the way</h2><ul>{changes}</ul>" if changes else ""
     alarms = [f"step {line['step']}: {line['alarm']}" for line in log if line.get("alarm")]
     warned = (
         f"<p class=no>The reward and what the shop verified parted in {len(alarms)} steps, last in "
@@ -101,18 +111,48 @@ def write_report(run: Path) -> Path:
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>{html.escape(run.name)}</title><style>{STYLE}</style><h1>Run {html.escape(run.name)}</h1>"
-        f"<p class=soft>{summary['steps']} steps of GRPO, groups of {summary['group_size']}; every figure "
+        f"<p class=soft>{summary['steps']} steps of {summary.get('algorithm', 'GRPO')}, groups of {summary['group_size']}; every figure "
         f"below is measured by this run.</p><div class=tiles>"
         + "".join(
             f"<div class=tile>{label}<b>{value}</b><span class=soft>{note}</span></div>"
             for label, value, note in tiles
         )
-        + f"</div>{warned}<div class=charts>{charts}</div><h2>By intent</h2><table><tr><th>intent<th>before<th>after"
+        + f"</div>{warned}<div class=charts>{charts}</div>{changed}<h2>By intent</h2><table><tr><th>intent<th>before<th>after"
         f"<th>change</tr>{intents}</table>{talks}<h2>What it took</h2><table>{rows}</table></html>"
     )
     path = run / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _limits(
+    steps: Sequence[int], log: Sequence[dict[str, Any]], limits: dict[str, float]
+) -> list[str]:
+    """For each limit how often what it limits happened, beside the limit; and its multiplier."""
+    charts = []
+    for name, share in limits.items():
+        happened = [line.get("limits", {}).get(name) for line in log]
+        price = [line.get("multipliers", {}).get(name) for line in log]
+        series = [(name, happened), (f"limit {share:.0%}", [share] * len(log))]
+        charts.append(chart(f"limit on {name}", steps, series))
+        charts.append(chart(f"multiplier of {name}", steps, [("what one costs", price)]))
+    return charts
+
+
+def _many(
+    title: str, steps: Sequence[int], log: Sequence[dict[str, Any]], key: str, inner: str | None = None,
+    *, percent: bool = False,
+) -> str:  # fmt: skip
+    """A line for each name below `key`, at most four; nothing where there is none."""
+    names = list(dict.fromkeys(name for line in log for name in line.get(key, {})))[:4]
+    series = []
+    for name in names:
+        values = [line.get(key, {}).get(name) for line in log]
+        if inner is not None:
+            values = [None if value is None else value.get(inner) for value in values]
+        if any(value is not None for value in values):
+            series.append((name, values))
+    return chart(title, steps, series, percent=percent) if series else ""
 
 
 def _range(pair: Sequence[float] | None) -> str:
@@ -145,6 +185,8 @@ def chart(
     def label(value: float) -> str:
         if percent:
             return f"{value:.0%}"
+        if abs(value) >= 1000:
+            return f"{value / 1000:.3g}k"
         return f"{value:.0e}" if 0 < abs(value) < 0.001 else f"{value:.3g}"[:6]
 
     marks = "".join(
@@ -155,7 +197,7 @@ def chart(
     )
     lines = ""
     for number, (name, values) in enumerate(series):
-        colour = ("var(--one)", "var(--two)")[number % 2]
+        colour = ("var(--one)", "var(--two)", "var(--good)", "var(--bad)")[number % 4]
         path = " ".join(
             f"{a:.1f},{b:.1f}"
             for x, v in zip(xs, values, strict=True)
@@ -164,7 +206,7 @@ def chart(
         )
         lines += f"<polyline points='{path}' fill=none stroke='{colour}' stroke-width=2><title>{html.escape(name)}</title></polyline>"
         lines += (
-            f"<text x={left + wide} y={top + tall + 30} dx={-150 * (len(series) - 1 - number)} text-anchor=end "
+            f"<text x={left + wide} y={top + tall + 30} dx={-(300 // max(2, len(series))) * (len(series) - 1 - number)} text-anchor=end "
             f"font-size=11 fill='{colour}'>{html.escape(name)}</text>"
         )
     return (

@@ -159,7 +159,7 @@ def _plain(text: str) -> str:
 def load_scenarios(path: Path) -> list[Scenario]:
     """Read a JSON list (or JSON lines) of scenarios. Errors name the file, the index, the field.
 
-    The short form `{"id": ..., "user_responses": [...]}` is a scripted customer.
+    The short form `{"id": ..., "user_responses": [...]}` is a scripted customer, `{"prompt": ...}` one who says that and no more.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -191,6 +191,9 @@ def parse_scenarios(rows: Sequence[Any], *, where: str) -> list[Scenario]:
         if isinstance(row, Scenario):
             scenario = row
         else:
+            if isinstance(row, dict) and isinstance(row.get("prompt"), str):
+                row = {"id": f"prompt-{index}", "user_responses": [row["prompt"]], **row}
+                del row["prompt"]
             if isinstance(row, dict) and "user_responses" in row:
                 row = dict(row)
                 row["customer"] = {

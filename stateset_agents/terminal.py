@@ -70,6 +70,10 @@ class TrainingView:
                 )
             case "measure":
                 self._next(PHASES[values["phase"]], values["episodes"])
+            case "collect":
+                self._next("playing episodes", values["episodes"])
+            case "warm":
+                self._next(f"imitating {values['traces']} traces", 1)
             case "tick":
                 if self.task is not None:
                     self.progress.advance(self.task)

@@ -79,8 +79,10 @@ class Batch:
         return replace(self, paths=tuple(path.to(device) for path in self.paths), **moved)
 
 
-def batches(samples: Sequence[Sample], budget: int, *, every: bool = False) -> list[Batch]:
-    """Pack whole trajectories into batches of up to `budget` nodes. Those whose advantages are all 0 carry no gradient and are
+def batches(
+    samples: Sequence[Sample], budget: int, *, most: int = 1024, every: bool = False
+) -> list[Batch]:
+    """Pack whole trajectories into batches of up to `budget` nodes, and at the most `most` trajectories. Those whose advantages are all 0 carry no gradient and are
     left out, unless `every` is asked for, since a KL term is paid on each token."""
     made: list[Batch] = []
     chosen: list[Sample] = []
@@ -91,7 +93,7 @@ def batches(samples: Sequence[Sample], budget: int, *, every: bool = False) -> l
         before = growing.nodes
         for row in sample.trajectory.rows:
             growing.add((*row.prompt, *row.sampled))
-        if chosen and growing.nodes > budget:
+        if chosen and (growing.nodes > budget or len(chosen) == most):
             made.append(_batch(chosen, deep=before > budget))
             chosen, growing = [], Growing()
             for row in sample.trajectory.rows:

@@ -32,10 +32,10 @@ class Checkpoints:
     """`run/steps/000007/` holds what is after step 7: the adapter (`adapter/`, or `adapter/<name>/` each where there are several;
     the whole model where all of it is trained), the optimiser, random state, the rest of the run's state, and the log."""
 
-    def __init__(self, run: Path, keep: int = 3) -> None:
+    def __init__(self, run: Path, keep: int = 3, every: int = 0) -> None:
         self.folder = run / "steps"
-        self.keep = keep
-        """Committed steps whose weights are kept; older ones leave only their line in the log."""
+        self.keep, self.every = keep, every
+        """Committed steps that are kept: so many last ones, and every so-manieth; others leave only their line in the log."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".writing-*"):
             shutil.rmtree(leftover)
@@ -70,7 +70,8 @@ class Checkpoints:
         os.fsync(handle)
         os.close(handle)
         for old in sorted(self.folder.glob("[0-9]*"))[: -self.keep]:
-            shutil.rmtree(old)
+            if not self.every or int(old.name) % self.every:
+                shutil.rmtree(old)
 
     def newest(self) -> Committed | None:
         """The last committed step, or None before the first."""

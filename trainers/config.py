@@ -9,7 +9,7 @@ from stateset_agents.trainers.algorithms import ALGORITHMS
 
 ONE = "default"
 """The adapter's name where there is one, which is PEFT's."""
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 AlgorithmName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "rejection"]
 Credit = Literal["trajectory", "node", "turn"]
 Profile = Literal["conservative", "balanced", "aggressive"]
@@ -84,6 +84,10 @@ class TrainConfig(Frozen):
     max_grad_norm: float = Field(default=1.0, gt=0)
     tokens_per_batch: int = Field(default=6144, ge=16)
     """Distinct tokens that go through the model at once."""
+    episodes_per_batch: int = Field(default=1024, ge=1)
+    """Episodes that go through the model at once, where they fit."""
+    keep_every: int = Field(default=0, ge=0)
+    """Every so-manieth step's weights are kept for good; 0: the last ones alone."""
     gradient_checkpointing: bool = False
     """Compute activations twice rather than keep them; a conversation beyond `tokens_per_batch` always does."""
     concurrency: int = Field(default=64, ge=1)

@@ -29,6 +29,8 @@ from stateset_agents.trainers.model import (
 
 NEVER = 1e9
 """A clip that no ratio reaches."""
+SCALE = 1024.0
+"""What a loss is multiplied by where it goes back in float16, whose smallest number is 6e-8; gradients are divided by it again."""
 
 
 class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
@@ -63,7 +65,10 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
         try:
             for name, mine in samples.items():
                 self._use(name)
-                packed = batches(mine, self.config.tokens_per_batch, every=self.beta != 0.0)
+                packed = batches(
+                    mine, self.config.tokens_per_batch, most=self.config.episodes_per_batch,
+                    every=self.beta != 0.0,
+                )  # fmt: skip
                 for number, batch in enumerate(packed):
                     self._backward(batch.to(self.model.device), mine, base=number == 0)
                     told["tokens_trained"] += int(batch.mask_BT.sum())
@@ -109,11 +114,18 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
             raise RunBroken(
                 f"Expected a finite loss, found {loss.item()}. The last committed step is whole; lower the learning rate."
             )
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss * self._scale)
         if base and isinstance(self.model, PeftModel):
             self._starts[-1].update(self._moved(batch))
 
+    @property
+    def _scale(self) -> float:
+        return SCALE if self.config.precision == "fp16" else 1.0
+
     def _clip(self) -> float:
+        for parameter in self.model.parameters():
+            if parameter.grad is not None and self._scale != 1.0:
+                parameter.grad /= self._scale
         norm = torch.nn.utils.clip_grad_norm_(
             [p for p in self.model.parameters() if p.requires_grad and p.grad is not None],
             self.config.max_grad_norm,

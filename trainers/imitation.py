@@ -199,7 +199,7 @@ def _options(place: Path, config: TrainConfig, count: int) -> dict[str, Any]:
         "output_dir": str(place.with_name("trl")), "per_device_train_batch_size": min(BATCH, count),
         "num_train_epochs": config.epochs, "learning_rate": config.learning_rate, "lr_scheduler_type": "cosine",
         "warmup_steps": min(10, steps // 4), "logging_steps": max(1, steps // 20), "save_strategy": "no", "report_to": [],
-        "bf16": config.precision == "bf16", "use_cpu": not torch.cuda.is_available(), "disable_tqdm": True, "seed": config.seed,
+        "bf16": config.precision == "bf16", "fp16": config.precision == "fp16", "use_cpu": not torch.cuda.is_available(), "disable_tqdm": True, "seed": config.seed,
         "activation_checkpointing": config.gradient_checkpointing, "max_grad_norm": config.max_grad_norm, "max_length": None,
     }  # fmt: skip
 

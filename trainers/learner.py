@@ -44,7 +44,7 @@ class Learner:
         limits: Sequence[Limit] = (),
     ) -> None:
         self.run, self.config = run, config
-        self.checkpoints = Checkpoints(run, keep=config.staleness + 3)
+        self.checkpoints = Checkpoints(run, keep=config.staleness + 3, every=config.keep_every)
         committed = self.checkpoints.newest()
         self.step = committed.step if committed else 0
         self.log = list(committed.log) if committed else []

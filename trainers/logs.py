@@ -1,6 +1,7 @@
 """Logs: JSON lines always, TensorBoard where it is installed, and W&B, MLflow or trackio by name, through accelerate's trackers."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ class Logs:
 
             kind = LOGGER_TYPE_TO_CLASS[name]
             options = {"logging_dir": str(run)} if kind.requires_logging_directory else {}
-            tracker = kind("log" if name == "tensorboard" else run.name, **options)
+            project = os.environ.get("WANDB_PROJECT", "stateset-agents")
+            tracker = kind("log" if name == "tensorboard" else project, **options)
             tracker.start() if hasattr(tracker, "start") else None
             tracker.store_init_configuration(_plain(config.model_dump(mode="json")))
             self._trackers.append(tracker)

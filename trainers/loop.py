@@ -66,11 +66,13 @@ async def train(
     limits: Sequence[Limit] = (),
     adapter: Path | None = None,
     logs: Sequence[str] = (),
+    measure: Callable[[int, dict[str, str]], Awaitable[dict[str, Any]]] | None = None,
 ) -> Learner:
     """Train from the newest committed step on, and return the learner: its log has a line for each step.
 
     `served` is the name under which the policy before the first step answers: the model at `base`, with
-    `adapter` where one is given. `hold` plays episodes that can be forked; `forks` needs it. Raises RunBroken where it cannot
+    `adapter` where one is given. `hold` plays episodes that can be forked; `forks` needs it. `measure` adds
+    to a step's line what it finds of the versions served after it, by adapter. Raises RunBroken where it cannot
     go on; what was committed stays.
     """
     if config.forks and hold is None:
@@ -187,6 +189,8 @@ async def train(
                 plans=[one.model_dump() for one in plans.values()],
             )  # fmt: skip
             names[step] = await _publish(learner, step, publish)
+            if measure is not None:
+                line |= await measure(step, names[step])
             line["seconds"] = time.perf_counter() - began
             written.add(step, line)
             report(line)

@@ -19,6 +19,12 @@ from stateset_agents.trainers.head import logprobs_of
 from stateset_agents.trainers.tree_attention import Tree
 from stateset_agents.trainers.trie import fold
 
+HELD: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""What frozen weights are held in, and what is computed in."""
 Model: TypeAlias = "PeftModel | PreTrainedModel"
 
 
@@ -38,7 +44,7 @@ def load_model(
 
     What is trained is float32; what is frozen is held in `precision`. Raises BadInput where a saved adapter does not fit.
     """
-    held = torch.float32 if full or precision == "fp32" else torch.bfloat16
+    held = torch.float32 if full else HELD[precision]
     try:
         base = AutoModelForCausalLM.from_pretrained(
             path, dtype=held, attn_implementation=tree_attention.NAME
@@ -98,7 +104,7 @@ def logprobs(
     """
     base = base_of(model)
     device = batch.ids.device.type
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(device, dtype=HELD[precision], enabled=precision != "fp32"):
         hidden_PH = (_through_the_tree if shared else _row_by_row)(base, batch)
         scale, cap = _output(base)
         found, entropy = logprobs_of(

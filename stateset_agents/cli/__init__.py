@@ -57,6 +57,7 @@ for command in (
     version,
     training.demo,
     training.train,
+    training.collect,
     training.evaluate,
     policies.chat,
     policies.serve,

@@ -65,6 +65,7 @@ def train(
     ] = 0,
     held_out: Annotated[int, typer.Option(help="Held-out scenarios to measure on.", rich_help_panel=EPISODES)] = 120,
     held_out_seed: Annotated[int, typer.Option(rich_help_panel=EPISODES)] = 90_000,
+    eval_every: Annotated[int, typer.Option(help="Measure on them after every so-manieth step too.", rich_help_panel=EPISODES)] = 0,
     from_traces: Annotated[
         str | None,
         typer.Option(help="Train on a store's traces alone: a run, a file or postgresql://…", rich_help_panel="A store"),
@@ -117,9 +118,11 @@ def train(
     rank: Annotated[int, typer.Option(help="LoRA rank.", rich_help_panel=MODEL)] = 16,
     lora_alpha: Annotated[int | None, typer.Option(help="Twice the rank, without it.", rich_help_panel=MODEL)] = None,
     lora_dropout: Annotated[float, typer.Option(rich_help_panel=MODEL)] = 0.0,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16, to compute in.", rich_help_panel=MODEL)] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16, to compute in.", rich_help_panel=MODEL)] = "fp32",
+    keep_every: Annotated[int, typer.Option(help="Keep every so-manieth step's weights for good.", rich_help_panel=MODEL)] = 0,
     gradient_checkpointing: Annotated[bool, typer.Option(rich_help_panel=MODEL)] = False,
     tokens_per_batch: Annotated[int, typer.Option(help="Distinct tokens at once.", rich_help_panel=MODEL)] = 6144,
+    episodes_per_batch: Annotated[int, typer.Option(help="Episodes at once, where they fit.", rich_help_panel=MODEL)] = 1024,
     log: Annotated[list[str] | None, typer.Option(help="tensorboard (default), wandb, mlflow, trackio, none.")] = None,
     seed: int = 1,
     out: Annotated[Path | None, typer.Option(help="Where runs are written.")] = None,
@@ -209,6 +212,48 @@ def _from_traces(config: Any, run: Path) -> None:
     if summary.get("ended"):
         print(f"ended {summary['ended']}")
     print(f"adapter in {run / 'adapter'}; try it: stateset-agents chat --policy {run}")
+
+
+def collect(
+    ctx: typer.Context,
+    graph: Annotated[str, typer.Option(help="One of the shop's, or package.module:graph.")] = "service",
+    world: Annotated[str | None, typer.Option(help="As for train.")] = None,
+    reward: Annotated[str | None, typer.Option(help="As for train; scores are kept beside the traces.")] = None,
+    scenarios: Annotated[str | None, typer.Option(help="JSON file of scenarios.")] = None,
+    customer: Annotated[str | None, typer.Option(help=CUSTOMER)] = None,
+    policy: Annotated[Path | None, typer.Option(help="A run's folder or an adapter.")] = None,
+    model: Annotated[str, typer.Option(help="'seed', a path, or a Hugging Face name.")] = "seed",
+    base_url: Annotated[str | None, typer.Option(help="A running vLLM, as http://host:port/v1.")] = None,
+    steps: Annotated[int, typer.Option(help="Rounds.")] = 32,
+    groups: Annotated[int, typer.Option(help="Scenarios a round.")] = 8,
+    group_size: Annotated[int, typer.Option(help="Episodes a scenario.")] = 8,
+    forks: Annotated[int, typer.Option(help="How many of them go on from a decision of another one.")] = 0,
+    temperature: float = 1.0,
+    max_tokens: int = 96,
+    concurrency: int = 64,
+    seed: int = 1,
+    out: Annotated[Path | None, typer.Option(help="Where runs are written.")] = None,
+) -> None:  # fmt: skip
+    """Play training scenarios with a policy as it is and keep the episodes, for `train --from-traces`."""
+    from stateset_agents import jobs
+    from stateset_agents.settings import load_settings
+    from stateset_agents.terminal import TrainingView
+
+    settings = load_settings()
+    values = asked(ctx)
+    values.pop("policy", None)
+    values.setdefault("base_url", settings.base_url)
+    config = jobs.check_config({"threads": settings.threads, **values})
+    adapter = jobs.find_adapter(policy) if policy else None
+    _ready(config, _missing(config), dry_run=False)
+    _quiet_libraries()
+    run = jobs.new_run(out or settings.runs)
+    with TrainingView() as view:
+        summary = asyncio.run(jobs.collect_job(config, run, adapter, view))
+    print(
+        f"{summary['episodes']} episodes, success {summary['success']:.0%}, {summary['tokens_sampled']:,} tokens sampled\n"
+        f"learn from them: stateset-agents train --from-traces {run}"
+    )
 
 
 def _nothing_else(ctx: typer.Context, *allowed: str) -> None:
