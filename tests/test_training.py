@@ -244,3 +244,55 @@ def test_intervals() -> None:
     assert 0.35 < low < 0.5 < high < 0.65
     with pytest.raises(ValueError, match="pairs"):
         paired_gain([1.0], [])
+
+
+def test_overlapped_steps_are_played_by_the_version_that_was_planned(
+    run: Path, tmp_path: Path
+) -> None:
+    """Step n by version n - 2, also across a kill; and step n + 1 began while step n was not yet committed."""
+    late = kill_and_resume(tmp_path / "runs", [*TINY, "--staleness", "1"], 2, random.Random(1))
+    log = log_of(late)
+    assert [line["scenarios"] for line in log] == [line["scenarios"] for line in log_of(run)]
+    with TraceStore(late / "traces.db", create=False) as store:
+        rows = {str(row["id"]): row for row in store.newest(phase="train", limit=100)}
+        assert len(rows) == 32
+        began: dict[int, float] = {}
+        for trace in store.traces(phase="train"):
+            step = int(str(rows[trace.id]["step"]))
+            wanted = "policy" if step <= 2 else f"{late.name}-v{step - 2}"
+            assert {call.version for call in trace.model_calls} == {wanted}
+            began[step] = min(began.get(step, trace.started), trace.started)
+    for step in (3, 4):
+        committed = (late / "steps" / f"{step - 1:06d}" / "log.json").stat().st_mtime
+        if (late / "steps" / f"{step - 1:06d}").exists() and began[step] < committed:
+            break
+    else:
+        raise AssertionError("no step was played while another one was learned")
+    assert all(line["gap"] < 0.5 for line in log)
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+
+
+async def test_an_auto_trainer_ends_on_a_plateau(tmp_path: Path) -> None:
+    """A reward that nothing can raise: noise of the episode's own tokens."""
+    from stateset_agents import AgentConfig, AutoTrainer, ConversationEnvironment, MultiTurnAgent
+    from stateset_agents.reward import EachTrace, Score
+    from stateset_agents.trace import Trace
+
+    class Noise(EachTrace):
+        name = "noise"
+
+        def score(self, trace: Trace) -> Score:
+            told = [token for call in trace.calls for token in call.sampled_ids]
+            return Score(value=random.Random(str(told)).random())
+
+    async with MultiTurnAgent(AgentConfig(max_new_tokens=12)) as agent:
+        env = ConversationEnvironment(
+            scenarios=[{"id": f"s{n}", "user_responses": ["Where is my order?"]} for n in range(4)],
+            max_turns=1,
+        )
+        trainer = AutoTrainer(
+            num_episodes=800, early_stopping=True, patience=2, output_dir=tmp_path
+        )
+        await trainer.train(agent, env, Noise())
+    assert 5 <= len(trainer.history) < 20
+    assert "ended on a plateau: the last 2 steps gained" in trainer.history[-1]["changes"][-1]
