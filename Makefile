@@ -15,7 +15,7 @@ check: $(STAMP)dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy tests benchmarks examples
+	$(BIN)/mypy tests benchmarks examples scripts
 	$(BIN)/lint-imports
 	$(BIN)/python tests/check_wheel.py
 
@@ -27,6 +27,7 @@ bench: $(STAMP)dev
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python -m benchmarks.traces
 	$(BIN)/python -m benchmarks.rewards
+	$(BIN)/python -m benchmarks.trainer
 
 $(STAMP)run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""The claims that take 100 minutes: gain over three seeds, two controls, ten kills, a front of policies, a reward model. `make prove`.
+"""The claims that take hours: gain over three seeds, controls, forks, a store alone, a limit, kills, a front of policies, a reward model. `make prove`.
 
 Prints one line a run and writes `runs/prove.json`, from which the README's table is taken.
 """
@@ -8,6 +8,7 @@ import asyncio
 import json
 import math
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -27,13 +28,26 @@ RUNS = Path("runs/prove")
 SEEDS = (1, 2, 3)
 
 
+def cli(name: str, *command: str) -> Path:
+    """One command of ours, unless it was run already; its folder."""
+    out = RUNS / name
+    if not [*out.glob("*/summary.json"), *out.glob("*/evaluation.json")]:
+        subprocess.run(
+            [sys.executable, "-m", "stateset_agents", *command, "--out", str(out)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    (run,) = out.glob("*")
+    return run
+
+
 def job(name: str, *options: str) -> dict[str, Any]:
     """One training run by the command line; its summary."""
     out = RUNS / name
     if not list(out.glob("*/summary.json")):
         began = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "stateset_agents", "demo", "--out", str(out), *options],
+            [sys.executable, "-m", "stateset_agents", "train", "--out", str(out), *options],
             check=True,
             stdout=subprocess.DEVNULL,
         )
@@ -54,7 +68,7 @@ def killed_job(name: str, kills: int, *options: str) -> dict[str, Any]:
     out, rng = RUNS / name, random.Random(0)
     if list(out.glob("*/summary.json")):
         kills = 0
-    command = [sys.executable, "-m", "stateset_agents", "demo", "--out", str(out), *options]
+    command = [sys.executable, "-m", "stateset_agents", "train", "--out", str(out), *options]
     for number in range(kills):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(rng.uniform(20, 100))
@@ -99,6 +113,58 @@ def two_proportions(one: float, two: float, count: int) -> float:
     return math.erfc(abs(one - two) / spread / math.sqrt(2))
 
 
+def store_alone(seed: int, held_out: int) -> dict[str, float]:
+    """As many episodes as a training run plays, all of version 0, and what is learned from them without a policy server."""
+    store = cli(f"collected-{seed}", "collect", "--seed", str(seed))
+    run = cli(
+        f"store-{seed}", "train", "--from-traces", str(store), "--seed", str(seed), *OFF_POLICY
+    )
+    measured = cli(
+        f"store-{seed}-measured", "evaluate", "--policy", str(run), "--held-out", str(held_out), "--seed", str(seed)
+    )  # fmt: skip
+    result = json.loads((measured / "evaluation.json").read_text())
+    return {"success_after": result["success"]}
+
+
+OFF_POLICY = ("--epochs", "3", "--importance", "decoupled", "--steps", "96")
+
+
+def recorded_kills(count: int) -> bool:
+    """A run on a store killed at random moments, and one that is not: whether their weights are the same to the bit."""
+    store, rng = cli("collected-1", "collect", "--seed", "1"), random.Random(0)
+    copies = [RUNS / "killed-stores" / name for name in ("calm", "killed")]
+    for copy in copies:
+        shutil.copytree(store, copy, dirs_exist_ok=True)
+    options = ["--groups", "2", "--steps", "60", "--lora-dropout", "0.1", "--log", "none"]
+    calm = cli("calm", "train", "--from-traces", str(copies[0]), *options)
+    out = RUNS / "recorded-killed"
+    command = [
+        sys.executable,
+        "-m",
+        "stateset_agents",
+        "train",
+        "--from-traces",
+        str(copies[1]),
+        *options,
+        "--out",
+        str(out),
+    ]
+    for number in range(count):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wanted = 3 * number + 1
+        while not list(out.glob(f"*/steps/{wanted:06d}")) and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        (run,) = out.iterdir()
+        print(f"recorded: kill {number + 1} of {count}", flush=True)
+        command = [sys.executable, "-m", "stateset_agents", "train", "--resume", str(run)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    ends = [(place / "adapter" / "adapter_model.safetensors").read_bytes() for place in (calm, run)]
+    return ends[0] == ends[1]
+
+
 def store_kills(count: int) -> list[str]:
     """A recording process killed at random moments; what was lost of what it had acknowledged."""
     rng, lost = random.Random(0), []
@@ -120,6 +186,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=300)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--store-kills", type=int, default=50)
+    parser.add_argument("--recorded-kills", type=int, default=20)
     parser.add_argument(
         "--at-once", type=int, default=1, help="Runs side by side; no timing is read."
     )
@@ -136,11 +203,22 @@ def main() -> None:
             )
             for seed in SEEDS
         }
+        forked = {
+            seed: pool.submit(job, f"forks-{seed}", "--seed", str(seed), "--forks", "6", *count)
+            for seed in SEEDS
+        }
+        alone = {seed: pool.submit(store_alone, seed, options.held_out) for seed in SEEDS}
+        limited = pool.submit(
+            job, "limit", "--forks", "6", "--reward", "outcome", "--limit", "violations=0.02", "--held-out", "600"
+        )  # fmt: skip
         no_signal = pool.submit(job, "shuffled-rewards", "--shuffle-rewards", *count)
         disturbed = pool.submit(killed_job, "killed", options.kills, *count)
     seeds = {seed: future.result() for seed, future in trained.items()}
     rejection = {seed: future.result() for seed, future in rejected.items()}
     shuffled, killed = no_signal.result(), disturbed.result()
+    forks = {seed: future.result() for seed, future in forked.items()}
+    stores = {seed: future.result() for seed, future in alone.items()}
+    limit = limited.result()
     ahead, ahead_ci95 = paired_gain(
         [bit for seed in SEEDS for bit in outcomes(f"rejection-{seed}")],
         [bit for seed in SEEDS for bit in outcomes(f"seed-{seed}")],
@@ -155,6 +233,19 @@ def main() -> None:
         "grpo_ahead_of_rejection_ci95": ahead_ci95,
         "greedy": {s: [r["greedy_before"], r["greedy_after"]] for s, r in seeds.items()},
         "by_intent": {s: r["success_by_intent"] for s, r in seeds.items()},
+        "forks_success": {
+            s: [seeds[s]["success_after"], r["success_after"]] for s, r in forks.items()
+        },
+        "forks_tokens": {
+            s: r["tokens_sampled"] / seeds[s]["tokens_sampled"] for s, r in forks.items()
+        },
+        "store_alone_share_of_the_gain": {
+            s: (r["success_after"] - seeds[s]["success_before"]) / seeds[s]["gain"]
+            for s, r in stores.items()
+        },
+        "limit_broken": [limit["violations_before"], limit["violations_after"], limit["held_out"]],
+        "limit_success": [limit["success_before"], limit["success_after"]],
+        "recorded_kills_same_to_the_bit": recorded_kills(options.recorded_kills),
         "killed_success": killed["success_after"],
         "undisturbed_success": seeds[1]["success_after"],
         "p_killed_differs": p,

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -22,7 +23,7 @@ from langchain_core.language_models import BaseChatModel
 from pydantic import Field, ValidationError, model_validator
 
 from stateset_agents.engine_client import load_adapter, serve_version, served_models
-from stateset_agents.errors import BadInput
+from stateset_agents.errors import BadInput, RunBroken
 from stateset_agents.evaluation import Measurement, measure, paired_gain
 from stateset_agents.graphs import orchestrator
 from stateset_agents.graphs.domains import DOMAINS
@@ -220,7 +221,13 @@ class FunctionReward:
         scores: list[Score | None] = []
         for trace in traces:
             value = self.function(trace) if scorable(trace) else None
-            scores.append(Score(value=value) if isinstance(value, int | float) else value)
+            if isinstance(value, int | float):
+                if not math.isfinite(value):
+                    raise RunBroken(
+                        f"Expected a finite number, a Score or None of the reward {self.name!r}, found {value} for trace {trace.id!r}."
+                    )
+                value = Score(value=value)
+            scores.append(value)
         return scores
 
 
@@ -930,10 +937,18 @@ def _pairs(before: Measurement, after: Measurement) -> tuple[list[float], list[f
 
 
 def find_adapter(policy: Path) -> Path:
-    """The adapter of a run's folder, or an adapter's own folder. Raises BadInput."""
+    """The adapter of a run's folder, or an adapter's own folder, or the weights of a run that trained all. Raises BadInput."""
     for candidate in (policy / "adapter", policy):
-        if (candidate / "adapter_config.json").is_file():
+        if any(
+            (candidate / name).is_file() for name in ("adapter_config.json", "model.safetensors")
+        ):
             return candidate.resolve()
+    several = sorted(path.parent.name for path in policy.glob("adapter/*/adapter_config.json"))
+    if several:
+        raise BadInput(
+            f"Expected one adapter at {str(policy)!r}, found {', '.join(several)}, each for nodes of its own. Name one: "
+            f"{policy / 'adapter' / several[0]}."
+        )
     raise BadInput(
         f"Expected a run or a PEFT adapter at {str(policy)!r}, found no adapter_config.json there."
     )
@@ -948,7 +963,8 @@ async def served_policy(
         if adapter is None:
             yield url, base_name
             return
-        weights = (adapter / "adapter_model.safetensors").read_bytes()
+        files = [adapter / name for name in ("adapter_model.safetensors", "model.safetensors")]
+        weights = next(file for file in files if file.is_file()).read_bytes()
         name = f"policy-{hashlib.sha256(weights).hexdigest()[:12]}"
         if name not in await served_models(url):
             await load_adapter(url, name, adapter)

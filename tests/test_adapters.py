@@ -139,6 +139,16 @@ def test_a_reward_that_scores_nothing_is_no_zero(tmp_path: Path) -> None:
     assert line["unscored"] == 8
 
 
+def test_a_reward_that_is_no_number_stops_the_run_and_names_it(tmp_path: Path) -> None:
+    done = train(
+        "--graph", "tests.two_nodes:graph", "--reward", "tests.two_nodes:broken", "--scenarios", str(questions(tmp_path)),
+        "--steps", "3", "--groups", "2", "--group-size", "4", "--max-tokens", "4", "--log", "none", "--out", str(tmp_path / "runs"),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Expected a finite number" in done.stderr
+    assert "'tests.two_nodes:broken', found nan" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stateset_agents.reward import EachTrace, Score
 from stateset_agents.trace import Forked, ModelCall, Trace
 from stateset_agents.trainers.algorithms.algorithm import centred
 from stateset_agents.trainers.config import ONE, Credit
@@ -108,6 +109,29 @@ def test_each_sampled_call_is_in_one_row_whatever_was_inherited() -> None:
     ]
     assert len(rows) == 4 + 1 + 2
     assert [t.tokens_sampled for t in traces] == [4, 1, 2]
+
+
+async def test_an_episode_that_failed_is_left_out_and_one_that_was_cut_off_is_not() -> None:
+    """Failed: the engine died, and the policy could not help it. Naively it is a 0, and who was lucky is paid for that."""
+    failed = trace("dead", "xy").model_copy(update={"status": "failed", "error": "the engine died"})
+    cut = trace("cut", "xy").model_copy(update={"status": "truncated"})
+    traces = [failed, cut, trace("a", "xy"), trace("b", "x")]
+
+    class Length(EachTrace):
+        name = "length"
+
+        def score(self, trace: Trace) -> Score:
+            return Score(value=float(len(trace.model_calls) == 2 and trace.status == "completed"))
+
+    scores = await Length()(traces)
+    assert scores[0] is None
+    values = [None if score is None else score.value for score in scores]
+    found = worth(traces, values)
+    assert "dead" not in found
+    assert found["cut"] == [-round(1 / 3, 6)] * 2
+    assert found["a"] == [round(2 / 3, 6)] * 2
+    naive = centred([value or 0.0 for value in values])
+    assert naive[2] > found["a"][0]  # paid for another one's crash
 
 
 def test_a_node_is_compared_with_those_that_reached_it() -> None:

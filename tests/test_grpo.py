@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.trainer import in_float64
-from stateset_agents.errors import NotExact, RunBroken
+from stateset_agents.errors import BadInput, NotExact, RunBroken
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.trainers.batches import Sample, batches
 from stateset_agents.trainers.grpo import TreeGRPOTrainer
+from stateset_agents.trainers.model import load_model
 from stateset_agents.trajectory import Row, Trajectory, trajectory
 from tests.small import (
     apart,
@@ -20,6 +21,7 @@ from tests.small import (
     lora,
     plain_logprobs,
     sample,
+    saved,
     small_model,
     trainer,
 )
@@ -274,3 +276,20 @@ def test_only_named_nodes_train() -> None:
     )
     rows = trajectory(Trace(model_calls=calls), nodes=["plan"]).rows
     assert [row.node for row in rows] == ["plan", "plan"]
+
+
+def test_a_conversation_beyond_the_models_context_is_refused_by_name(tmp_path: Path) -> None:
+    learner = trainer(tmp_path, small_model(max_position_embeddings=16), full=True)
+    with pytest.raises(RunBroken, match=r"context of 16 tokens, found \d+ in trace '0'"):
+        learner.learn({"default": [sample(one, 1.0) for one in episodes(1)]})
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    lora(tmp_path / "one").save_pretrained(str(tmp_path / "adapter"))
+    other = saved(tmp_path / "other", hidden_size=64)
+    with pytest.raises(BadInput, match=r"Expected an adapter of .* that does not fit"):
+        load_model(other, adapters={"default": tmp_path / "adapter"})
+
+
+def test_an_empty_trajectory_is_in_no_batch() -> None:
+    assert batches([sample(Trajectory(trace_id="empty", rows=()), 1.0)], 1000, every=True) == []

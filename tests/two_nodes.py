@@ -57,3 +57,8 @@ def brief(trace: Trace) -> float:
 def same(trace: Trace) -> float:
     """Nothing to learn from."""
     return 0.5
+
+
+def broken(trace: Trace) -> float:
+    """No number."""
+    return float("nan")

@@ -53,6 +53,7 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
         Raises RunBroken where a loss or a gradient is not finite, or the log-probabilities are farther than `gap` nats a token
         from the recorded ones; then nothing has moved.
         """
+        self._check_length(samples)
         self.model.train()
         self._metrics["train"].clear()
         told: dict[str, Any] = {
@@ -106,6 +107,19 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
             "clipped": means.get("clip_ratio/region_mean", means.get("cispo_clip_ratio", 0.0)),
             "grad_norm": max(norms, default=0.0),
         }
+
+    def _check_length(self, samples: Mapping[str, Sequence[Sample]]) -> None:
+        config = base_of(self.model).config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        for sample in (one for mine in samples.values() for one in mine):
+            longest = max(
+                (len(r.prompt) + len(r.sampled) for r in sample.trajectory.rows), default=0
+            )
+            if limit is not None and longest > limit:
+                raise RunBroken(
+                    f"Expected conversations within the model's context of {limit} tokens, found {longest} in trace "
+                    f"{sample.trajectory.trace_id!r}: another model sampled it. Train that one, or leave the trace out."
+                )
 
     def _backward(self, batch: Batch, every: Sequence[Sample], *, base: bool) -> None:
         """The gradient of one batch; with `base`, how far the policy has moved from its base is measured as well."""
