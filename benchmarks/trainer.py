@@ -24,7 +24,14 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 from stateset_agents.jobs import SEED_POLICY
@@ -82,14 +89,27 @@ def in_float64(model: Any) -> Any:
     return model
 
 
-def model(attention: str) -> PreTrainedModel:
-    """A Qwen2 of 14 million parameters with random weights."""
+SHAPES: dict[str, dict[str, int]] = {
+    "14M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6,
+            "num_key_value_heads": 6, "vocab_size": VOCABULARY},
+    "0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+             "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936},
+    "4B": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+           "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936},
+}  # fmt: skip
+"""A Qwen2 of 14 million parameters, and Qwen3's shapes for a GPU."""
+
+
+def model(attention: str, shape: str = "14M") -> PreTrainedModel:
+    """A model of a shape with random weights."""
     torch.manual_seed(0)
-    made = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=VOCABULARY, hidden_size=384, intermediate_size=1024, num_hidden_layers=6,
-            num_attention_heads=6, num_key_value_heads=6, max_position_embeddings=8192,
-            tie_word_embeddings=True, attn_implementation=attention,
+    config, kind = (
+        (Qwen2Config, Qwen2ForCausalLM) if shape == "14M" else (Qwen3Config, Qwen3ForCausalLM)
+    )
+    made: PreTrainedModel = kind(
+        config(
+            **SHAPES[shape], max_position_embeddings=8192, tie_word_embeddings=True,
+            attn_implementation=attention,
         )
     )  # fmt: skip
     return made
@@ -193,7 +213,7 @@ class Rival:
     def __init__(self, policy: PreTrainedModel, folder: Path, device: str) -> None:
         args = GRPOConfig(
             output_dir=str(folder), per_device_train_batch_size=8, num_generations=8, loss_type="dapo",
-            beta=0.0, epsilon=0.2, epsilon_high=0.28, bf16=False, use_cpu=device == "cpu", report_to=[],
+            beta=0.0, epsilon=0.2, epsilon_high=0.28, bf16=device != "cpu", use_cpu=device == "cpu", report_to=[],
             gradient_checkpointing=False, disable_tqdm=True, steps_per_generation=1,
         )  # fmt: skip
         self.trainer = Stock(
@@ -229,10 +249,42 @@ class Rival:
 
 
 def ours(policy: PreTrainedModel, folder: Path) -> Any:
+    precision = "fp32" if policy.device.type == "cpu" else "bf16"
     config = TrainConfig(
-        algorithm="dapo", full=True, tokens_per_batch=16384, group_size=8, learning_rate=1e-6
-    )
+        algorithm="dapo", full=True, tokens_per_batch=16384, group_size=8, learning_rate=1e-6, precision=precision
+    )  # fmt: skip
     return grpo_trainer(policy, AutoTokenizer.from_pretrained(SEED_POLICY), folder, config)
+
+
+def on_the_gpu(shape: str, prefix: int, peak_flops: float) -> list[tuple[str, ...]]:
+    """Tokens a second, the share of the card's arithmetic that the model's own work is (6 x parameters x positions), and memory, of the trie
+    and of merged rows, both in bfloat16 over float32 weights."""
+    samples, rows = episodes(prefix), list[tuple[str, ...]]()
+    for layout in ("trie", "rows merged per trajectory"):
+        policy = model(tree_attention.NAME if layout == "trie" else "sdpa", shape).to("cuda")
+        parameters = sum(p.numel() for p in policy.parameters())
+        work: Callable[[], Any]
+        with tempfile.TemporaryDirectory() as folder:
+            if layout == "trie":
+                work = partial(tree_gradient, ours(policy, Path(folder)), samples, "cuda")
+            else:
+                rival = Rival(policy, Path(folder), "cuda")
+                work = partial(rival.gradient, merged(samples), 1)
+            found = work()  # compiles
+            positions = found if isinstance(found, int) else found[0]
+            torch.cuda.reset_peak_memory_stats()
+            taken = seconds(work, "cuda", 3)
+        used = 6 * parameters * positions / taken / peak_flops
+        memory = torch.cuda.max_memory_allocated() / 2**30
+        wanted = sum(sample.tokens for sample in samples)
+        rows.append(
+            (layout, f"{positions:,}", f"{taken:.2f}", f"{wanted / taken:,.0f} sampled tokens/s",
+             f"MFU {used:.0%}, {memory:.1f} GiB")
+        )  # fmt: skip
+        del policy, work
+        gc.collect()
+        torch.cuda.empty_cache()
+    return rows
 
 
 def tree_gradient(trainer: Any, samples: Sequence[Sample], device: str) -> int:
@@ -367,6 +419,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peak", choices=("trie", "merged"))
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="14M")
+    parser.add_argument(
+        "--peak-flops",
+        type=float,
+        default=989e12,
+        help="of the GPU in bfloat16; an H100's by default",
+    )
     parser.add_argument("--fast", action="store_true", help="without the rows per call")
     options = parser.parse_args()
     if options.peak:
@@ -376,8 +435,10 @@ def main() -> None:
     console = Console(highlight=False, width=120)
     for prefix in [options.prefix] if options.prefix else [700, 3000]:
         slow = prefix <= 700 and not options.fast
-        found = table(prefix, options.device, options.repeats, slow=slow)
-        if options.device == "cpu":
+        if options.device == "cuda":
+            found = on_the_gpu(options.shape, prefix, options.peak_flops)
+        else:
+            found = table(prefix, options.device, options.repeats, slow=slow)
             one, other = peak("trie", prefix), peak("merged", prefix)
             found.append(
                 (
@@ -389,8 +450,8 @@ def main() -> None:
                 )
             )
         shown = Table(
-            title=f"8 episodes x 8 calls, {prefix} shared tokens, Qwen2 14M, one thread, "
-            f"{platform.machine()}, torch {torch.__version__}"
+            title=f"8 episodes x 8 calls, {prefix} shared tokens, {options.shape}, "
+            f"{'one thread' if options.device == 'cpu' else torch.cuda.get_device_name()}, {platform.machine()}, torch {torch.__version__}"
         )
         for column in ("layout", "positions", "seconds", "against the trie", ""):
             shown.add_column(column)

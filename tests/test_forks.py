@@ -1,6 +1,8 @@
 """Forks: an episode goes on from a checkpoint, on a clone of the shop, and touches nobody else's."""
 
+import random
 from collections import Counter
+from collections.abc import Callable
 from operator import add
 from typing import Annotated, Any, ClassVar, TypedDict
 
@@ -17,8 +19,10 @@ from stateset_agents.graphs.your_graph import OwnGraph
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy import connect
 from stateset_agents.scenario import Act, Customer, Scenario
-from stateset_agents.trace import Sampling, Trace
+from stateset_agents.trace import Forked, ModelCall, Sampling, Trace
+from stateset_agents.trainers.algorithms.algorithm import centred
 from stateset_agents.trainers.config import TrainConfig
+from stateset_agents.trainers.credit import Graded, samples
 from stateset_agents.trainers.rollouts import Plan, Player, decisions
 from stateset_agents.trajectory import trajectory
 
@@ -229,17 +233,72 @@ async def test_a_group_with_forks_has_as_many_episodes_and_closes_what_it_held(
         assert all(count >= 2 for count in Counter(forks).values())
 
 
-async def test_forks_begin_where_the_outcome_was_least_sure(development: list[Scenario]) -> None:
-    scenario = development[0]
-    episode = await hold(scenario, Oracle(plan=scenario.plan), Sampling())
-    calls = tuple(
-        call.model_copy(
-            update={"prompt_ids": (1,), "sampled_ids": (2, 3), "logprobs": (-0.1, -3.0 * (n == 2))}
+class Past:
+    """An episode that was held, by the surprise of its calls."""
+
+    def __init__(self, *surprise: float) -> None:
+        calls = tuple(
+            ModelCall(response_id=str(n), prompt_ids=(1,), sampled_ids=(2,), logprobs=(-s,))
+            for n, s in enumerate(surprise)
         )
-        for n, call in enumerate(episode.trace.model_calls)
-    )
-    episode.trace = episode.trace.model_copy(update={"model_calls": calls})
-    assert {call for _, call in decisions([episode], 2)} == {2}
-    assert [call for _, call in decisions([episode], 4)].count(2) == 2
-    assert all(call != 0 for _, call in decisions([episode], 4))
-    episode.close()
+        self.trace, self.decisions = Trace(model_calls=calls), list(range(len(calls)))
+
+    async def fork(self, call: int, sampling: Sampling) -> Trace:
+        raise NotImplementedError
+
+    def close(self) -> None: ...
+
+
+def test_forks_begin_where_the_other_episodes_were_least_sure() -> None:
+    one, other = Past(0.0, 0.1, 0.2, 0.1), Past(0.0, 0.3, 4.0, 0.0)
+    assert decisions([one, other], 2) == [(one, 2), (one, 2)]
+    assert decisions([one, other], 4) == [(one, 2), (other, 2)] * 2
+    assert decisions([one, other], 6) == [(one, 2), (other, 2), (one, 1)] * 2
+    assert all(call != 0 for _, call in decisions([one, other], 12))
+    alone = Past(0.5)
+    assert decisions([alone], 2) == [(alone, 0), (alone, 0)]
+    assert decisions([Past()], 2) == []
+
+
+def test_where_to_fork_does_not_depend_on_what_was_done_there() -> None:
+    """Luck decides, and the act does not: a rare act (p = 0.2) must not be pushed either way in lucky states. Forked by its own surprise it
+    is compared with what the state is worth, while a likely act is compared with the group."""
+
+    def push(choose: Callable[[list[Past]], list[tuple[int, int]]], rng: random.Random) -> float:
+        total, count = 0.0, 0
+        for _ in range(3000):
+            acts = [rng.random() < 0.2 for _ in range(4)]
+            luck = [float(rng.random() < 0.5) for _ in range(4)]
+            pasts = [Past(0.0, 1.6 if rare else 0.2) for rare in acts]
+            traces = [past.trace.model_copy(update={"id": str(n)}) for n, past in enumerate(pasts)]
+            values: list[float | None] = list(luck)
+            for place, call in choose(pasts):
+                traces.append(
+                    traces[place].model_copy(
+                        update={
+                            "id": f"f{len(traces)}",
+                            "forked": Forked(trace=str(place), calls=call),
+                        }
+                    )
+                )
+                values.append(luck[place])
+            group = Graded(traces=traces, values=values, by_node={})
+            found = {
+                s.trajectory.trace_id: s
+                for s in samples(group, "trajectory", centred, {"default": ()})["default"]
+            }
+            for place, rare in enumerate(acts):
+                if luck[place]:
+                    total += found[str(place)].advantages[1] * ((1 - 0.2) if rare else -0.2)
+                    count += 1
+        return total / count
+
+    def ours(pasts: list[Past]) -> list[tuple[int, int]]:
+        return [(pasts.index(past), call) for past, call in decisions(pasts, 2)]  # type: ignore[arg-type]
+
+    def own(pasts: list[Past]) -> list[tuple[int, int]]:
+        place = max(range(4), key=lambda n: -pasts[n].trace.model_calls[1].logprobs[0])
+        return [(place, 1), (place, 1)]
+
+    assert abs(push(ours, random.Random(0))) < 0.008
+    assert push(own, random.Random(0)) < -0.015

@@ -106,20 +106,35 @@ AT_ONE = 2
 
 
 def decisions(episodes: Sequence[Held], count: int) -> list[tuple[Held, int]]:
-    """Where `count` forks begin: at the decisions whose outcome was least sure, `AT_ONE` or more at each.
+    """Where `count` forks begin, `AT_ONE` or more at each place: in the episodes in turn, at the calls that were least sure in the
+    *other* episodes.
 
-    How unsure a call was is the surprise of what it sampled, minus the sum of its log-probabilities in nats: its expectation is the
-    entropy of the call. The first call is left out: what goes on from there is a whole episode.
+    How unsure a call was is the surprise of what was sampled, minus the sum of its log-probabilities in nats: its expectation is the
+    entropy of the call. An episode's own surprise would not do, nor would it to compare episodes: where rare acts are compared with
+    forks and likely ones are not, the comparison depends on the act, and the gradient is biased. The first call is left out: what goes on
+    from there is a whole episode.
     """
-    unsure = []
-    for place, episode in enumerate(episodes):
-        for call in episode.decisions:
-            if 0 < call < len(episode.trace.model_calls):
-                surprise = -sum(episode.trace.model_calls[call].logprobs)
-                unsure.append((-surprise, place, call))
-    unsure.sort()
-    if not unsure:
-        return [(episodes[number % len(episodes)], 0) for number in range(count)]
-    most = max(1, count // AT_ONE)
-    chosen = [(episodes[place], call) for _, place, call in unsure[:most]]
-    return [chosen[number % len(chosen)] for number in range(count)]
+    surprise = [[-sum(call.logprobs) for call in episode.trace.model_calls] for episode in episodes]
+
+    def unsure(place: int, call: int) -> float:
+        others = [
+            calls[call]
+            for other, calls in enumerate(surprise)
+            if other != place and call < len(calls)
+        ]
+        return sum(others) / len(others) if others else 0.0
+
+    ranked = [
+        sorted((call for call in episode.decisions if call > 0), key=lambda call, place=place: -unsure(place, call))  # type: ignore[misc]
+        for place, episode in enumerate(episodes)
+    ]  # fmt: skip
+    in_turn = [
+        (episodes[place], calls[rank])
+        for rank in range(max(map(len, ranked), default=0))
+        for place, calls in enumerate(ranked)
+        if rank < len(calls)
+    ]
+    if not in_turn:
+        in_turn = [(episode, 0) for episode in episodes if episode.decisions]
+    chosen = in_turn[: max(1, count // AT_ONE)]
+    return [chosen[number % len(chosen)] for number in range(count)] if chosen else []
