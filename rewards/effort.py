@@ -25,7 +25,7 @@ class EffortReward(EachTrace):
             "calls": len(trace.model_calls),
             "turns": trace.turns,
             "tools": len(trace.tool_calls),
-            "tokens": trace.tokens_sampled,
+            "tokens": trace.tokens_in_all,
         }
         shares = [min(1.0, used[name] / most) for name, most in self.budgets.items()]
         parts = {name: float(used[name]) for name in self.budgets}

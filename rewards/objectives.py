@@ -98,7 +98,7 @@ def _attached(trace: Trace) -> float | None:
 def _cost(trace: Trace) -> float | None:
     if not trace.model_calls or "escalations" not in trace.books:
         return None
-    return -(TOKEN * trace.tokens_sampled + PERSON * trace.books["escalations"])
+    return -(TOKEN * trace.tokens_in_all + PERSON * trace.books["escalations"])
 
 
 def _fraud(trace: Trace) -> float | None:

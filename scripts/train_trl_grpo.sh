@@ -7,7 +7,6 @@
 # An optimiser step takes BATCH_SIZE x GRADIENT_ACCUMULATION_STEPS episodes, in groups of NUM_GENERATIONS of one scenario; of them
 # BATCH_SIZE go through the model at once, each prefix once.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
 MODEL_NAME=${MODEL_NAME:-seed}                 # 'seed', a folder or a Hugging Face name
 DATA_PATH=${DATA_PATH:-}                       # JSON lines of {"prompt": …} or of scenarios; without it the shop's own are generated
@@ -40,6 +39,15 @@ for name in NUM_EPISODES NUM_GENERATIONS BATCH_SIZE GRADIENT_ACCUMULATION_STEPS 
   [[ "${!name}" =~ ^[0-9]+$ ]] || refuse "$name: expected a whole number, found '${!name}'."
 done
 [ "$USE_BF16" = true ] && [ "$USE_FP16" = true ] && refuse "USE_BF16 and USE_FP16: expected one of them."
+
+[ "$NUM_GENERATIONS" -ge 2 ] || refuse "NUM_GENERATIONS: expected at least 2 to compare, found $NUM_GENERATIONS."
+if [ -n "$DATA_PATH" ]; then
+  [ -f "$DATA_PATH" ] || refuse "DATA_PATH: expected a file of JSON lines, found none at '$DATA_PATH'."
+  DATA_PATH=$(realpath "$DATA_PATH")
+fi
+[ -e "$MODEL_NAME" ] && MODEL_NAME=$(realpath "$MODEL_NAME")
+OUTPUT_DIR=$(realpath -m "$OUTPUT_DIR")
+cd "$(dirname "$0")/.."
 
 in_a_step=$((BATCH_SIZE * GRADIENT_ACCUMULATION_STEPS))
 groups=$((in_a_step / NUM_GENERATIONS))

@@ -26,7 +26,7 @@ from stateset_agents.scenario import Scenario, parse_scenarios
 from stateset_agents.tools.world import generate
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.store import TraceStore
-from stateset_agents.trainers.config import PROFILES, Profile
+from stateset_agents.trainers.config import PROFILES, Profile, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +80,9 @@ class MultiTurnAgent:
             raise BadInput("Expected an initialised agent: call `await agent.initialize()` first.")
         return self._policy
 
-    async def serve_adapter(self, name: str, path: Path) -> None:
-        """Answer with the adapter at `path` from now on."""
-        await serve_version(self.base_url, name, path)
+    async def serve_adapter(self, name: str, path: Path, before: int = 1) -> None:
+        """Answer with the adapter at `path` from now on; so many versions before it stay loaded."""
+        await serve_version(self.base_url, name, path, before)
         self.version, self.adapter = name, path
 
     async def generate_response(self, messages: str | Sequence[dict[str, Any]]) -> str:
@@ -180,6 +180,13 @@ async def train(
             **settings,
         }
     )
+    unread = sorted(
+        set(settings) - {*TrainConfig.model_fields, "log"} | set(settings) & {"adapters"}
+    )
+    if unread:
+        raise BadInput(
+            f"{unread[0]}: expected a field of TrainConfig that `train` reads, found another. `stateset-agents train` has them all."
+        )
     run = jobs.new_run(Path(output_dir) if output_dir is not None else Path("runs"))
     path = jobs.model_path(agent.config.model_name)
 
@@ -187,13 +194,13 @@ async def train(
         return await environment.run(agent, scenario, sampling)
 
     async def publish(name: str, path: Path, before: int) -> None:
-        await agent.serve_adapter(name, path)
+        await agent.serve_adapter(name, path, before)
 
     with TraceStore(run / "traces.db") as store:
         await loop.train(
-            base=path,
+            base=str(agent.adapter) if config.full and agent.adapter else path,
             served=agent.version,
-            adapter=agent.adapter,
+            adapter=None if config.full else agent.adapter,
             tokenizer=AutoTokenizer.from_pretrained(path),
             scenarios=environment.scenarios,
             rollout=play,

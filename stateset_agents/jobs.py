@@ -110,6 +110,14 @@ class JobConfig(TrainConfig):
     def _read(self) -> "JobConfig":
         if self.node_rewards and self.credit != "node":
             raise ValueError("node_rewards: credit 'node' alone reads them")
+        if self.full and self.base_url:
+            raise ValueError(
+                "full: a server of one's own can swap adapters, and not whole models; leave base_url out"
+            )
+        if self.node_rewards and self.nodes and not set(self.node_rewards) <= set(self.nodes):
+            raise ValueError(
+                f"node_rewards: expected nodes that train, found {sorted(self.node_rewards)}"
+            )
         if self.world and self.graph in GRAPHS:
             raise ValueError("world: the shop's own graphs have theirs")
         if "warm_traces" in self.model_fields_set and self.warm_start is None:
@@ -127,6 +135,11 @@ class JobConfig(TrainConfig):
         return self
 
 
+IMITATION = {
+    "from_traces", "method", "model", "reward", "seed", "threads", "epochs", "learning_rate", "beta", "rank", "lora_alpha",
+    "lora_dropout", "full", "precision", "gradient_checkpointing", "max_grad_norm", "log",
+}  # fmt: skip
+"""What SFT and DPO read."""
 PLAYED = {
     "graph", "world", "scenarios", "base_url", "customer", "held_out", "held_out_seed", "eval_every", "group_size", "forks", "temperature",
     "max_tokens", "concurrency", "staleness", "resample", "auto_adjust", "early_stopping", "patience", "kl_target", "shuffle_rewards",
@@ -469,11 +482,17 @@ async def _warm(
     return place, version(run, 0)
 
 
+def check_warm_start(config: JobConfig) -> None:
+    """Raises BadInput where what is to be imitated first is not there."""
+    if config.warm_start not in (None, "oracle"):
+        TraceStore(str(config.warm_start), create=False).close()
+
+
 async def warm_traces(config: JobConfig) -> list[Trace]:
     """What is imitated before the first episode: the oracle's, on training scenarios of seeds of their own, or a store's."""
     if config.warm_start != "oracle":
         with TraceStore(str(config.warm_start), create=False) as store:
-            return Usable(list(store.traces())).ended[: config.warm_traces]
+            return Usable(list(store.traces(where=LEARNED_FROM))).ended[: config.warm_traces]
     if config.graph not in GRAPHS:
         raise BadInput(
             "--warm-start oracle: only the shop's own graphs have plans, name a store instead."
@@ -490,7 +509,7 @@ async def warm_traces(config: JobConfig) -> list[Trace]:
 def _link(run: Path, weights: Path) -> None:
     """`run/adapter`, whatever the last step was."""
     link = run / "adapter"
-    if not link.exists():
+    if not link.is_symlink():
         link.symlink_to(weights.relative_to(run))
 
 
@@ -558,7 +577,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
                 """The version to ask for, and those of nodes that have one of their own."""
                 if set(served) == {ONE}:
                     return served[ONE], {}
-                return base_name, {
+                return warm_name, {
                     node: served[name] for name, nodes in config.trained.items() for node in nodes
                 }
 
@@ -680,9 +699,8 @@ async def collect_job(
             report("start", {"training": len(training), "held_out": 0, "run": run})
             report("collect", {"episodes": config.steps * config.groups * config.group_size})
             for step in range(1, config.steps + 1):
-                places = [
-                    ((step - 1) * config.groups + n) % len(training) for n in range(config.groups)
-                ]
+                groups = min(config.groups, len(training))
+                places = [((step - 1) * groups + n) % len(training) for n in range(groups)]
                 plan = Plan(
                     step=step,
                     scenarios=tuple(places),
@@ -731,8 +749,14 @@ async def recorded_job(
     reward = find_reward(config.reward)
     assert config.from_traces is not None
     with TraceStore(config.from_traces, create=False) as store:
-        found = Usable(_as_it_was(list(store.traces()), run))
+        found = Usable(_as_it_was(list(store.traces(where=LEARNED_FROM)), run))
         method, why = found.method(config.method)
+        if method != "rl":
+            wrong = sorted(config.model_fields_set - IMITATION)
+            if wrong:
+                raise BadInput(
+                    f"--{wrong[0].replace('_', '-')}: learning by {method} does not read it ({why})."
+                )
         (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
         tokenizer = AutoTokenizer.from_pretrained(model_path(config.model))
         about = {"from": config.from_traces, "traces": len(found.every), "exact": len(found.exact),
@@ -861,7 +885,8 @@ async def reward_model_job(
     if store is not None:
         place = str(Path(store) / "traces.db") if Path(store).is_dir() else store
         with TraceStore(place, create=False) as opened:
-            found = preferences([t for t in opened.traces() if not _measures(t)], feedback=feedback)
+            every_trace = opened.traces(where=LEARNED_FROM)
+            found = preferences([t for t in every_trace if not _measures(t)], feedback=feedback)
     else:
         report(f"playing episodes for {pairs} preferences")
         every = generate_scenarios(seed=seed + 1, split="train", intents=ALL_INTENTS)
@@ -882,6 +907,10 @@ async def reward_model_job(
         report=report,
     )
     return asdict(result)
+
+
+LEARNED_FROM = "phase IN ('', 'train')"
+"""What a store holds that is no measurement: recorded runs, and what training and `collect` played."""
 
 
 def _measures(trace: Trace) -> bool:
@@ -975,7 +1004,8 @@ async def evaluate_job(
     config: JobConfig, run: Path, adapter: Path | None, temperature: float, report: Report
 ) -> Measurement:
     """Measure a policy on held-out scenarios; traces and the result are kept in `run`."""
-    rollout, reward = find_rollout(config.graph, config.customer), find_reward(config.reward)
+    rollout = find_rollout(config.graph, config.customer, config.world)
+    reward = find_reward(config.reward)
     _, held_out = find_scenarios(config, only_measured=True)
     (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
     with TraceStore(run / "traces.db") as store:

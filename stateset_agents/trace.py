@@ -202,6 +202,11 @@ class Trace(Frozen):
         return sum(len(call.sampled_ids) for call in self.model_calls[first:])
 
     @property
+    def tokens_in_all(self) -> int:
+        """Sampled in the whole run, those of the run it was forked from included: what a reward charges for."""
+        return sum(len(call.sampled_ids) for call in self.model_calls)
+
+    @property
     def goal_score(self) -> GoalScore | None:
         """What happened against the scenario's goal; None where there is no goal to compare with."""
         if self.scenario is None or self.scenario.goal is None:

@@ -20,7 +20,16 @@ from stateset_agents.trainers.algorithms.rloo import against_the_others
 from stateset_agents.trainers.batches import batches
 from stateset_agents.trainers.config import TrainConfig
 from stateset_agents.trajectory import Row, Trajectory
-from tests.small import apart, episodes, gradient, plain_logprobs, sample, small_model, trainer
+from tests.small import (
+    apart,
+    episodes,
+    gradient,
+    lora,
+    plain_logprobs,
+    sample,
+    small_model,
+    trainer,
+)
 
 REWARDS = [1.0, 0.0, 0.25, 0.5]
 
@@ -95,20 +104,22 @@ def test_it_is_the_closed_form_of_its_paper(tmp_path: Path, name: str) -> None:
 
 
 def test_the_kl_is_to_the_model_without_its_adapter(tmp_path: Path) -> None:
-    """k3 on each token: exp(ref - now) - (ref - now) - 1, weighted by beta."""
-    from tests.small import lora
-
+    """k3 on each token, times its ratio, so that its gradient is the KL's (DeepSeek-V3.2, arXiv 2512.02556): r (exp(ref - now) - (ref -
+    now) - 1), weighted by beta."""
     model = lora(tmp_path)
     with_kl = trainer(tmp_path / "a", model, algorithm="dapo", beta=0.5)
     group = near(episodes(1), model)
     samples = [sample(one, 0.0) for one in group]
     (batch,) = batches(samples, 10_000, every=True)
     loss = with_kl.batch_loss(batch, samples).item()
-    now = torch.cat([plain_logprobs(model, row) for one in group for row in one.rows])
-    with model.disable_adapter():
-        ref = torch.cat([plain_logprobs(model, row) for one in group for row in one.rows])
+    rows = [row for one in group for row in one.rows]
+    with torch.no_grad():
+        now = torch.cat([plain_logprobs(model, row) for row in rows])
+        with model.disable_adapter():
+            ref = torch.cat([plain_logprobs(model, row) for row in rows])
+    ratio = (now - torch.tensor([p for row in rows for p in row.logprobs])).exp()
     gap = ref - now
-    assert loss == pytest.approx(0.5 * float((gap.exp() - gap - 1).mean().detach()), rel=1e-4)
+    assert loss == pytest.approx(0.5 * float((ratio * (gap.exp() - gap - 1)).mean()), rel=1e-4)
 
 
 def test_decoupled_weighs_by_what_lies_between_truncated_a_token(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from stateset_agents.trace import Forked, ModelCall, Trace
 from stateset_agents.trainers.algorithms.algorithm import centred
 from stateset_agents.trainers.config import ONE, Credit
 from stateset_agents.trainers.credit import Graded, samples
+from stateset_agents.trainers.learner import certificate, nothing_to_learn
 
 ALL: dict[str, tuple[str, ...]] = {ONE: ()}
 
@@ -205,3 +206,32 @@ def test_advantages_at_a_decision_sum_to_zero(values: list[float], data: st.Data
     roots = [one for one in traces if one.forked is None]
     if len(roots) > 1:
         assert sum(found[one.id][0] for one in roots) == pytest.approx(0, abs=1e-5)
+
+
+def test_equal_rewards_are_noticed_though_a_kl_term_trains_each_token() -> None:
+    line = {"flat_groups": 1.0, "tokens_trained": 900}
+    assert nothing_to_learn([line] * 2) is None
+    assert "nothing was learned" in str(nothing_to_learn([line] * 3))
+    assert nothing_to_learn([line, {**line, "flat_groups": 0.5}, line]) is None
+
+
+def test_a_certificate_names_what_was_trained_and_nothing_else() -> None:
+    """By agents below an orchestrator too, whose calls are all at a node called `policy`; and with a KL term every call."""
+    calls = tuple(
+        call.model_copy(update={"node": "policy", "namespace": f"{agent}:1|policy:2"})
+        for call, agent in zip(
+            trace("a", "xyx").model_calls, ("returns", "risk", "returns"), strict=True
+        )
+    )
+    traces = [Trace(id="a", model_calls=calls), trace("b", "x")]
+    group = Graded(traces=traces, values=[1.0, 0.0], by_node={})
+    found = samples(group, "trajectory", centred, {"mine": ("returns",)})["mine"]
+    assert [(run, number) for run, number, _ in certificate([traces], found, every=False)] == [
+        ("a", 0),
+        ("a", 2),
+    ]
+    flat = samples(
+        Graded(traces=traces, values=[1.0, 1.0], by_node={}), "trajectory", centred, ALL
+    )[ONE]
+    assert certificate([traces], flat, every=False) == []
+    assert len(certificate([traces], flat, every=True)) == 4

@@ -302,3 +302,19 @@ def test_where_to_fork_does_not_depend_on_what_was_done_there() -> None:
 
     assert abs(push(ours, random.Random(0))) < 0.008
     assert push(own, random.Random(0)) < -0.015
+
+
+async def test_a_scenario_that_comes_twice_in_a_step_is_played_otherwise(
+    development: list[Scenario],
+) -> None:
+    asked: list[int] = []
+
+    async def play(scenario: Scenario, sampling: Sampling) -> Trace:
+        asked.append(sampling.seed)
+        return Trace(scenario=scenario)
+
+    player = Player(play, None, TrainConfig(group_size=4))
+    await player.play(
+        Plan(step=1, scenarios=(0, 1, 0), group_size=4, temperature=1.0), development, {}, "v"
+    )
+    assert len(set(asked)) == 12

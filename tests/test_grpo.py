@@ -6,13 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import MistralConfig, MistralForCausalLM
 
 from benchmarks.trainer import in_float64
 from stateset_agents.errors import BadInput, NotExact, RunBroken
 from stateset_agents.trace import ModelCall, Trace
+from stateset_agents.trainers import tree_attention
 from stateset_agents.trainers.batches import Sample, batches
 from stateset_agents.trainers.grpo import TreeGRPOTrainer
-from stateset_agents.trainers.model import load_model
+from stateset_agents.trainers.model import load_model, why_not_shared
 from stateset_agents.trajectory import Row, Trajectory, trajectory
 from tests.small import (
     apart,
@@ -240,6 +242,20 @@ def test_models_whose_layers_read_rows_fall_back_to_them_and_say_why(
     rows = backward(learner, samples)
     torch.autograd.backward(plain_loss(learner, samples))
     assert apart(rows, gradient(learner.model)) <= 1e-12
+
+
+def test_a_window_wider_than_what_is_tried_out_is_found_as_well(tmp_path: Path) -> None:
+    """Mistral's configuration names no kinds of layers, and its window has an effect only beyond its width."""
+    torch.manual_seed(0)
+    model = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, sliding_window=16, attn_implementation=tree_attention.NAME,
+        )
+    )  # fmt: skip
+    assert "slides over 16 tokens" in str(why_not_shared(model))
+    model.config.sliding_window = None
+    assert why_not_shared(model) is None
 
 
 @settings(max_examples=25, deadline=None)

@@ -45,7 +45,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def learn(place: Path, run: Path, **options: Any) -> dict[str, Any]:
     run.mkdir(parents=True)
-    config = check_config({"from_traces": str(place), "groups": 4, "log": (), **options})
+    if "reward" not in options:
+        options["groups"] = 4
+    config = check_config({"from_traces": str(place), "log": (), **options})
     return asyncio.run(recorded_job(config, run, lambda line: None))
 
 
@@ -235,3 +237,20 @@ async def test_rows_of_calls_that_go_on_from_each_other_are_one_and_partings_are
 def test_a_store_without_anything_that_ended_is_refused() -> None:
     with pytest.raises(BadInput, match="found none among 1"):
         Usable([Trace(status="failed")]).method("auto")
+
+
+def test_what_was_played_to_measure_is_never_learned_from(store: Path, tmp_path: Path) -> None:
+    """Also where its scenarios are a user's, which have no split of their own."""
+    with TraceStore(store, create=False) as mine, TraceStore(tmp_path / "measured.db") as other:
+        for trace in mine.traces(limit=16):
+            assert trace.scenario is not None
+            own = trace.scenario.model_copy(update={"split": "user"})
+            other.append(trace.model_copy(update={"scenario": own}), phase="after").result(10)
+    with pytest.raises(BadInput, match="found none among 0"):
+        learn(tmp_path / "measured.db", tmp_path / "run")
+
+
+def test_what_imitation_does_not_read_is_refused(tmp_path: Path) -> None:
+    texts(THINGS[:8], [HOLD], tmp_path / "train.db")
+    with pytest.raises(BadInput, match="--algorithm: learning by sft does not read it"):
+        learn(tmp_path / "train.db", tmp_path / "run", reward="feedback:csat:1:5", algorithm="gspo")

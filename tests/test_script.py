@@ -88,6 +88,7 @@ def test_without_lora_all_weights_move_and_half_precision_learns_too(tmp_path: P
         ({"LORA_R": "many"}, "LORA_R: expected a whole number"),
         ({"USE_BF16": "true", "USE_FP16": "true"}, "expected one of them"),
         ({"BATCH_SIZE": "4", "NUM_GENERATIONS": "8"}, "expected at least NUM_GENERATIONS"),
+        ({"NUM_GENERATIONS": "0"}, "NUM_GENERATIONS: expected at least 2"),
         ({"NUM_EPISODES": "8"}, "NUM_EPISODES: expected at least one step"),
         ({"DATA_PATH": "nowhere.jsonl"}, "nowhere.jsonl"),
     ],

@@ -296,3 +296,26 @@ async def test_an_auto_trainer_ends_on_a_plateau(tmp_path: Path) -> None:
         await trainer.train(agent, env, Noise())
     assert 5 <= len(trainer.history) < 20
     assert "ended on a plateau: the last 2 steps gained" in trainer.history[-1]["changes"][-1]
+
+
+def test_what_was_stored_of_a_step_that_was_not_committed_is_played_again(
+    run: Path, tmp_path: Path
+) -> None:
+    """A kill between storing a step's traces and committing it, and before its line was written."""
+    torn = tmp_path / run.name
+    shutil.copytree(run, torn, symlinks=True)
+    for name in ("after.json", "greedy_after.json", "summary.json", "adapter"):
+        (torn / name).unlink()
+    shutil.rmtree(torn / "steps" / "000004")
+    lines = (torn / "log.jsonl").read_text().splitlines()
+    (torn / "log.jsonl").write_text("".join(line + "\n" for line in lines[:2]))
+    done = subprocess.run(
+        command("--resume", str(torn)), env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    with TraceStore(torn / "traces.db", create=False) as store:
+        assert store.count("train") == 32
+        assert list(problems(store)) == []
+    again = [json.loads(line) for line in (torn / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in again] == [1, 2, 3, 4]
+    assert [line["scenarios"] for line in again] == [line["scenarios"] for line in log_of(run)]

@@ -73,6 +73,13 @@ class Checkpoints:
             if not self.every or int(old.name) % self.every:
                 shutil.rmtree(old)
 
+    def rewrite_log(self, step: int, log: list[dict[str, Any]]) -> None:
+        """Put another log in the place of a committed step's, whole or not at all."""
+        place = self.folder / f"{step:06d}" / "log.json"
+        beside = place.with_suffix(".writing")
+        beside.write_text(json.dumps(log))
+        beside.replace(place)
+
     def newest(self) -> Committed | None:
         """The last committed step, or None before the first."""
         steps = sorted(self.folder.glob("[0-9]*"))

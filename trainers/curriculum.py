@@ -49,6 +49,8 @@ class Curriculum:
         """Places of the scenarios that a step plays; `again` chooses others for the same step."""
         if again:
             rng = random.Random(f"{self.seed}/{step}/{again}")
+            if groups <= self.count:
+                return rng.sample(range(self.count), groups)
             return [rng.randrange(self.count) for _ in range(groups)]
         if not self.adaptive:
             return [((step - 1) * groups + n) % self.count for n in range(groups)]

@@ -85,8 +85,8 @@ class Learner:
         *,
         gap: float,
         least_ess: float = 0.0,
-    ) -> tuple[dict[str, Any], list[Sample]]:
-        """Grades to gradient for one step; the log's line, and the samples that had an advantage to learn from."""
+    ) -> tuple[dict[str, Any], dict[str, list[Sample]]]:
+        """Grades to gradient for one step; the log's line, and the samples that each adapter learned from."""
         config, algorithm = self.config, ALGORITHMS[self.config.algorithm]
         every: dict[str, list[Sample]] = defaultdict(list)
         nodes: dict[str, list[float]] = defaultdict(list)
@@ -97,7 +97,8 @@ class Learner:
                 values=[self._value(trace, score) for trace, score in zip(traces, scores, strict=True)],
                 by_node={
                     node: [
-                        None if score is None else score.value for score in columns[number]
+                        self._value(trace, score)
+                        for trace, score in zip(traces, columns[number], strict=True)
                     ]
                     for node, columns in by_node.items()
                 },
@@ -110,13 +111,18 @@ class Learner:
                     for row, worth in zip(one.trajectory.rows, one.advantages, strict=True):
                         nodes[row.node].append(worth)
         told = self.trainer.learn(every, gap=gap, least_ess=least_ess)
-        learned = [one for mine in every.values() for one in mine if any(one.advantages)]
+        # A KL term is paid on each token, with an advantage or without.
+        learned = {
+            name: [one for one in mine if any(one.advantages) or config.beta]
+            for name, mine in every.items()
+        }
+        worthless = sum(not any(one.advantages) for mine in every.values() for one in mine)
         traces = [trace for group in groups for trace in group]
         line = {
             **told,
             **_about(traces, [score for scores in graded for score in scores]),
             "flat_groups": flat / len(groups),
-            "zero_advantage": 1 - len(learned) / max(1, sum(map(len, every.values()))),
+            "zero_advantage": worthless / max(1, sum(map(len, every.values()))),
             "nodes": {
                 node: {
                     "calls": len(worth),
@@ -138,7 +144,7 @@ class Learner:
             return None
         value = score.value - self.multipliers.price(trace)
         if self.config.overlong is not None:
-            value -= overlong(trace.tokens_sampled, *self.config.overlong)
+            value -= overlong(trace.tokens_in_all, *self.config.overlong)
         return value
 
     def commit(self, line: dict[str, Any], **state: Any) -> None:
@@ -147,6 +153,10 @@ class Learner:
         self.log.append(line)
         self.state = {"multipliers": self.multipliers.values, **state}
         self.checkpoints.commit(self.step, self.model, self.trainer.optimizer, self.state, self.log)
+
+    def rewrite_log(self) -> None:
+        """What was found out of a step after it was committed is on disk as well."""
+        self.checkpoints.rewrite_log(self.step, self.log)
 
 
 def _about(traces: Sequence[Trace], scores: Scores) -> dict[str, Any]:
@@ -180,21 +190,21 @@ def _node_reward(columns: Sequence[Scores] | None) -> dict[str, float]:
 
 
 def certificate(
-    groups: Sequence[Sequence[Trace]], learned: Sequence[Sample]
+    groups: Sequence[Sequence[Trace]], learned: Sequence[Sample], *, every: bool
 ) -> list[tuple[str, int, ModelCall]]:
-    """Which calls of which traces an adapter learned from."""
+    """Which calls of which traces an adapter learned from: those with an advantage, or `every` one."""
     traces = {trace.id: trace for group in groups for trace in group}
     return [
         (sample.trajectory.trace_id, row.number, traces[sample.trajectory.trace_id].model_calls[row.number])
         for sample in learned
         for row, worth in zip(sample.trajectory.rows, sample.advantages, strict=True)
-        if worth
+        if worth or every
     ]  # fmt: skip
 
 
 def nothing_to_learn(log: Sequence[Mapping[str, Any]], after: int = 3) -> str | None:
     """Why a run should end whose rewards have told nothing apart from its beginning; None where it should not."""
-    if len(log) < after or any(line["tokens_trained"] for line in log):
+    if len(log) < after or any(line["flat_groups"] < 1 for line in log):
         return None
     return (
         f"Expected rewards that differ within a group, found that all were equal in {len(log)} steps: nothing was learned. Take a "

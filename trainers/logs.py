@@ -28,9 +28,18 @@ def check_names(names: Sequence[str]) -> None:
 class Logs:
     """`run/log.jsonl` has a line a step, as the checkpoint has it; trackers get its numbers, nested ones as `nodes/policy/reward`."""
 
-    def __init__(self, run: Path, names: Sequence[str], config: TrainConfig) -> None:
+    def __init__(
+        self,
+        run: Path,
+        names: Sequence[str],
+        config: TrainConfig,
+        log: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """`log` has the lines of the committed steps: what a killed process did not write is written now."""
         check_names(names)
         self._file = run / "log.jsonl"
+        there = self._file.read_text(encoding="utf-8").splitlines() if self._file.is_file() else []
+        missing = log[len(there) :]
         self._trackers: list[Any] = []
         for name in dict.fromkeys(names):
             from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -42,9 +51,11 @@ class Logs:
             tracker.start() if hasattr(tracker, "start") else None
             tracker.store_init_configuration(_plain(config.model_dump(mode="json")))
             self._trackers.append(tracker)
+        for line in missing:
+            self.add(int(line["step"]), line)
 
     def add(self, step: int, line: Mapping[str, Any]) -> None:
-        """Append a step's line. A resumed run's file may hold a step twice: the last one counts."""
+        """Append a step's line."""
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         numbers = flat(line)

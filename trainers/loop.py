@@ -80,6 +80,8 @@ async def train(
     learner = await asyncio.to_thread(
         Learner, base=base, tokenizer=tokenizer, run=run, config=config, adapter=adapter, limits=limits
     )  # fmt: skip
+    # What a killed process stored of a step that it never committed is played again.
+    store.discard_from("train", learner.step + 1)
     schedule = Schedule(config, learner.state.get("schedule"))
     curriculum = Curriculum(
         len(scenarios), config.auto_adjust, config.seed, learner.state.get("curriculum")
@@ -105,9 +107,13 @@ async def train(
         plan(step)
     ahead: dict[int, asyncio.Task[list[list[Trace]]]] = {}
     watch = Watch()
-    written = Logs(run, logs, config)
+    written = Logs(run, logs, config, learner.log)
+    last = learner.step if schedule.plateau is not None else config.steps
+    if measure is not None and learner.log and "held_out" not in learner.log[-1]:
+        learner.log[-1].update(await measure(learner.step, names[learner.step]))
+        learner.rewrite_log()
     try:
-        for step in range(learner.step + 1, config.steps + 1):
+        for step in range(learner.step + 1, last + 1):
             began = time.perf_counter()
             for later in range(step, min(config.steps, step + config.staleness) + 1):
                 if later not in ahead:
@@ -119,6 +125,7 @@ async def train(
             by = names[max(0, step - 1 - config.staleness)]
             groups = await ahead.pop(step)
             graded, by_node = await _graded(groups, reward, node_rewards or {})
+            places, replaced = list(current.scenarios), list[Trace]()
             for again in range(1, config.resample + 1):
                 flat = [n for n, scores in enumerate(graded) if _flat(scores)]
                 if not flat:
@@ -132,7 +139,9 @@ async def train(
                 for place, group, scores, number in zip(
                     flat, more, found, range(len(flat)), strict=True
                 ):
+                    replaced += groups[place]
                     groups[place], graded[place] = group, scores
+                    places[place] = chosen[number]
                     for node, columns in nodes.items():
                         by_node[node][place] = columns[number]
             rolled = time.perf_counter()
@@ -163,11 +172,8 @@ async def train(
                 for group, scores in zip(groups, graded, strict=True)
                 for trace, score in zip(group, scores, strict=True)
             ]
-            for name, nodes_of in config.trained.items():
-                mine = [one for one in learned if not nodes_of or one.trajectory.rows]
-                rows = certificate(groups, mine)
-                if nodes_of:
-                    rows = [row for row in rows if row[2].node in nodes_of]
+            for name, mine in learned.items():
+                rows = certificate(groups, mine, every=learner.config.beta > 0)
                 pending.append(
                     store.certify(version(run, step, name), rows, parent=names[step - 1][name])
                 )
@@ -180,7 +186,10 @@ async def train(
                 "seconds_rollout": rolled - began,
                 "seconds_train": trained - rolled,
             }
-            curriculum.see(current.scenarios, successes)
+            if replaced:
+                line["replaced"] = len(replaced)
+                line["tokens_sampled"] += sum(trace.tokens_sampled for trace in replaced)
+            curriculum.see(places, successes)
             line["changes"] = schedule.see(line)
             for later in range(step + 1, step + 2 + config.staleness):
                 plan(later)
@@ -192,6 +201,7 @@ async def train(
             if measure is not None:
                 line |= await measure(step, names[step])
             line["seconds"] = time.perf_counter() - began
+            learner.rewrite_log()
             written.add(step, line)
             report(line)
             ended_for_nothing(learner.log)

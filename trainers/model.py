@@ -166,6 +166,11 @@ def why_not_shared(model: Model) -> str | None:
     kinds = {kind for kind in getattr(config, "layer_types", None) or () if kind}
     if kinds - {"full_attention"}:
         return f"it has layers of the kind {', '.join(sorted(kinds - {'full_attention'}))}"
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(
+        config, "use_sliding_window", True
+    ):  # wider than the rows tried out below
+        return f"its attention slides over {window} tokens"
     if base.config._attn_implementation != tree_attention.NAME:
         return "its attention cannot be replaced"
     trie = fold(_ROWS)

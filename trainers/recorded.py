@@ -47,8 +47,7 @@ async def train_recorded(
         Learner, base=base, tokenizer=tokenizer, run=run, config=config, limits=limits
     )
     each = -(-len(groups) // config.groups)
-    written = Logs(run, logs, config)
-    parent = version(run, learner.step) if learner.step else ""
+    written = Logs(run, logs, config, learner.log)
     try:
         for step in range(learner.step + 1, min(config.steps, config.epochs * each) + 1):
             chosen = [groups[place] for place in _places(step, each, len(groups), config)]
@@ -66,14 +65,22 @@ async def train_recorded(
             except RunBroken as error:
                 raise RunBroken(f"Step {step}: {error}") from None
             if line["tokens_trained"] and not line["stepped"]:
-                learner.log and learner.log[-1].update(
-                    ended=f"after {step - 1} steps only {line['ess']:.0%} of the recorded tokens still count (at least "
-                    f"{config.least_ess:.0%}): play new episodes with the adapter to go on"
+                told = (
+                    f"after {step - 1} steps only {line['ess']:.0%} of the recorded tokens still count (at least "
+                    f"{config.least_ess:.0%})"
                 )
+                if not learner.log:
+                    raise RunBroken(
+                        f"Expected traces of a policy near {base!r}, found that {told}. Lower --least-ess, or train what "
+                        "sampled them."
+                    )
+                learner.log[-1]["ended"] = f"{told}: play new episodes with the adapter to go on"
+                learner.rewrite_log()
                 break
-            rows = certificate(chosen, learned)
-            await store.certify(version(run, step), rows, parent=parent)
-            parent = version(run, step)
+            for name, mine in learned.items():
+                rows = certificate(chosen, mine, every=config.beta > 0)
+                above = version(run, step - 1, name) if step > 1 else ""
+                await store.certify(version(run, step, name), rows, parent=above)
             line |= {"step": step, "seconds_train": time.perf_counter() - began}
             await asyncio.to_thread(learner.commit, line)
             written.add(step, line)

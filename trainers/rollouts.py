@@ -58,8 +58,9 @@ class Player:
         """A group of episodes for each of the plan's scenarios, sampled by the version `served`, at nodes of `versions` by theirs.
         `part` tells further episodes of a step from the first."""
 
-        def sampling(scenario: Scenario, number: int | str) -> Sampling:
+        def sampling(scenario: Scenario, number: int | str, nth: int) -> Sampling:
             told = f"{self.config.seed}/{plan.step}/{scenario.id}/{number}"
+            told = told if not nth else f"{told}/{nth}"  # the same scenario again in this step
             return Sampling(
                 version=served,
                 versions=versions,
@@ -68,37 +69,43 @@ class Player:
                 max_tokens=self.config.max_tokens,
             )
 
-        async def one(scenario: Scenario, number: int) -> Trace:
+        async def one(scenario: Scenario, number: int, nth: int) -> Trace:
             async with self._gate:
-                return await self.rollout(scenario, sampling(scenario, number))
+                return await self.rollout(scenario, sampling(scenario, number, nth))
 
-        async def held(scenario: Scenario, number: int) -> Held:
+        async def held(scenario: Scenario, number: int, nth: int) -> Held:
             assert self.hold is not None
             async with self._gate:
-                return await self.hold(scenario, sampling(scenario, number))
+                return await self.hold(scenario, sampling(scenario, number, nth))
 
-        async def forked(episode: Held, call: int, scenario: Scenario, number: int) -> Trace:
+        async def forked(
+            episode: Held, call: int, scenario: Scenario, number: int, nth: int
+        ) -> Trace:
             async with self._gate:
-                return await episode.fork(call, sampling(scenario, f"fork-{number}"))
+                return await episode.fork(call, sampling(scenario, f"fork-{number}", nth))
 
-        async def group(place: int) -> list[Trace]:
-            scenario = scenarios[place]
+        async def group(position: int, place: int) -> list[Trace]:
+            scenario, nth = scenarios[place], plan.scenarios[:position].count(place)
             if not self.config.forks:
-                every = (one(scenario, number) for number in range(plan.group_size))
+                every = (one(scenario, number, nth) for number in range(plan.group_size))
                 return list(await asyncio.gather(*every))
             whole = range(plan.group_size - self.config.forks)
-            episodes = list(await asyncio.gather(*(held(scenario, number) for number in whole)))
+            episodes = list(
+                await asyncio.gather(*(held(scenario, number, nth) for number in whole))
+            )
             try:
                 chosen = decisions(episodes, self.config.forks)
                 forks = await asyncio.gather(
-                    *(forked(e, call, scenario, n) for n, (e, call) in enumerate(chosen))
+                    *(forked(e, call, scenario, n, nth) for n, (e, call) in enumerate(chosen))
                 )
             finally:
                 for episode in episodes:
                     episode.close()
             return [*(episode.trace for episode in episodes), *forks]
 
-        return list(await asyncio.gather(*(group(place) for place in plan.scenarios)))
+        return list(
+            await asyncio.gather(*(group(n, place) for n, place in enumerate(plan.scenarios)))
+        )
 
 
 AT_ONE = 2

@@ -161,7 +161,7 @@ def asked(ctx: typer.Context) -> dict[str, Any]:
         if name in ("out", "resume", "dry_run"):
             continue
         if name in PAIRS:
-            pairs = dict(_pair(one, option) for one in value)
+            pairs = dict(_pair(one, option, last=name == "limit") for one in value)
             values[PAIRS[name]] = (
                 {key: tuple(told.split(",")) for key, told in pairs.items()}
                 if name == "adapter"
@@ -173,17 +173,18 @@ def asked(ctx: typer.Context) -> dict[str, Any]:
             values["log"] = tuple(one for one in value if one != "none")
         elif name == "overlong":
             values["overlong"] = tuple(value.split(","))
-        elif name == "from_traces":
+        elif name in ("from_traces", "warm_start"):
             values[name] = str(Path(value) / "traces.db") if Path(value).is_dir() else value
         else:
             values[name] = value
     return values
 
 
-def _pair(told: str, option: str) -> tuple[str, str]:
+def _pair(told: str, option: str, *, last: bool) -> tuple[str, str]:
+    """NAME=VALUE, parted at the first `=`, or at the last one: a reward may have some, and so may a function's name."""
     from stateset_agents.errors import BadInput
 
-    name, between, value = told.rpartition("=")
+    name, between, value = told.rpartition("=") if last else told.partition("=")
     if not (name and between and value):
         raise BadInput(f"--{option}: expected NAME=VALUE, found {told!r}.")
     return name, value
@@ -348,6 +349,7 @@ def _missing(config: Any) -> list[str]:
             else 0
         ),
         lambda: _check_model(jobs.model_path(config.model)),
+        lambda: jobs.check_warm_start(config),
     ]
     for check in checks:
         try:
@@ -374,6 +376,7 @@ def _check_model(path: str) -> None:
 def evaluate(
     policy: Annotated[Path | None, typer.Option(help="A run's folder or an adapter.")] = None,
     graph: str = "service",
+    world: Annotated[str | None, typer.Option(help="As for train.")] = None,
     reward: str | None = None,
     scenarios: str | None = None,
     model: str = "seed",
@@ -382,6 +385,7 @@ def evaluate(
     held_out: int = 120,
     held_out_seed: int = 90_000,
     temperature: float = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Tokens a model call may sample.")] = 96,
     seed: int = 1,
     out: Annotated[Path | None, typer.Option(help="Where runs are written.")] = None,
     dry_run: bool = False,
@@ -395,7 +399,7 @@ def evaluate(
     config = jobs.check_config(
         {"graph": graph, "reward": reward, "scenarios": scenarios, "model": model,
          "base_url": base_url or settings.base_url, "customer": customer, "held_out": held_out,
-         "held_out_seed": held_out_seed, "seed": seed, "steps": 1}
+         "held_out_seed": held_out_seed, "seed": seed, "steps": 1, "max_tokens": max_tokens, "world": world}
     )  # fmt: skip
     missing = _missing(config)
     adapter = None
