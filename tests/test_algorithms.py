@@ -142,6 +142,29 @@ def test_decoupled_weighs_by_what_lies_between_truncated_a_token(tmp_path: Path)
     assert apart(found, gradient(learner.model)) <= 1e-6
 
 
+def test_tapered_weighs_the_bad_by_how_likely_the_whole_of_it_still_is(tmp_path: Path) -> None:
+    """TOPR, arXiv 2503.14286: 1 for what was good, min(1, pi/mu over the whole trajectory) for what was bad. A ratio a token is near 1 long
+    after the policy would never do that again, and pushes it on and on."""
+    learner = trainer(
+        tmp_path, in_float64(small_model()), full=True, algorithm="dapo", importance="tapered"
+    )
+    group = near(episodes(1), learner.model)
+    samples = [sample(one, w) for one, w in zip(group, (1.0, -1.0, 0.5, -0.5), strict=True)]
+    (batch,) = batches(samples, 10_000)
+    torch.autograd.backward(learner.batch_loss(batch, samples))
+    found = gradient(learner.model)
+    total, tokens = torch.zeros((), dtype=torch.float64), 0
+    for one in samples:
+        now = torch.cat([plain_logprobs(learner.model, row) for row in one.trajectory.rows])
+        then = torch.tensor([p for row in one.trajectory.rows for p in row.logprobs])
+        a = one.advantages[0]
+        weight = (now.detach() - then).sum().exp().clamp(max=1.0) if a < 0 else 1.0
+        total = total - (weight * a * now).sum()
+        tokens += len(now)
+    torch.autograd.backward(total / tokens)
+    assert apart(found, gradient(learner.model)) <= 1e-6
+
+
 def naive(rewards: list[float | None]) -> list[float]:
     """The mistake: an episode that could not be scored counts as 0."""
     filled = [0.0 if r is None else r for r in rewards]

@@ -39,11 +39,12 @@ class TrainConfig(Frozen):
     """How far an importance ratio may fall below 1; None: as the algorithm's paper has it."""
     clip_high: float | None = Field(default=None, ge=0)
     """How far it may rise above 1."""
-    importance: Literal["recorded", "decoupled"] = "recorded"
+    importance: Literal["recorded", "decoupled", "tapered"] = "recorded"
     """`recorded`: the ratio is against the log-probabilities that were recorded. `decoupled` (arXiv 2505.24298): it is against the
-    policy before the step, and what lies between that and the recorded is a weight, truncated per token."""
+    policy before the step, and what lies between that and the recorded is a weight, truncated per token. `tapered` (TOPR, arXiv
+    2503.14286): what was good weighs 1, and what was bad as much as the whole of it is still likely: for stores."""
     importance_cap: float = Field(default=2.0, gt=0)
-    """Where a weight is truncated; `decoupled` reads it."""
+    """Where a token's weight is truncated; `decoupled` reads it."""
     resample: int = Field(default=0, ge=0, le=8)
     """How often a step may sample more scenarios in the place of groups that agree; `dapo` reads it."""
     overlong: tuple[int, int] | None = None
@@ -63,7 +64,7 @@ class TrainConfig(Frozen):
     epochs: int = Field(default=1, ge=1)
     """How often a store's groups are gone through; training from a store reads it."""
     least_ess: float = Field(default=0.3, gt=0, lt=1)
-    """The effective sample size, as a share of the tokens, below which a store has no more to say of the policy; training from a
+    """The effective sample size, as a share of the trajectories, below which a store has no more to say of the policy; training from a
     store reads it."""
     auto_adjust: bool = False
     """Adapt the learning rate, the KL's weight, the temperature, the group size and the choice of scenarios to what is measured."""

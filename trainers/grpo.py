@@ -48,7 +48,7 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
         least_ess: float = 0.0,
     ) -> dict[str, Any]:
         """One optimiser step on the samples of each adapter. Returns what a log line says of it; `stepped` is False where
-        there was nothing to learn from, or where less than `least_ess` of the tokens' weight is effective.
+        there was nothing to learn from, or where less than `least_ess` of the trajectories' weight is effective.
 
         Raises RunBroken where a loss or a gradient is not finite, or the log-probabilities are farther than `gap` nats a token
         from the recorded ones; then nothing has moved.
@@ -203,18 +203,30 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
         batch: Batch = self._inputs["batch"]
         logprobs, entropies = self.logprobs(batch)
         self._now = logprobs.detach()
-        ratio_BT = (self._now - batch.recorded_BT).double().exp()
-        weight_BT = ratio_BT.clamp(max=self.config.importance_cap)
-        if self.config.importance == "decoupled":
-            self._inputs["advantages"] = batch.advantages_BT * weight_BT.to(logprobs.dtype)
         there = batch.mask_BT.bool()
+        away_BT = ((self._now - batch.recorded_BT) * batch.mask_BT).double()
+        ratio_BT = away_BT.exp()
+        if self.config.importance == "decoupled":
+            weight_BT = ratio_BT.clamp(max=self.config.importance_cap).to(logprobs.dtype)
+            self._inputs["advantages"] = batch.advantages_BT * weight_BT
+        # A product over many tokens tells what each of them hides: how likely the policy is to do this again.
+        span_B = away_BT.sum(1).clamp(-30, 30).exp()
+        if self.config.importance == "tapered":
+            weight_B = span_B.clamp(max=1.0).to(logprobs.dtype)
+            self._inputs["advantages"] = torch.where(
+                batch.advantages_BT < 0,
+                batch.advantages_BT * weight_B[:, None],
+                batch.advantages_BT,
+            )
+        weights_B = span_B.clamp(max=2.0)
         self._starts.append(
             {
                 "tokens": float(there.sum()),
                 "ratio": float(ratio_BT[there].sum()),
-                "gap": float((self._now - batch.recorded_BT)[there].abs().sum()),
-                "weight": float(weight_BT[there].sum()),
-                "weight_squared": float((weight_BT[there] ** 2).sum()),
+                "gap": float(away_BT.abs().sum()),
+                "spans": float(len(weights_B)),
+                "weight": float(weights_B.sum()),
+                "weight_squared": float((weights_B**2).sum()),
             }
         )
         return logprobs, entropies, None
@@ -247,8 +259,8 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
 
 
 def _mean(starts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Where a step started from: means per token over all batches, and the effective sample size of the truncated weights
-    as a share of the tokens (Kish 1965)."""
+    """Where a step started from: means per token over all batches, and the effective sample size of the trajectories' weights,
+    truncated at 2, as a share of their number (Kish 1965)."""
     if not starts:
         return {"ratio": 1.0, "gap": 0.0, "kl": 0.0, "ess": 1.0}
     names = {name for start in starts for name in start}
@@ -258,7 +270,7 @@ def _mean(starts: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "ratio": total["ratio"] / tokens,
         "gap": total["gap"] / tokens,
         "kl": total.get("kl", 0.0) / max(1.0, total.get("kl_tokens", 0.0)),
-        "ess": total["weight"] ** 2 / (tokens * total["weight_squared"]),
+        "ess": total["weight"] ** 2 / (total["spans"] * total["weight_squared"]),
     }
 
 

@@ -1,7 +1,7 @@
 """Training from recorded groups alone, without a policy server: what was sampled by an older policy still says what was good.
 
-What lies between the policy that sampled and the one that trains is a weight for each token, truncated; as the policy moves, fewer of
-the tokens count. The share that still does (effective sample size) is bounded: below it a store has no more to say, and the run ends.
+What lies between the policy that sampled and the one that trains is a weight for each trajectory; as the policy moves, fewer of them
+count. The share that still does (effective sample size) is bounded: below it a store has no more to say, and the run ends.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ async def train_recorded(
                 raise RunBroken(f"Step {step}: {error}") from None
             if line["tokens_trained"] and not line["stepped"]:
                 told = (
-                    f"after {step - 1} steps only {line['ess']:.0%} of the recorded tokens still count (at least "
+                    f"after {step - 1} steps only {line['ess']:.0%} of the recorded trajectories still count (at least "
                     f"{config.least_ess:.0%})"
                 )
                 if not learner.log:

@@ -73,7 +73,7 @@ def train(
     method: Annotated[str, typer.Option(help="auto, rl, sft or dpo.", rich_help_panel="A store")] = "auto",
     epochs: Annotated[int, typer.Option(help="Passes over the store.", rich_help_panel="A store")] = 1,
     least_ess: Annotated[
-        float, typer.Option(help="Share of the tokens' weight that has to count; below it the run ends.", rich_help_panel="A store")
+        float, typer.Option(help="Share of the trajectories' weight that has to count; below it the run ends.", rich_help_panel="A store")
     ] = 0.3,
     algorithm: Annotated[str, typer.Option(help=ALGORITHMS, rich_help_panel=LEARNING)] = "dr_grpo",
     profile: Annotated[
@@ -84,7 +84,7 @@ def train(
     kl_target: Annotated[float | None, typer.Option(help="What auto-adjust steers beta to.", rich_help_panel=LEARNING)] = None,
     clip_low: Annotated[float | None, typer.Option(help="As the paper has it, without it.", rich_help_panel=LEARNING)] = None,
     clip_high: Annotated[float | None, typer.Option(rich_help_panel=LEARNING)] = None,
-    importance: Annotated[str, typer.Option(help="recorded or decoupled.", rich_help_panel=LEARNING)] = "recorded",
+    importance: Annotated[str, typer.Option(help="recorded, decoupled, or tapered for stores.", rich_help_panel=LEARNING)] = "recorded",
     importance_cap: Annotated[float, typer.Option(help="Where a weight is truncated.", rich_help_panel=LEARNING)] = 2.0,
     overlong: Annotated[
         str | None, typer.Option(help="FROM,TO sampled tokens of an episode that cost 0 and 1 (dapo).", rich_help_panel=LEARNING)
