@@ -126,7 +126,7 @@ def store_alone(seed: int, held_out: int) -> dict[str, float]:
     return {"success_after": result["success"]}
 
 
-OFF_POLICY = ("--epochs", "3", "--importance", "decoupled", "--steps", "96")
+OFF_POLICY = ("--importance", "tapered", "--epochs", "2", "--steps", "64")
 
 
 def recorded_kills(count: int) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from stateset_agents import jobs
@@ -319,3 +320,23 @@ def test_what_was_stored_of_a_step_that_was_not_committed_is_played_again(
     again = [json.loads(line) for line in (torn / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in again] == [1, 2, 3, 4]
     assert [line["scenarios"] for line in again] == [line["scenarios"] for line in log_of(run)]
+
+
+def test_a_warm_start_is_imitated_first_served_and_trained_on_from(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("--warm-start", "oracle", "--warm-traces", "16", "--steps", "1", "--groups", "2", "--group-size", "4",
+                "--held-out", "4", "--log", "none", "--out", str(tmp_path)),
+        env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (made,) = tmp_path.iterdir()
+    warm, trained = (
+        load_file(made / place / "adapter_model.safetensors")
+        for place in ("warm/adapter-trained", "adapter")
+    )
+    assert any(bool(tensor.any()) for name, tensor in warm.items() if "lora_B" in name)
+    gaps = [float((warm[name] - trained[name]).abs().max()) for name in warm]
+    assert 0 < max(gaps) <= 1.5e-3  # one step of Adam from there
+    with TraceStore(made / "traces.db", create=False) as store:
+        versions = {c.version for t in store.traces(phase="train") for c in t.model_calls}
+    assert versions == {f"{made.name}-v0"}
