@@ -12,12 +12,9 @@ import math
 import os
 import sys
 import time
-from array import array
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from pydantic import Field, ValidationError, model_validator
@@ -27,7 +24,6 @@ from stateset_agents.errors import BadInput, RunBroken
 from stateset_agents.evaluation import Measurement, measure, paired_gain
 from stateset_agents.graphs import orchestrator
 from stateset_agents.graphs.domains import DOMAINS
-from stateset_agents.graphs.mixed import pairs as mixed_pairs
 from stateset_agents.graphs.rollout import converse, hold
 from stateset_agents.graphs.your_graph import OwnGraph
 from stateset_agents.nodes.oracle import Oracle
@@ -53,12 +49,13 @@ from stateset_agents.rewards.rules import DisciplineReward, RulesReward
 from stateset_agents.rewards.safety import SafetyReward
 from stateset_agents.scenario import Scenario, load_scenarios
 from stateset_agents.settings import load_settings
-from stateset_agents.tools.scenarios import ALL_INTENTS, intents_of
+from stateset_agents.tools.scenarios import intents_of
 from stateset_agents.tools.scenarios import scenarios as generate_scenarios
-from stateset_agents.trace import ModelCall, Sampling, Trace
+from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.config import ONE, TrainConfig
 from stateset_agents.trainers.limits import COSTS, Limit
+from stateset_agents.usable import LEARNED_FROM, Method, Usable
 
 SEED_POLICY = Path(__file__).parent / "seed_policy"
 GRAPHS = (*DOMAINS, orchestrator.NAME)
@@ -70,9 +67,6 @@ RolloutWith = Callable[[Scenario, BaseChatModel, Sampling], Awaitable[Trace]]
 HoldWith = Callable[[Scenario, BaseChatModel, Sampling], Awaitable[Any]]
 Report = Callable[[str, dict[str, Any]], None]
 """Called with an event's name (start, measure, tick, measured, train, step, end) and its values."""
-
-
-Method = Literal["auto", "rl", "sft", "dpo"]
 
 
 class JobConfig(TrainConfig):
@@ -135,11 +129,6 @@ class JobConfig(TrainConfig):
         return self
 
 
-IMITATION = {
-    "from_traces", "method", "model", "reward", "seed", "threads", "epochs", "learning_rate", "beta", "rank", "lora_alpha",
-    "lora_dropout", "full", "precision", "gradient_checkpointing", "max_grad_norm", "log",
-}  # fmt: skip
-"""What SFT and DPO read."""
 PLAYED = {
     "graph", "world", "scenarios", "base_url", "customer", "held_out", "held_out_seed", "eval_every", "group_size", "forks", "temperature",
     "max_tokens", "concurrency", "staleness", "resample", "auto_adjust", "early_stopping", "patience", "kl_target", "shuffle_rewards",
@@ -506,7 +495,7 @@ async def warm_traces(config: JobConfig) -> list[Trace]:
     ]
 
 
-def _link(run: Path, weights: Path) -> None:
+def link_weights(run: Path, weights: Path) -> None:
     """`run/adapter`, whatever the last step was."""
     link = run / "adapter"
     if not link.is_symlink():
@@ -627,7 +616,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
             )
             after = await measured("after", final, config.temperature, versions)
             greedy_after = await measured("greedy_after", final, 0.0, versions)
-    _link(run, learner.checkpoints.weights(learner.step))
+    link_weights(run, learner.checkpoints.weights(learner.step))
     pairs = _pairs(before, after)
     gain, gain_ci = paired_gain(*pairs) if pairs[0] else (None, None)
     summary = {
@@ -672,272 +661,6 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     report("end", summary)
     return summary
-
-
-async def collect_job(
-    config: JobConfig, run: Path, adapter: Path | None, report: Report
-) -> dict[str, Any]:
-    """Play groups of training scenarios with the policy as it is, and keep them: what `from_traces` trains on. Returns what it came
-    to."""
-    from stateset_agents.trainers.rollouts import Plan, Player
-
-    reward = find_reward(config.reward)
-    play_with = find_rollout(config.graph, config.customer, config.world)
-    hold_with = find_hold(config.graph, config.customer, config.world)
-    training, _ = find_scenarios(config)
-    (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
-    scores: list[Score | None] = []
-    traces: list[Trace] = []
-    with TraceStore(run / "traces.db") as store:
-        async with served_policy(config, adapter, run) as (url, name):
-            policy = connect(url, name)
-            player = Player(
-                lambda scenario, sampling: play_with(scenario, policy, sampling),
-                lambda scenario, sampling: hold_with(scenario, policy, sampling),
-                config,
-            )
-            report("start", {"training": len(training), "held_out": 0, "run": run})
-            report("collect", {"episodes": config.steps * config.groups * config.group_size})
-            for step in range(1, config.steps + 1):
-                groups = min(config.groups, len(training))
-                places = [((step - 1) * groups + n) % len(training) for n in range(groups)]
-                plan = Plan(
-                    step=step,
-                    scenarios=tuple(places),
-                    group_size=config.group_size,
-                    temperature=config.temperature,
-                )
-                for group in await player.play(plan, training, {}, name):
-                    graded = await reward(group)
-                    pending = [
-                        store.append(trace, phase="train", step=0, score=score)
-                        for trace, score in zip(group, graded, strict=True)
-                    ]
-                    for written in pending:
-                        await written
-                        report("tick", {})
-                    scores += graded
-                    traces += group
-    result = measure(traces, scores, version=name, temperature=config.temperature)
-    summary = {
-        "episodes": len(traces),
-        "tokens_sampled": sum(trace.tokens_sampled for trace in traces),
-        "success": result.success,
-        "mean_reward": result.mean_reward,
-        "failed": result.failed,
-    }
-    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    report("end", {})
-    return summary
-
-
-async def recorded_job(
-    config: JobConfig, run: Path, report: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
-    """Train on the traces of a store, without a policy server; goes on where a killed run stopped. Returns the summary.
-
-    Exact traces are trained on by their rewards; where there are none, text is imitated (SFT), or preferred to worse text (DPO),
-    and the summary says why. Raises BadInput where there is nothing to learn from, with what was found.
-    """
-    import torch
-    from transformers import AutoTokenizer
-
-    from stateset_agents.trainers.imitation import imitate
-    from stateset_agents.trainers.recorded import train_recorded
-
-    torch.set_num_threads(config.threads)
-    reward = find_reward(config.reward)
-    assert config.from_traces is not None
-    with TraceStore(config.from_traces, create=False) as store:
-        found = Usable(_as_it_was(list(store.traces(where=LEARNED_FROM)), run))
-        method, why = found.method(config.method)
-        if method != "rl":
-            wrong = sorted(config.model_fields_set - IMITATION)
-            if wrong:
-                raise BadInput(
-                    f"--{wrong[0].replace('_', '-')}: learning by {method} does not read it ({why})."
-                )
-        (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
-        tokenizer = AutoTokenizer.from_pretrained(model_path(config.model))
-        about = {"from": config.from_traces, "traces": len(found.every), "exact": len(found.exact),
-                 "method": method, "why": why}  # fmt: skip
-        if method == "rl":
-            groups = found.groups()
-            learner = await train_recorded(
-                base=model_path(config.model), tokenizer=tokenizer, groups=groups, reward=reward, store=store, run=run,
-                config=config.model_copy(update={"temperature": found.temperature()}), report=report,
-                node_rewards=find_node_rewards(config), limits=find_limits(config), logs=config.log,
-            )  # fmt: skip
-            weights, log = learner.checkpoints.weights(learner.step), learner.log
-            about |= {
-                "groups": len(groups),
-                "ended": log[-1].get("ended") if log else None,
-                "ess": [line["ess"] for line in log],
-                "mean_reward": [line["reward"] for line in log],
-            }
-        else:
-            weights, log, done = await imitate(
-                method, base=model_path(config.model), tokenizer=tokenizer, traces=found.ended, reward=reward, run=run,
-                config=config, report=report,
-            )  # fmt: skip
-            if done != method:
-                why += "; none was answered better and worse, so the best are imitated"
-            about |= {"method": done, "why": why}
-    _link(run, weights)
-    summary = {
-        **about,
-        "steps": len(log),
-        "tokens_trained": sum(line["tokens_trained"] for line in log),
-    }
-    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    return summary
-
-
-def _as_it_was(traces: list[Trace], run: Path) -> list[Trace]:
-    """The traces that a run began with: a store goes on growing, and what is resumed must not."""
-    kept = run / "traces.json"
-    if not kept.is_file():
-        beside = kept.with_suffix(".writing")
-        beside.write_text(json.dumps([trace.id for trace in traces]))
-        beside.replace(kept)
-    places = {name: place for place, name in enumerate(json.loads(kept.read_text()))}
-    return sorted((t for t in traces if t.id in places), key=lambda trace: places[trace.id])
-
-
-class Usable:
-    """What a store holds that can be trained on."""
-
-    def __init__(self, every: Sequence[Trace]) -> None:
-        self.every = list(every)
-        self.ended = [
-            trace
-            for trace in every
-            if trace.status in ("completed", "truncated") and trace.calls and not _measures(trace)
-        ]
-        self.exact = [trace for trace in self.ended if trace.exactness == "exact"]
-        self.plain = [t for t in self.exact if not any(_bent(call) for call in t.calls)]
-
-    def method(self, asked: Method) -> tuple[Literal["rl", "sft", "dpo"], str]:
-        """How to learn from it, and why so. Raises BadInput where there is nothing."""
-        if asked != "auto":
-            return asked, "asked for"
-        if self.exact:
-            return "rl", f"{len(self.exact)} of {len(self.ended)} traces are exact"
-        if not self.ended:
-            raise BadInput(
-                f"--from-traces: expected traces that ended and measure nothing, found none among {len(self.every)}."
-            )
-        asked_twice = len({_request(t) for t in self.ended}) < len(self.ended)
-        told = f"none of {len(self.ended)} traces has token ids and log-probabilities, without which there is no importance weight: "
-        if asked_twice:
-            return (
-                "dpo",
-                told + "what answers a request better is preferred to what answers it worse",
-            )
-        return "sft", told + "no request was answered twice, so the better ones are imitated"
-
-    def groups(self) -> list[list[Trace]]:
-        """Exact traces that answer the same request. Raises BadInput where there are none."""
-        grouped: dict[tuple[str, ...], list[Trace]] = defaultdict(list)
-        for trace in self.plain:
-            grouped[_asked(trace)].append(trace)
-        groups = [group for group in grouped.values() if len(group) > 1]
-        if not groups:
-            raise BadInput(
-                f"--from-traces: expected exact traces that answer the same request more than once, found {len(self.every)} "
-                f"traces, {len(self.ended)} that ended and measure nothing, {len(self.exact)} of them exact, {len(self.plain)} "
-                "sampled without top_p and its like, 0 groups of the same request."
-            )
-        return groups
-
-    def temperature(self) -> float:
-        """The one at which all were sampled. Raises BadInput where there are several."""
-        hot = sorted({call.temperature for t in self.plain for call in t.calls}, key=str)
-        if len(hot) != 1 or not hot[0]:
-            raise BadInput(
-                "--from-traces: expected one temperature above 0, named in every request, found "
-                f"{', '.join('none named' if one is None else str(one) for one in hot)}."
-            )
-        return float(hot[0])
-
-
-def _request(trace: Trace) -> str:
-    """What was asked, in words."""
-    asked = next((m.get("content") for m in trace.messages if m.get("role") == "user"), "")
-    return trace.scenario.id if trace.scenario else str(asked)
-
-
-async def reward_model_job(
-    out: Path, *, store: str | None, feedback: str | None, pairs: int, model: str, epochs: float, seed: int,
-    report: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
-    """Train a reward model on a store's preferences, or on generated ones. Returns what came of it.
-
-    Raises BadInput where there are too few.
-    """
-    import torch
-
-    from stateset_agents.trainers.reward_model import preferences, train_reward_model
-
-    base = model_path(model)
-    torch.set_num_threads(load_settings().threads)
-    found: list[tuple[Trace, Trace]] = []
-    if store is not None:
-        place = str(Path(store) / "traces.db") if Path(store).is_dir() else store
-        with TraceStore(place, create=False) as opened:
-            every_trace = opened.traces(where=LEARNED_FROM)
-            found = preferences([t for t in every_trace if not _measures(t)], feedback=feedback)
-    else:
-        report(f"playing episodes for {pairs} preferences")
-        every = generate_scenarios(seed=seed + 1, split="train", intents=ALL_INTENTS)
-        async for better, worse in mixed_pairs(
-            list(itertools.islice(every, pairs + pairs // 10)), seed=seed
-        ):
-            found.append((better.trace, worse.trace))
-            if len(found) % 500 == 0:
-                report(f"{len(found)} preferences")
-    out.mkdir(parents=True, exist_ok=True)
-    result = await asyncio.to_thread(
-        train_reward_model,
-        base,
-        found[:pairs],
-        out,
-        seed=seed,
-        epochs=epochs,
-        report=report,
-    )
-    return asdict(result)
-
-
-LEARNED_FROM = "phase IN ('', 'train')"
-"""What a store holds that is no measurement: recorded runs, and what training and `collect` played."""
-
-
-def _measures(trace: Trace) -> bool:
-    """Whether it was played to measure a policy: what is measured on is never learned from."""
-    return trace.scenario is not None and trace.scenario.split not in ("train", "user")
-
-
-def _asked(trace: Trace) -> tuple[str, ...]:
-    """What makes traces comparable: they began with the very same tokens, at the same node, in the same scenario."""
-    first = trace.calls[0]
-    prompt = hashlib.sha256(array("i", first.prompt_ids)).hexdigest()
-    return trace.scenario.id if trace.scenario else "", first.node, prompt
-
-
-_NEUTRAL = {
-    "top_p": 1, "top_k": (0, -1), "min_p": 0, "presence_penalty": 0, "frequency_penalty": 0,
-    "repetition_penalty": 1, "logit_bias": {}, "response_format": {"type": "text"},
-}  # fmt: skip
-
-
-def _bent(call: ModelCall) -> bool:
-    """Whether a call was sampled from another distribution than softmax(logits / temperature), which a trainer computes."""
-    for name, value in call.sampling.items():
-        neutral = _NEUTRAL.get(name, ())
-        if value not in (neutral if isinstance(neutral, tuple) else (neutral,)):
-            return True
-    return False
 
 
 def _clock(run: Path) -> Callable[[], float]:

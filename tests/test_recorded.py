@@ -17,18 +17,19 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from stateset_agents import jobs
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs.mixed import variants
 from stateset_agents.graphs.rollout import converse
-from stateset_agents.jobs import SEED_POLICY, Usable, check_config, recorded_job
+from stateset_agents.jobs import SEED_POLICY, check_config
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Scenario
+from stateset_agents.store_jobs import collect_job, recorded_job
 from stateset_agents.trace import Feedback, ModelCall, Sampling, Trace
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.imitation import calls, parting, rows
 from stateset_agents.trainers.model import load_model
 from stateset_agents.trajectory import Row
+from stateset_agents.usable import Usable
 from tests.small import plain_logprobs
 
 
@@ -37,7 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """64 episodes of the seed policy, in groups of 8."""
     run = tmp_path_factory.mktemp("collected")
     config = check_config({"steps": 2, "groups": 4, "group_size": 8, "max_tokens": 64})
-    summary = asyncio.run(jobs.collect_job(config, run, None, lambda event, values: None))
+    summary = asyncio.run(collect_job(config, run, None, lambda event, values: None))
     assert summary["episodes"] == 64
     assert summary["failed"] == 0
     return run / "traces.db"

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from stateset_agents import jobs
+from stateset_agents import jobs, store_jobs
 from stateset_agents.errors import BadInput, RunBroken
 from stateset_agents.evaluation import paired_gain, wilson
 from stateset_agents.jobs import SEED_POLICY
@@ -160,7 +160,7 @@ def test_a_killed_run_skips_and_repeats_no_scenario(run: Path, tmp_path: Path) -
 async def learn_from(store: Path, folder: Path, **options: Any) -> dict[str, Any]:
     folder.mkdir()
     config = jobs.check_config({"groups": 2, "from_traces": str(store), "log": (), **options})
-    return await jobs.recorded_job(config, folder, lambda line: None)
+    return await store_jobs.recorded_job(config, folder, lambda line: None)
 
 
 async def test_a_store_alone_trains_and_says_what_it_learned_from(

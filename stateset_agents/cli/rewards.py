@@ -227,12 +227,12 @@ def rewards_train(
     """Learn a reward from preferences; use it as `--reward neural:FOLDER`."""
     import asyncio
 
-    from stateset_agents import jobs
+    from stateset_agents import store_jobs
     from stateset_agents.cli.training import _quiet_libraries
 
     _quiet_libraries()
     found = asyncio.run(
-        jobs.reward_model_job(out, store=store, feedback=feedback, pairs=pairs, model=model, epochs=epochs, seed=seed,
+        store_jobs.reward_model_job(out, store=store, feedback=feedback, pairs=pairs, model=model, epochs=epochs, seed=seed,
                               report=lambda line: print(line, flush=True))
     )  # fmt: skip
     print(f"{found['accuracy']:.1%} of {found['held_out']} held-out pairs ranked right")

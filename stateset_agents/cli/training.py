@@ -192,7 +192,7 @@ def _pair(told: str, option: str, *, last: bool) -> tuple[str, str]:
 
 def _from_traces(config: Any, run: Path) -> None:
     """Train on a store's traces, with a line a step."""
-    from stateset_agents import jobs
+    from stateset_agents import store_jobs
 
     def told(line: dict[str, Any]) -> None:
         if "method" in line:
@@ -205,7 +205,7 @@ def _from_traces(config: Any, run: Path) -> None:
             flush=True,
         )
 
-    summary = asyncio.run(jobs.recorded_job(config, run, told))
+    summary = asyncio.run(store_jobs.recorded_job(config, run, told))
     print(f"{summary['method']}: {summary['why']}")
     print(
         f"{summary['steps']} steps on {summary['traces']} traces, {summary['exact']} of them exact"
@@ -236,7 +236,7 @@ def collect(
     out: Annotated[Path | None, typer.Option(help="Where runs are written.")] = None,
 ) -> None:  # fmt: skip
     """Play training scenarios with a policy as it is and keep the episodes, for `train --from-traces`."""
-    from stateset_agents import jobs
+    from stateset_agents import jobs, store_jobs
     from stateset_agents.settings import load_settings
     from stateset_agents.terminal import TrainingView
 
@@ -250,7 +250,7 @@ def collect(
     _quiet_libraries()
     run = jobs.new_run(out or settings.runs)
     with TrainingView() as view:
-        summary = asyncio.run(jobs.collect_job(config, run, adapter, view))
+        summary = asyncio.run(store_jobs.collect_job(config, run, adapter, view))
     print(
         f"{summary['episodes']} episodes, success {summary['success']:.0%}, {summary['tokens_sampled']:,} tokens sampled\n"
         f"learn from them: stateset-agents train --from-traces {run}"
