@@ -244,7 +244,7 @@ class Past:
         self.trace, self.decisions = Trace(model_calls=calls), list(range(len(calls)))
 
     async def fork(self, call: int, sampling: Sampling) -> Trace:
-        raise NotImplementedError
+        raise AssertionError("where to fork is chosen before anything is forked")
 
     def close(self) -> None: ...
 

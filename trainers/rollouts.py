@@ -131,10 +131,10 @@ def decisions(episodes: Sequence[Held], count: int) -> list[tuple[Held, int]]:
         ]
         return sum(others) / len(others) if others else 0.0
 
-    ranked = [
-        sorted((call for call in episode.decisions if call > 0), key=lambda call, place=place: -unsure(place, call))  # type: ignore[misc]
-        for place, episode in enumerate(episodes)
-    ]  # fmt: skip
+    ranked = []
+    for place, episode in enumerate(episodes):
+        later = [(-unsure(place, call), call) for call in episode.decisions if call > 0]
+        ranked.append([call for _, call in sorted(later)])
     in_turn = [
         (episodes[place], calls[rank])
         for rank in range(max(map(len, ranked), default=0))
