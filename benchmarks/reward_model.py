@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from stateset_agents.engines import SEED_POLICY
 from stateset_agents.graphs.mixed import SALAD, pairs, played, variants
-from stateset_agents.jobs import SEED_POLICY
 from stateset_agents.tools.scenarios import ALL_INTENTS, scenarios
 from stateset_agents.trainers.reward_model import NeuralReward, train_reward_model
 

@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
+from stateset_agents.engines import SEED_POLICY
 from stateset_agents.graphs.rollout import converse
-from stateset_agents.jobs import SEED_POLICY
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy import close_connections, connect
 from stateset_agents.scenario import Scenario
-from stateset_agents.server.engine.process import running_engine
+from stateset_agents.server.engine.process import launch
+from stateset_agents.server.supervisor import free_port, supervised
 from stateset_agents.tools.scenarios import scenarios
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.trainers.batches import Batch, Sample, batches
@@ -56,7 +57,8 @@ async def measure(folder: Path) -> tuple[list[tuple[str, str, str]], list[Trace]
         await converse(scenario, Oracle(plan=scenario.plan), Sampling())
     graph = (time.process_time() - began) / len(grouped)
     rows.append(("an episode of the graph without a model", f"{1000 * graph:.1f} ms CPU", ""))
-    async with running_engine(str(SEED_POLICY), log=folder / "engine.log") as url:
+    async with supervised(launch(str(SEED_POLICY), free_port()), folder / "engine.log") as engine:
+        url = engine.url
         await episodes(url, grouped[:8], 8)
         traces, together = await episodes(url, grouped, EPISODES)
         _, alone = await episodes(url, grouped[:8], 1)

@@ -34,7 +34,7 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from stateset_agents.jobs import SEED_POLICY
+from stateset_agents.engines import SEED_POLICY
 from stateset_agents.trainers import tree_attention
 from stateset_agents.trainers.batches import Sample, batches
 from stateset_agents.trainers.config import TrainConfig

@@ -18,7 +18,7 @@ from stateset_agents.graphs.domains import DOMAINS
 from stateset_agents.graphs.ending import ending
 from stateset_agents.graphs.forking import Episode, Point, Points
 from stateset_agents.nodes.customer import CustomerSimulator, simulate
-from stateset_agents.policy import Policy
+from stateset_agents.policy import Policy, reading
 from stateset_agents.scenario import Scenario
 from stateset_agents.tools.backend import Backend
 from stateset_agents.tools.books import books, segment
@@ -57,9 +57,10 @@ async def converse(
     """Play a scenario with the agent whose business it is, or the graph named; a failure is a trace as well.
     `customer` is a chat model to play the customer, in the place of rules; `around` is put around the backend of an
     agent that acts alone. With `texts` each call keeps its messages, which its tokens say as well where it has any."""
-    trace, _ = await _played(
-        scenario, policy, sampling, graph, customer, max_turns, around, texts=texts
-    )
+    with reading(policy, sampling):
+        trace, _ = await _played(
+            scenario, policy, sampling, graph, customer, max_turns, around, texts=texts
+        )
     return trace
 
 
@@ -75,14 +76,16 @@ async def hold(
     """As `converse`, with what it takes to fork the episode at any decision. Close it when that is done."""
 
     async def again(sampling: Sampling, point: Point) -> Trace:
-        trace, _ = await _played(
-            scenario, policy, sampling, graph, customer, max_turns, None, start=point
-        )
+        with reading(policy, sampling):
+            trace, _ = await _played(
+                scenario, policy, sampling, graph, customer, max_turns, None, start=point
+            )
         return trace
 
-    trace, points = await _played(
-        scenario, policy, sampling, graph, customer, max_turns, None, held=True
-    )
+    with reading(policy, sampling):
+        trace, points = await _played(
+            scenario, policy, sampling, graph, customer, max_turns, None, held=True
+        )
     return Episode(trace, points, again)
 
 

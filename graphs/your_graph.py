@@ -12,7 +12,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs.ending import ending
 from stateset_agents.graphs.forking import Episode, Point, Points, checked_world
-from stateset_agents.policy import Policy
+from stateset_agents.policy import Policy, reading
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.keeper import Episode as Calls
@@ -90,7 +90,10 @@ class OwnGraph:
             options["context"] = {"policy": model, **({"world": world} if self.world else {})}
         opening = scenario.customer.opening or next(iter(scenario.customer.user_responses), "")
         given = scenario.input or {"messages": [HumanMessage(opening)]}
-        end = await ending(compiled.ainvoke(given if start is None else None, config, **options))
+        with reading(policy, sampling):
+            end = await ending(
+                compiled.ainvoke(given if start is None else None, config, **options)
+            )
         messages = [m for m in end.state.get("messages", []) if isinstance(m, BaseMessage)]
         changes = getattr(world, "changes", None)
         trace = Trace(

@@ -10,8 +10,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 from rich.console import Console
 
+from stateset_agents.engines import served_policy
 from stateset_agents.graphs import service
-from stateset_agents.jobs import JobConfig, served_policy
+from stateset_agents.jobs import JobConfig
 from stateset_agents.policy import connect
 from stateset_agents.tools.scenarios import scenarios
 from stateset_agents.tools.world import generate
@@ -26,7 +27,7 @@ async def chat_loop(
     scenario = next(itertools.islice(scenarios(seed=seed, split="development"), seed % 5, None))
     shop = generate(scenario.shop_seed, "development").clone()
     with tempfile.TemporaryDirectory() as folder:
-        async with served_policy(config, adapter, Path(folder)) as (url, name):
+        async with served_policy(config, adapter, Path(folder), print, exact=False) as (url, name):
             policy = connect(url, name, exact=False).sampling(
                 Sampling(version=name, temperature=temperature)
             )

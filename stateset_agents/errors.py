@@ -13,6 +13,10 @@ class PolicyUnreachable(StatesetError):
     """The policy server did not answer, or answered something that is not its protocol."""
 
 
+class PolicyRefused(PolicyUnreachable):
+    """The policy server is there and said no: to the key, the model, the adapter or the request."""
+
+
 class ContextFull(StatesetError):
     """The conversation no longer fits into the model's context. The policy's doing, unlike a failure."""
 

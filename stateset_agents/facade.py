@@ -12,8 +12,7 @@ from langchain_core.messages.utils import convert_to_messages
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 
-from stateset_agents import jobs
-from stateset_agents.engine_client import serve_version
+from stateset_agents import engines, jobs
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs import service
 from stateset_agents.graphs.rollout import converse
@@ -27,6 +26,7 @@ from stateset_agents.tools.world import generate
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.config import PROFILES, Profile, TrainConfig
+from stateset_agents.versions import publish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class MultiTurnAgent:
         )
         folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory()))
         self.base_url, self.version = await self._exit.enter_async_context(
-            jobs.policy_server(config, folder)
+            engines.policy_server(config, folder, exact=False)
         )
         self._policy = connect(self.base_url, self.version)
 
@@ -82,7 +82,7 @@ class MultiTurnAgent:
 
     async def serve_adapter(self, name: str, path: Path, before: int = 1) -> None:
         """Answer with the adapter at `path` from now on; so many versions before it stay loaded."""
-        await serve_version(self.base_url, name, path, before)
+        await publish(self.policy.servers, name, path, before)
         self.version, self.adapter = name, path
 
     async def generate_response(self, messages: str | Sequence[dict[str, Any]]) -> str:
@@ -188,7 +188,7 @@ async def train(
             f"{unread[0]}: expected a field of TrainConfig that `train` reads, found another. `stateset-agents train` has them all."
         )
     run = jobs.new_run(Path(output_dir) if output_dir is not None else Path("runs"))
-    path = jobs.model_path(agent.config.model_name)
+    path = engines.model_path(agent.config.model_name)
 
     async def play(scenario: Scenario, sampling: Sampling) -> Trace:
         return await environment.run(agent, scenario, sampling)

@@ -1,9 +1,7 @@
 """Jobs: the wiring of a training run and of an evaluation, for the command line and the server alike."""
 
 import asyncio
-import contextlib
 import functools
-import hashlib
 import importlib
 import inspect
 import itertools
@@ -12,14 +10,14 @@ import math
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.language_models import BaseChatModel
 from pydantic import Field, ValidationError, model_validator
 
-from stateset_agents.engine_client import load_adapter, serve_version, served_models
+from stateset_agents.engines import AWAY_SECONDS, model_path, policy_server, served_policy
 from stateset_agents.errors import BadInput, RunBroken
 from stateset_agents.evaluation import Measurement, measure, paired_gain
 from stateset_agents.graphs import orchestrator
@@ -27,7 +25,7 @@ from stateset_agents.graphs.domains import DOMAINS
 from stateset_agents.graphs.rollout import converse, hold
 from stateset_agents.graphs.your_graph import OwnGraph
 from stateset_agents.nodes.oracle import Oracle
-from stateset_agents.policy import close_connections, connect
+from stateset_agents.policy import connect
 from stateset_agents.reward import Reward, Score, about_of, scorable
 from stateset_agents.rewards import objectives
 from stateset_agents.rewards.cache import CachedReward
@@ -56,8 +54,8 @@ from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.config import ONE, TrainConfig
 from stateset_agents.trainers.limits import COSTS, Limit
 from stateset_agents.usable import LEARNED_FROM, Method, Usable
+from stateset_agents.versions import publish
 
-SEED_POLICY = Path(__file__).parent / "seed_policy"
 GRAPHS = (*DOMAINS, orchestrator.NAME)
 """The shop's own graphs."""
 HELD_OUT_SEED = 90_000
@@ -82,6 +80,15 @@ class JobConfig(TrainConfig):
     """A file; without it scenarios are generated."""
     model: str = "seed"
     base_url: str | None = None
+    """Policy servers that run already, with commas between them; without it an engine is started."""
+    engine: Literal["embedded", "vllm", "auto"] | None = None
+    """Which; the settings' without it."""
+    replicas: int = Field(default=1, ge=1)
+    """How many of it."""
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    max_model_len: int | None = Field(default=None, ge=16)
+    tool_parser: str | None = None
+    """What reads tool calls out of answers: vLLM's name for it; the model's chat template tells, without it."""
     customer: str | None = None
     """NAME@URL of a model that plays the customer, in the place of rules."""
     from_traces: str | None = None
@@ -108,6 +115,11 @@ class JobConfig(TrainConfig):
             raise ValueError(
                 "full: a server of one's own can swap adapters, and not whole models; leave base_url out"
             )
+        started = {"engine", "replicas", "gpu_memory_utilization", "max_model_len", "tool_parser"}
+        if self.base_url and (wrong := sorted(self.model_fields_set & started)):
+            raise ValueError(
+                f"{wrong[0]}: base_url names servers that run already, which do not read it"
+            )
         if self.node_rewards and self.nodes and not set(self.node_rewards) <= set(self.nodes):
             raise ValueError(
                 f"node_rewards: expected nodes that train, found {sorted(self.node_rewards)}"
@@ -130,7 +142,7 @@ class JobConfig(TrainConfig):
 
 
 PLAYED = {
-    "graph", "world", "scenarios", "base_url", "customer", "held_out", "held_out_seed", "eval_every", "group_size", "forks", "temperature",
+    "graph", "world", "scenarios", "base_url", "engine", "replicas", "gpu_memory_utilization", "max_model_len", "tool_parser", "customer", "held_out", "held_out_seed", "eval_every", "group_size", "forks", "temperature",
     "max_tokens", "concurrency", "staleness", "resample", "auto_adjust", "early_stopping", "patience", "kl_target", "shuffle_rewards",
     "warm_start", "warm_traces",
 }  # fmt: skip
@@ -148,11 +160,6 @@ def check_config(values: dict[str, Any]) -> JobConfig:
             raise BadInput(f"--{name.replace('_', '-')}: {told}.") from None
         name = str(first["loc"][0]).replace("_", "-")
         raise BadInput(f"--{name}: {first['msg']}, found {first['input']!r}.") from None
-
-
-def model_path(model: str) -> str:
-    """`seed` is the policy that ships with the package; anything else is a path or a hub name."""
-    return str(SEED_POLICY) if model == "seed" else model
 
 
 def load_object(name: str, what: str) -> Any:
@@ -352,27 +359,6 @@ def find_scenarios(
     return training, held_out[: config.held_out]
 
 
-@contextlib.asynccontextmanager
-async def policy_server(config: JobConfig, run: Path) -> AsyncIterator[tuple[str, str]]:
-    """The policy's base URL and its base model's name: an external server's, or the embedded engine's."""
-    if config.base_url is not None:
-        names = await served_models(config.base_url)
-        try:
-            yield config.base_url, names[0]
-        finally:
-            await close_connections()
-        return
-    from stateset_agents.server.engine.process import running_engine  # needs torch's packages
-
-    path = model_path(config.model)
-    slots = config.concurrency + config.concurrency // 2
-    async with running_engine(path, log=run / "engine.log", slots=slots) as url:
-        try:
-            yield url, "policy"
-        finally:
-            await close_connections()
-
-
 async def evaluate(
     scenarios: Sequence[Scenario],
     rollout: RolloutWith,
@@ -388,7 +374,7 @@ async def evaluate(
     versions: dict[str, str] | None = None,
 ) -> Measurement:
     """Play every scenario once and sum up."""
-    policy = connect(base_url, version)
+    policy = connect(base_url, version, patience=AWAY_SECONDS)
     gate = asyncio.Semaphore(config.concurrency)
 
     async def one(number: int, scenario: Scenario) -> Trace:
@@ -430,6 +416,10 @@ def new_run(root: Path) -> Path:
     raise AssertionError
 
 
+def _told(report: Report) -> Callable[[str], None]:
+    return lambda told: report("engine", {"told": told})
+
+
 def find_node_rewards(config: JobConfig) -> dict[str, Reward]:
     """Rewards of their own, by node."""
     return {node: find_reward(name) for node, name in config.node_rewards.items()}
@@ -467,7 +457,7 @@ async def _warm(
             run=run / "warm", config=config, report=lambda line: None,
         )  # fmt: skip
         (run / "warm" / "done").touch()
-    await serve_version(url, version(run, 0), place)
+    await publish(connect(url, base_name).servers, version(run, 0), place)
     return place, version(run, 0)
 
 
@@ -528,7 +518,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
     tokenizer = AutoTokenizer.from_pretrained(model_path(config.model))
     with TraceStore(run / "traces.db") as store:
-        async with policy_server(config, run) as (url, base_name):
+        async with policy_server(config, run, _told(report)) as (url, base_name):
             report("start", {"training": len(training), "held_out": len(held_out), "run": run})
 
             async def measured(
@@ -552,7 +542,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
 
             before = await measured("before", base_name, config.temperature)
             greedy_before = await measured("greedy_before", base_name, 0.0)
-            policy = connect(url, base_name)
+            policy = connect(url, base_name, patience=AWAY_SECONDS)
 
             async def play(scenario: Scenario, sampling: Sampling) -> Trace:
                 return await rollout(scenario, policy, sampling)
@@ -585,9 +575,9 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
                     }
                 }
 
-            async def publish(version: str, path: Path, before: int) -> None:
+            async def serve(version: str, path: Path, before: int) -> None:
                 clock()
-                await serve_version(url, version, path, before)
+                await publish(policy.servers, version, path, before)
 
             warm, warm_name = await _warm(config, run, tokenizer, reward, url, base_name, report)
             report("train", {"steps": config.steps, "tokens_max": config.max_tokens})
@@ -602,7 +592,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
                 reward=reward,
                 node_rewards=find_node_rewards(config),
                 limits=find_limits(config),
-                publish=publish,
+                publish=serve,
                 store=store,
                 run=run,
                 config=config.model_copy(update={"groups": min(config.groups, len(training))}),
@@ -688,41 +678,6 @@ def _pairs(before: Measurement, after: Measurement) -> tuple[list[float], list[f
     return [a for a, _ in both], [b for _, b in both]
 
 
-def find_adapter(policy: Path) -> Path:
-    """The adapter of a run's folder, or an adapter's own folder, or the weights of a run that trained all. Raises BadInput."""
-    for candidate in (policy / "adapter", policy):
-        if any(
-            (candidate / name).is_file() for name in ("adapter_config.json", "model.safetensors")
-        ):
-            return candidate.resolve()
-    several = sorted(path.parent.name for path in policy.glob("adapter/*/adapter_config.json"))
-    if several:
-        raise BadInput(
-            f"Expected one adapter at {str(policy)!r}, found {', '.join(several)}, each for nodes of its own. Name one: "
-            f"{policy / 'adapter' / several[0]}."
-        )
-    raise BadInput(
-        f"Expected a run or a PEFT adapter at {str(policy)!r}, found no adapter_config.json there."
-    )
-
-
-@contextlib.asynccontextmanager
-async def served_policy(
-    config: JobConfig, adapter: Path | None, folder: Path
-) -> AsyncIterator[tuple[str, str]]:
-    """Like `policy_server`, with an adapter loaded: its URL and the name to ask for."""
-    async with policy_server(config, folder) as (url, base_name):
-        if adapter is None:
-            yield url, base_name
-            return
-        files = [adapter / name for name in ("adapter_model.safetensors", "model.safetensors")]
-        weights = next(file for file in files if file.is_file()).read_bytes()
-        name = f"policy-{hashlib.sha256(weights).hexdigest()[:12]}"
-        if name not in await served_models(url):
-            await load_adapter(url, name, adapter)
-        yield url, name
-
-
 async def evaluate_job(
     config: JobConfig, run: Path, adapter: Path | None, temperature: float, report: Report
 ) -> Measurement:
@@ -732,7 +687,7 @@ async def evaluate_job(
     _, held_out = find_scenarios(config, only_measured=True)
     (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
     with TraceStore(run / "traces.db") as store:
-        async with served_policy(config, adapter, run) as (url, name):
+        async with served_policy(config, adapter, run, _told(report)) as (url, name):
             report("start", {"training": 0, "held_out": len(held_out), "run": run})
             report("measure", {"phase": "before", "episodes": len(held_out)})
             result = await evaluate(

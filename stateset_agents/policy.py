@@ -4,27 +4,30 @@ Token ids and log-probabilities never enter messages, graph state or checkpoints
 response until a recorder fetches them.
 """
 
-import asyncio
+import contextlib
 import itertools
 import random
-import weakref
+import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-import openai
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
-from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import BaseMessage
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables.config import ensure_config
 from langchain_openai import ChatOpenAI
 from pydantic import Field, SecretStr
 
-from stateset_agents.errors import ContextFull, PolicyUnreachable
+from stateset_agents import token_in
+from stateset_agents.errors import PolicyRefused
+from stateset_agents.servers import Servers, close_connections, servers_at
+from stateset_agents.settings import load_settings
 from stateset_agents.trace import Sampling, agent_of
+
+__all__ = ["Policy", "Sampled", "close_connections", "connect", "fetch", "leave", "reading"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,8 @@ class Sampled:
     sampled_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: str
+    tries: int = 1
+    """How often the call was sent before this answer came."""
 
 
 WAITING = 4096
@@ -58,18 +63,22 @@ def fetch(response_id: str) -> Sampled | None:
     return _waiting.pop(response_id, None)
 
 
-_sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = (
-    weakref.WeakKeyDictionary()
-)
-
-
 class Policy(ChatOpenAI):
     """A served policy. Invoked or streamed, sync or async, bound to tools or not, it asks for the ids and
     log-probabilities of what it samples, and leaves them for the recorder.
 
-    Async calls that are not streamed go over one pooled connection per event loop: the official
-    client takes about 8 ms of CPU a call, which is more than a small engine takes to answer.
+    Async calls go to the servers' pooled connections: the official client takes about 8 ms of CPU a
+    call, which is more than a small engine takes to answer, and knows one server alone.
     """
+
+    servers: Servers = Field(exclude=True)
+    """Who is asked."""
+    patience: float = 0.0
+    """For how many seconds a call is tried again while servers are away."""
+    token_in: bool = True
+    """Whether a later call of a conversation is sent as the ids of the one before it and what was added."""
+    session: str = ""
+    """A conversation's mark: its calls go to one server, whose cache knows it."""
 
     exact: bool = True
     """Whether to ask for token ids: an engine decodes every token for them."""
@@ -88,6 +97,7 @@ class Policy(ChatOpenAI):
                 "seed": sampling.seed,
                 "versions": sampling.versions,
                 "calls": itertools.count(),
+                "session": uuid.uuid4().hex,
             }
         )
 
@@ -122,39 +132,66 @@ class Policy(ChatOpenAI):
         payload = self._get_request_payload(messages, stop=stop, **kwargs)
         if "response_format" in payload or self._use_responses_api(payload):
             return await super()._agenerate(messages, stop, run_manager, **kwargs)
-        payload |= payload.pop("extra_body", None) or {}
-        answer = await self._post(payload)
-        return self._create_chat_result(answer)
-
-    async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
-        try:
-            async for chunk in super()._astream(*args, **kwargs):
-                yield chunk
-        except openai.APIError as error:
-            status = getattr(error, "status_code", type(error).__name__)
-            raise _problem(str(self.openai_api_base), status, error.message) from error
-
-    async def _post(self, payload: dict[str, Any]) -> dict[str, Any]:
-        key = self.openai_api_key
-        headers = (
-            {"Authorization": f"Bearer {key.get_secret_value()}"}
-            if isinstance(key, SecretStr)
-            else {}
+        body, session = await self._body(messages, payload)
+        answer, sent = await self.servers.post(
+            "/chat/completions", body, session=session, patience=self.patience
         )
-        where = f"{str(self.openai_api_base).rstrip('/')}/chat/completions"
-        try:
-            async with _session().post(where, json=payload, headers=headers) as response:
-                body = await response.json(content_type=None)
-                if response.status == 200 and isinstance(body, dict) and "choices" in body:
-                    return body
-                error = body.get("error") if isinstance(body, dict) else None
-                reason = error.get("message") if isinstance(error, dict) else str(body)[:200]
-                raise _problem(where, response.status, reason)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise PolicyUnreachable(
-                f"Expected a policy at {where}, found {type(error).__name__}: {error}. "
-                "Start one with `stateset-agents policy serve`, or give --base-url."
-            ) from error
+        return self._create_chat_result({**answer, "tries": sent.tries})
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        *,
+        stream_usage: bool | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        kwargs["stream"] = True
+        if self._should_stream_usage(stream_usage, **kwargs):
+            kwargs["stream_options"] = {"include_usage": True}
+        payload = self._get_request_payload(messages, stop=stop, **kwargs)
+        body, session = await self._body(messages, payload)
+        kind: type = AIMessageChunk
+        events = self.servers.stream(
+            "/chat/completions", body, session=session, patience=self.patience
+        )
+        async with contextlib.aclosing(events):
+            async for event in events:
+                made = self._convert_chunk_to_generation_chunk(event, kind, {})
+                if made is None:
+                    continue
+                kind = made.message.__class__
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(made.text, chunk=made)
+                yield made
+
+    async def _body(
+        self, messages: Sequence[BaseMessage], payload: dict[str, Any]
+    ) -> tuple[dict[str, Any], str]:
+        """What is sent, and the conversation's mark. A call that goes on from one of ours carries its prompt as ids."""
+        body = payload | (payload.pop("extra_body", None) or {})
+        about = ensure_config().get("metadata") or {}
+        session = self.session or str(about.get("thread_id") or "")
+        spoken = token_in.before(messages, payload) if self.exact and self.token_in else None
+        if spoken is not None and self.servers.tokenizes:
+            asked = {
+                "model": body["model"],
+                "messages": body["messages"],
+                "tools": body.get("tools"),
+            }
+            try:
+                rendered, _ = await self.servers.post(
+                    "/tokenize", asked, session=session, patience=self.patience
+                )
+                prompt = token_in.extended(spoken, rendered["tokens"])
+            except (
+                PolicyRefused
+            ):  # a server without it, or messages that it says no to where they are sent
+                self.servers.tokenizes, prompt = False, None
+            if prompt is not None:
+                body["kv_transfer_params"] = {"prompt_token_ids": prompt}
+        return body, session
 
     def _create_chat_result(
         self, response: Any, generation_info: dict[str, Any] | None = None
@@ -166,7 +203,12 @@ class Policy(ChatOpenAI):
             if generation.generation_info:
                 generation.generation_info.pop("logprobs", None)
         if self.exact:
-            leave(sampled(raw))
+            tokens = sampled(raw)
+            leave(tokens)
+            token_in.remember(
+                tokens.response_id, raw["choices"][0]["message"], tokens.prompt_ids, tokens.sampled_ids,
+                tokens.finish_reason,
+            )  # fmt: skip
         return result
 
     def _convert_chunk_to_generation_chunk(
@@ -181,7 +223,12 @@ class Policy(ChatOpenAI):
             pieces.append(chunk)
             # Of several choices every one has an end; what comes after the first is under an id that is taken.
             if chunk["choices"][0].get("finish_reason"):
-                leave(joined(_streams.pop(chunk["id"])))
+                pieces = _streams.pop(chunk["id"])
+                tokens = joined(pieces)
+                leave(tokens)
+                token_in.remember(
+                    tokens.response_id, _message(pieces), tokens.prompt_ids, tokens.sampled_ids, tokens.finish_reason
+                )  # fmt: skip
             while len(_streams) > WAITING:  # streams that nobody read to their end
                 del _streams[next(iter(_streams))]
         made = super()._convert_chunk_to_generation_chunk(
@@ -196,11 +243,21 @@ class Policy(ChatOpenAI):
         return made
 
 
-def _problem(where: str, status: int | str, reason: object) -> ContextFull | PolicyUnreachable:
-    """What a server's refusal means here."""
-    if status == 400 and "maximum context length" in str(reason):
-        return ContextFull(str(reason))
-    return PolicyUnreachable(f"Expected an answer from {where}, found {status}: {reason}")
+def _message(chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The assistant message that a stream was."""
+    text, calls = "", dict[int, dict[str, str]]()
+    for chunk in chunks:
+        delta = chunk["choices"][0].get("delta") or {}
+        text += delta.get("content") or ""
+        for part in delta.get("tool_calls") or ():
+            call = calls.setdefault(part["index"], {"name": "", "arguments": ""})
+            function = part.get("function") or {}
+            call["name"] += function.get("name") or ""
+            call["arguments"] += function.get("arguments") or ""
+    return {
+        "content": text,
+        "tool_calls": [{"function": call} for _, call in sorted(calls.items())],
+    }
 
 
 def sampled(raw: dict[str, Any], index: int = 0) -> Sampled:
@@ -215,6 +272,7 @@ def sampled(raw: dict[str, Any], index: int = 0) -> Sampled:
         sampled_ids=tuple(choice.get("token_ids") or ()),
         logprobs=tuple(entry["logprob"] for entry in entries),
         finish_reason=choice.get("finish_reason") or "",
+        tries=raw.get("tries") or 1,
     )
 
 
@@ -236,34 +294,37 @@ def joined(chunks: Sequence[dict[str, Any]]) -> Sampled:
     )
 
 
-def connect(base_url: str, model: str, *, api_key: str = "EMPTY", exact: bool = True) -> Policy:
-    """A token-exact policy at an OpenAI-compatible URL that ends in `/v1`."""
+def connect(
+    base_url: str,
+    model: str,
+    *,
+    api_key: str | None = None,
+    exact: bool = True,
+    patience: float = 0.0,
+) -> Policy:
+    """A token-exact policy at an OpenAI-compatible URL that ends in `/v1`, or at several with commas between them. Without a
+    key, STATESET_POLICY_KEY is sent where it is set. `patience`: for how many seconds a call is tried again while servers are away."""
+    if api_key is None:
+        settings = load_settings()
+        api_key = settings.policy_key.get_secret_value() if settings.policy_key else ""
+    servers = servers_at(base_url, api_key)
     return Policy(
         model=model,
-        base_url=base_url,
-        api_key=SecretStr(api_key),
+        base_url=servers.urls[0],
+        api_key=SecretStr(api_key or "EMPTY"),
         max_retries=0,
         disable_streaming=True,
         exact=exact,
+        servers=servers,
+        patience=patience,
     )
 
 
-def _session() -> aiohttp.ClientSession:
-    loop = asyncio.get_running_loop()
-    session = _sessions.get(loop)
-    if session is None or session.closed:
-        session = aiohttp.ClientSession(
-            # Uvicorn, and so vLLM, closes a connection that was idle for five seconds. We close it
-            # first: a request that meets the server's closing is lost, and may not be sent twice.
-            connector=aiohttp.TCPConnector(limit=256, keepalive_timeout=2),
-            timeout=aiohttp.ClientTimeout(total=120, sock_connect=10),
-        )
-        _sessions[loop] = session
-    return session
-
-
-async def close_connections() -> None:
-    """Close this event loop's pooled connections."""
-    session = _sessions.pop(asyncio.get_running_loop(), None)
-    if session is not None:
-        await session.close()
+@contextlib.contextmanager
+def reading(policy: BaseChatModel, sampling: Sampling) -> Iterator[None]:
+    """While an episode runs: the versions it asks for stay served."""
+    if not isinstance(policy, Policy):
+        yield
+        return
+    with policy.servers.reading({sampling.version, *sampling.versions.values()}):
+        yield

@@ -5,10 +5,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from stateset_agents.engines import find_adapter, served_policy
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs import replay
 from stateset_agents.graphs.replay import Swap, counterfactual
-from stateset_agents.jobs import check_config, find_adapter, load_object, served_policy
+from stateset_agents.jobs import check_config, load_object
 from stateset_agents.policy import connect
 from stateset_agents.settings import load_settings
 from stateset_agents.trace import Trace

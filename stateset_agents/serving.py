@@ -11,14 +11,15 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from stateset_agents.engines import served_policy
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs import agent, orchestrator
 from stateset_agents.graphs.domains import DOMAINS
-from stateset_agents.jobs import GRAPHS, JobConfig, served_policy
+from stateset_agents.jobs import GRAPHS, JobConfig
 from stateset_agents.policy import Policy, connect
 from stateset_agents.server.app import Served, build
 from stateset_agents.server.conversations import Conversations, kept_in
-from stateset_agents.server.engine.process import port_is_free
+from stateset_agents.server.supervisor import port_is_free
 from stateset_agents.tools.database import Database
 from stateset_agents.tools.rules import Rule
 from stateset_agents.traces.keeper import Keeper
@@ -112,7 +113,10 @@ async def serve_graph(
         async with (
             kept_in(state) as conversations,
             _recording(traces) as keeper,
-            served_policy(config, adapter, Path(folder)) as (url, name),
+            served_policy(config, adapter, Path(folder), print, exact=traces is not None) as (
+                url,
+                name,
+            ),
         ):
             app = service_app(
                 shop, url, name, key=key, graph=config.graph, rules=rules, guard=guard,

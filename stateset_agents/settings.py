@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError
@@ -32,7 +32,13 @@ class Settings(BaseSettings):
     """And cost."""
     judge_concurrency: int = Field(default=8, ge=1)
     base_url: str | None = None
-    """An OpenAI-compatible policy server; without it the embedded engine is started."""
+    """An OpenAI-compatible policy server, or several with commas between them; without it one is started (`engine`)."""
+    policy_key: SecretStr | None = None
+    """The policy server's key."""
+    engine: Literal["embedded", "vllm", "auto"] = "embedded"
+    """What serves the policy: `auto` is vLLM where it is installed."""
+    vllm: Path = Path(".venv-vllm")
+    """The environment that vLLM is installed in (`policy install-vllm`)."""
 
 
 def load_settings() -> Settings:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from stateset_agents.engines import AWAY_SECONDS, model_path, served_policy
 from stateset_agents.errors import BadInput
 from stateset_agents.evaluation import measure
 from stateset_agents.graphs.mixed import pairs as mixed_pairs
@@ -21,8 +22,6 @@ from stateset_agents.jobs import (
     find_rollout,
     find_scenarios,
     link_weights,
-    model_path,
-    served_policy,
 )
 from stateset_agents.policy import connect
 from stateset_agents.reward import Score
@@ -55,8 +54,10 @@ async def collect_job(
     scores: list[Score | None] = []
     traces: list[Trace] = []
     with TraceStore(run / "traces.db") as store:
-        async with served_policy(config, adapter, run) as (url, name):
-            policy = connect(url, name)
+        async with served_policy(
+            config, adapter, run, lambda told: report("engine", {"told": told})
+        ) as (url, name):
+            policy = connect(url, name, patience=AWAY_SECONDS)
             player = Player(
                 lambda scenario, sampling: play_with(scenario, policy, sampling),
                 lambda scenario, sampling: hold_with(scenario, policy, sampling),

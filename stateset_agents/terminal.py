@@ -68,6 +68,8 @@ class TrainingView:
                     f"[bold]{values['training']}[/] training and [bold]{values['held_out']}[/] "
                     f"held-out scenarios; results in {values['run']}"
                 )
+            case "engine":
+                self.console.print(f"[dim]{values['told']}[/]")
             case "measure":
                 self._next(PHASES[values["phase"]], values["episodes"])
             case "collect":

@@ -88,6 +88,8 @@ class ModelCall(Frozen):
     sampling: dict[str, Any] = Field(default_factory=dict)
     """What else the request said of how to sample, such as `top_p`."""
     seconds: float = 0.0
+    tries: int = 1
+    """How often it was sent: more than once where a server was away. The tokens are those of the one answer that came."""
     error: str | None = None
     sealed: str = ""
     """Its tokens, encrypted, where they would tell what was redacted."""

@@ -6,6 +6,7 @@ import os
 import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ import pytest
 os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from stateset_agents.jobs import SEED_POLICY
+from stateset_agents.engines import SEED_POLICY
 from stateset_agents.policy import close_connections
 from stateset_agents.scenario import Scenario
-from stateset_agents.server.engine.process import running_engine
+from stateset_agents.server.engine import process as embedded
+from stateset_agents.server.supervisor import Launch, Supervised, free_port, supervised
+from stateset_agents.server.vllm import process as vllm
+from stateset_agents.settings import load_settings
 from stateset_agents.tools.postgres import PostgresShop
 from stateset_agents.tools.scenarios import scenarios
 from stateset_agents.tools.world import generate
@@ -60,17 +64,56 @@ def postgres_shop(postgres_url: str) -> Iterator[PostgresShop]:
     shop.close()
 
 
-@pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The base URL of an embedded engine with the seed policy; one for all tests."""
-    log = Path(tmp_path_factory.mktemp("engine")) / "engine.log"
+@contextmanager
+def held(launch: Launch, log: Path) -> Iterator[Supervised]:
+    """A policy server for as long as the block runs, watched by a loop in a thread of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    server = running_engine(str(SEED_POLICY), log=log)
-    url = asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(120)
-    yield url
-    asyncio.run_coroutine_threadsafe(server.__aexit__(None, None, None), loop).result(30)
+    server = supervised(launch, log)
+    running = asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(
+        launch.seconds + 30
+    )
+    yield running
+    asyncio.run_coroutine_threadsafe(server.__aexit__(None, None, None), loop).result(60)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of an embedded engine with the seed policy; one for all tests."""
+    log = tmp_path_factory.mktemp("engine") / "engine.log"
+    with held(embedded.launch(str(SEED_POLICY), free_port()), log) as running:
+        yield running.url
+
+
+@pytest.fixture(scope="session")
+def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
+    """A real vLLM with the seed policy; one for all tests."""
+    environment = load_settings().vllm
+    if not vllm.installed(environment):
+        # Where it is said that a server must be there (CI), its absence is a failure and no skip.
+        assert not os.environ.get("STATESET_TEST_NO_SKIPS"), "no vLLM: run `make vllm`"
+        pytest.skip("no vLLM on this machine: `make vllm` builds its environment")
+    folder = tmp_path_factory.mktemp("vllm")
+    launch = vllm.launch(
+        str(SEED_POLICY), free_port(), python=vllm.find_python(environment), folder=folder
+    )
+    with held(launch, folder / "engine.log") as running:
+        yield running
+
+
+@pytest.fixture(params=["embedded", "vllm"])
+def served(request: pytest.FixtureRequest) -> str:
+    """The base URL of each engine in turn."""
+    if request.param == "embedded":
+        url: str = request.getfixturevalue("engine")
+        return url
+    if found := os.environ.get(
+        "STATESET_TEST_VLLM"
+    ):  # one that runs already, while a test is written
+        return found
+    running: Supervised = request.getfixturevalue("vllm_server")
+    return running.url

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from stateset_agents.jobs import SEED_POLICY
+from stateset_agents.engines import SEED_POLICY
 from stateset_agents.trainers import tree_attention
 from stateset_agents.trainers.batches import Sample
 from stateset_agents.trainers.config import TrainConfig

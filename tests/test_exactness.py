@@ -14,8 +14,8 @@ from langchain_core.messages import HumanMessage
 from langgraph.graph import START, MessagesState, StateGraph
 from transformers import AutoTokenizer
 
+from stateset_agents.engines import SEED_POLICY
 from stateset_agents.errors import NotExact
-from stateset_agents.jobs import SEED_POLICY
 from stateset_agents.policy import connect
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.traces.recorder import record

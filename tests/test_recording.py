@@ -8,9 +8,9 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 from transformers import AutoTokenizer
 
+from stateset_agents.engines import SEED_POLICY
 from stateset_agents.graphs.rollout import converse
 from stateset_agents.graphs.your_graph import OwnGraph
-from stateset_agents.jobs import SEED_POLICY
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy import connect
 from stateset_agents.scenario import Act, Scenario

@@ -19,7 +19,7 @@ from stateset_agents.graphs import service
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Scenario
 from stateset_agents.server.app import Served, build
-from stateset_agents.server.engine.process import free_port
+from stateset_agents.server.supervisor import free_port
 from stateset_agents.serving import service_app
 from stateset_agents.tools.replies import reply
 from stateset_agents.tools.shop import Shop

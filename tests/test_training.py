@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from stateset_agents import jobs, store_jobs
+from stateset_agents.engines import SEED_POLICY
 from stateset_agents.errors import BadInput, RunBroken
 from stateset_agents.evaluation import paired_gain, wilson
-from stateset_agents.jobs import SEED_POLICY
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.traces.verification import problems
 from stateset_agents.trajectory import trajectory

@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-import threading
 
 import torch
 import uvicorn
@@ -24,7 +23,6 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--slots", type=int, default=96)
     parser.add_argument("--max-model-len", type=int, default=2048)
-    parser.add_argument("--with-parent", action="store_true", help="end when standard input closes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     try:
@@ -40,18 +38,14 @@ def main() -> int:
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
-    if options.with_parent:
-        threading.Thread(target=_until_parent_ends, daemon=True).start()
     uvicorn.run(
-        build(engine), host=options.host, port=options.port, log_level="warning", access_log=False
+        build(engine, key=os.environ.get("STATESET_POLICY_KEY")),
+        host=options.host,
+        port=options.port,
+        log_level="warning",
+        access_log=False,
     )
     return 0
-
-
-def _until_parent_ends() -> None:
-    """A killed parent closes our standard input; no engine outlives its run."""
-    sys.stdin.buffer.read()
-    os._exit(0)
 
 
 if __name__ == "__main__":

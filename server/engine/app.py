@@ -100,13 +100,27 @@ class Engine:
             top_k=int(number(body, "top_k", 0, -1, 1e6)),
             max_tokens=min(int(number(body, limit, room, 1, 1e9)), room),
             seed=None if body.get("seed") is None else int(seed),
+            top=int(number(body, "top_logprobs", 0, 0, 20)),
             stop_ids=frozenset() if body.get("ignore_eos") else self.stop_ids,
             stop=(lambda ids: _any_in(self.text(ids), stops)) if stops else None,
+            stops=tuple(stops),
             notify=lambda request: None,
         )
 
     def text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def said(self, request: batcher.Request, count: int | None = None) -> str:
+        """The text of an answer, or of its first tokens, up to a word that ends it; of one under way, what surely is not its beginning."""
+        text = self.text(request.ids[:count])
+        found = [text.index(stop) for stop in request.stops if stop in text]
+        if found:
+            return text[: min(found)]
+        if count is not None:
+            for stop in request.stops:
+                kept = next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
+                text = text[: len(text) - kept]
+        return text
 
     async def steps(self, request: batcher.Request) -> AsyncIterator[int]:
         """Yields the number of tokens so far, last when the request has ended."""
@@ -139,7 +153,7 @@ class Engine:
         await while_connected(client, sample())
 
 
-def build(engine: Engine) -> FastAPI:
+def build(engine: Engine, key: str | None = None) -> FastAPI:
     """The application around an engine."""
 
     @asynccontextmanager
@@ -148,7 +162,7 @@ def build(engine: Engine) -> FastAPI:
         engine.batcher.close()
 
     app = FastAPI(title="stateset-agents policy engine", lifespan=lifespan)
-    install(app, key=None)
+    install(app, key=key)
 
     @app.get("/health")
     async def health() -> Response:
@@ -168,13 +182,19 @@ def build(engine: Engine) -> FastAPI:
         ]  # fmt: skip
         return JSONResponse({"object": "list", "data": data})
 
-    @app.get("/stats")
-    async def stats() -> Response:
+    @app.get("/metrics")
+    async def metrics() -> Response:
         work = engine.batcher
-        return JSONResponse(
-            {"tokens_sampled": work.tokens_sampled, "tokens_computed": work.tokens_computed,
-             "tokens_cached": work.tokens_cached, "running": len(work.running)}
-        )  # fmt: skip
+        counts = {
+            "num_requests_running": len(work.running),
+            "num_requests_waiting": len(work.backlog) + work.waiting.qsize(),
+            "generation_tokens_total": work.tokens_sampled,
+            "prefix_cache_queries_total": work.tokens_prompted,
+            "prefix_cache_hits_total": work.tokens_cached,
+        }
+        label = f'{{model_name="{engine.name}"}}'
+        lines = "".join(f"vllm:{name}{label} {value}\n" for name, value in counts.items())
+        return Response(lines, media_type="text/plain; version=0.0.4")
 
     @app.post("/v1/load_lora_adapter")
     async def load(request: Request) -> Response:
@@ -191,29 +211,27 @@ def build(engine: Engine) -> FastAPI:
         engine.unload(name)
         return Response(f"Success: LoRA adapter '{name}' removed successfully.")
 
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        body = await body_of(request)
+        try:
+            ids = protocol.render(engine.tokenizer, messages_of(body), body.get("tools"))
+        except BadInput as error:
+            raise Refusal(400, str(error), "invalid_value", param="messages") from None
+        return JSONResponse({"count": len(ids), "max_model_len": engine.length, "tokens": ids})
+
     @app.post("/v1/completions")
     async def complete(request: Request) -> Response:
         body = await body_of(request)
         prompt = body.get("prompt")
         if isinstance(prompt, str):
             prompt = engine.tokenizer.encode(prompt, add_special_tokens=False)
-        size = len(engine.tokenizer)
-        if (
-            not isinstance(prompt, list)
-            or not prompt
-            or not all(isinstance(i, int) and 0 <= i < size for i in prompt)
-        ):
-            raise Refusal(
-                400,
-                f"prompt: expected text or token ids from 0 to {size - 1}.",
-                "invalid_value",
-                param="prompt",
-            )
+        prompt = _ids(engine, prompt, "prompt")
         sampling = engine.request({"max_tokens": 16, **body}, prompt)
         await engine.run(sampling, request)
         choice: dict[str, Any] = {
             "index": 0,
-            "text": engine.text(sampling.ids),
+            "text": engine.said(sampling),
             "finish_reason": sampling.finish_reason,
             "logprobs": None,
         }
@@ -230,7 +248,9 @@ def build(engine: Engine) -> FastAPI:
     async def chat(request: Request) -> Response:
         body = await body_of(request)
         try:
-            prompt = protocol.render(engine.tokenizer, messages_of(body), body.get("tools"))
+            prompt = _given(engine, body) or protocol.render(
+                engine.tokenizer, messages_of(body), body.get("tools")
+            )
         except BadInput as error:
             raise Refusal(400, str(error), "invalid_value", param="messages") from None
         sampling = engine.request(body, prompt)
@@ -240,7 +260,7 @@ def build(engine: Engine) -> FastAPI:
                 _stream(engine, sampling, body), media_type="text/event-stream"
             )
         await engine.run(sampling, request)
-        text, calls = protocol.read_answer(engine.text(sampling.ids))
+        text, calls = protocol.read_answer(engine.said(sampling))
         message: dict[str, Any] = {"role": "assistant", "content": text, "tool_calls": calls}
         choice: dict[str, Any] = {
             "index": 0,
@@ -259,6 +279,29 @@ def build(engine: Engine) -> FastAPI:
     return app
 
 
+def _ids(engine: Engine, ids: Any, param: str) -> list[int]:
+    size = len(engine.tokenizer)
+    if (
+        not isinstance(ids, list)
+        or not ids
+        or not all(type(i) is int and 0 <= i < size for i in ids)
+    ):
+        raise Refusal(
+            400,
+            f"{param}: expected text or token ids from 0 to {size - 1}.",
+            "invalid_value",
+            param=param,
+        )
+    return ids
+
+
+def _given(engine: Engine, body: dict[str, Any]) -> list[int] | None:
+    """The prompt as ids, where a call brings it beside its messages: a field of vLLM's."""
+    given = body.get("kv_transfer_params")
+    ids = given.get("prompt_token_ids") if isinstance(given, dict) else None
+    return None if ids is None else _ids(engine, ids, "kv_transfer_params.prompt_token_ids")
+
+
 def _any_in(text: str, stops: list[str]) -> bool:
     return any(stop in text for stop in stops)
 
@@ -268,10 +311,17 @@ def _entries(
 ) -> list[dict[str, Any]]:
     # Cut to the same length: the batcher's thread may be adding the next token to one of them.
     sampled = zip(request.ids[start:end], request.logprobs[start:end], strict=True)
-    return [
-        {"token": engine.tokenizer.decode([token]), "logprob": logprob, "bytes": None, "top_logprobs": []}
-        for token, logprob in sampled
-    ]  # fmt: skip
+    entries = [_entry(engine, token, logprob) for token, logprob in sampled]
+    for entry, likeliest in zip(entries, request.likeliest[start:end], strict=False):
+        entry["top_logprobs"] = [_entry(engine, token, logprob) for token, logprob in likeliest]
+    for entry in entries:
+        entry.setdefault("top_logprobs", [])
+    return entries
+
+
+def _entry(engine: Engine, token: int, logprob: float) -> dict[str, Any]:
+    text = engine.tokenizer.decode([token])
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
 def _usage(request: batcher.Request) -> dict[str, Any]:
@@ -324,7 +374,7 @@ async def _stream(
         async for count in engine.steps(request):
             if request.finish_reason is not None:
                 continue
-            text = protocol.visible(engine.text(request.ids[:count]))
+            text = protocol.visible(engine.said(request, count))
             if len(text) > sent and not text.endswith("\ufffd"):
                 yield chunk({"content": text[sent:]}, upto=count)
                 sent = len(text)
@@ -332,7 +382,7 @@ async def _stream(
         yield event({"error": refusal.error})
         yield event("[DONE]")
         return
-    said, calls = protocol.read_answer(engine.text(request.ids))
+    said, calls = protocol.read_answer(engine.said(request))
     if len(said or "") > sent:
         yield chunk({"content": (said or "")[sent:]})
     for index, call in enumerate(calls):

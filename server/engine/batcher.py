@@ -37,9 +37,15 @@ class Request:
     notify: Callable[["Request"], None]
     """Called in the engine's thread after every token if `stream`, and at the end."""
     stop: Callable[[list[int]], bool] | None = None
+    stops: tuple[str, ...] = ()
+    """The words that `stop` looks for; an answer's text ends before them."""
     stream: bool = False
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top: int = 0
+    """How many of the likeliest tokens are told beside each that was sampled."""
+    likeliest: list[list[tuple[int, float]]] = field(default_factory=list)
+    """Them, and their log-probabilities."""
     finish_reason: str | None = None
     cached: int = 0
     """Prompt tokens that were not computed again."""
@@ -69,6 +75,7 @@ class Batcher:
         self.running: list[Request] = []
         self.tokens_computed = 0
         self.tokens_cached = 0
+        self.tokens_prompted = 0
         self.tokens_sampled = 0
         self.broken: str | None = None
         """Why the engine can sample no more."""
@@ -152,6 +159,7 @@ class Batcher:
         slot.model = weakref.ref(request.model)
         request.slot, request.cached = target, shared
         self.tokens_cached += shared
+        self.tokens_prompted += len(request.prompt)
         return True
 
     def _forward(
@@ -187,8 +195,14 @@ class Batcher:
             batch=Batch(slots=self.cache, prefill=tuple(prefill), decode=tuple(decode)),
         )
         requests = [*fresh, *going]
-        chosen, logprobs = _sample(output.logits[0].float(), requests)
-        for request, token, logprob in zip(requests, chosen, logprobs, strict=True):
+        chosen, logprobs, every = _sample(output.logits[0].float(), requests)
+        for row_of, (request, token, logprob) in enumerate(
+            zip(requests, chosen, logprobs, strict=True)
+        ):
+            if request.top:
+                best = every[row_of].topk(request.top)
+                told = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                request.likeliest.append(list(told))
             request.ids.append(token)
             request.logprobs.append(logprob)
             self.tokens_sampled += 1
@@ -209,8 +223,10 @@ class Batcher:
         request.notify(request)
 
 
-def _sample(logits: torch.Tensor, requests: Sequence[Request]) -> tuple[list[int], list[float]]:
-    """One token a request and its log-probability under the distribution it was drawn from.
+def _sample(
+    logits: torch.Tensor, requests: Sequence[Request]
+) -> tuple[list[int], list[float], torch.Tensor]:
+    """One token a request, its log-probability under the distribution it was drawn from, and that distribution, (B, V).
 
     logits is (B, V). A greedy request reports the unscaled distribution.
     """
@@ -225,7 +241,7 @@ def _sample(logits: torch.Tensor, requests: Sequence[Request]) -> tuple[list[int
     greedy = torch.tensor([r.temperature == 0 for r in requests])
     tokens = torch.where(greedy, logprobs.argmax(-1), drawn.clamp(max=logits.size(1) - 1))
     picked = logprobs.gather(1, tokens[:, None]).squeeze(1)
-    return tokens.tolist(), picked.tolist()
+    return tokens.tolist(), picked.tolist(), logprobs
 
 
 def _truncate(logprobs: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:

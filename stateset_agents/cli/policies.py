@@ -1,7 +1,6 @@
 """`policy`, `chat`, `serve` and `mcp`: the commands that put a policy or the shop to use."""
 
 import asyncio
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,8 @@ from stateset_agents.cli.sources import (
     shop_from,
 )
 
+RUNNING = "Policy servers that run already, as http://host:port/v1, with commas between several."
+ENGINE = "embedded, vllm, or auto: vLLM where it is installed."
 policy = typer.Typer(no_args_is_help=True, help="Build and serve policies.")
 
 
@@ -25,17 +26,17 @@ def chat(
         Path | None, typer.Option(help="A run's folder; the seed without it.")
     ] = None,
     model: str = "seed",
-    base_url: str | None = None,
+    base_url: Annotated[str | None, typer.Option(help=RUNNING)] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
     seed: Annotated[int, typer.Option(help="Which generated customer you play.")] = 1,
     temperature: float = 0.0,
 ) -> None:
     """Talk to a policy as a customer of the shop, and see the tool calls as they happen."""
-    from stateset_agents import jobs
+    from stateset_agents import engines, jobs
     from stateset_agents.chat import chat_loop
-    from stateset_agents.settings import load_settings
 
-    adapter = jobs.find_adapter(policy) if policy else None
-    config = jobs.check_config({"model": model, "base_url": base_url or load_settings().base_url})
+    adapter = engines.find_adapter(policy) if policy else None
+    config = jobs.check_config({"model": model, **engines.where(base_url, engine)})
     asyncio.run(chat_loop(config, adapter, seed=seed, temperature=temperature))
 
 
@@ -45,7 +46,8 @@ def serve(
         Path | None, typer.Option(help="A run's folder; the seed without it.")
     ] = None,
     model: str = "seed",
-    base_url: str | None = None,
+    base_url: Annotated[str | None, typer.Option(help=RUNNING)] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
     database: Database = None,
     schema: Schema = "shop",
     shop_seed: Seed = 1,
@@ -67,15 +69,13 @@ def serve(
     port: int = 8000,
 ) -> None:
     """Answer OpenAI's chat protocol with a graph and its policy."""
-    from stateset_agents import jobs
+    from stateset_agents import engines, jobs
     from stateset_agents.serving import serve_graph
     from stateset_agents.settings import load_settings
 
-    adapter = jobs.find_adapter(policy) if policy else None
+    adapter = engines.find_adapter(policy) if policy else None
     settings = load_settings()
-    config = jobs.check_config(
-        {"graph": graph, "model": model, "base_url": base_url or settings.base_url}
-    )
+    config = jobs.check_config({"graph": graph, "model": model, **engines.where(base_url, engine)})
     key = settings.api_key.get_secret_value() if settings.api_key else None
     asyncio.run(
         serve_graph(
@@ -119,28 +119,63 @@ def policy_build(
     build_seed(out, steps=steps, seed=seed)
 
 
+@policy.command("install-vllm")
+def policy_install(
+    into: Annotated[
+        Path | None, typer.Option(help="Its folder; the setting `vllm` without it.")
+    ] = None,
+) -> None:
+    """Build the environment that vLLM runs in, apart from this one (about 3 GB)."""
+    from stateset_agents.server.vllm.install import install
+    from stateset_agents.settings import load_settings
+
+    python = install(into or load_settings().vllm)
+    print(
+        f"vLLM is in {python.parent.parent}; start it with `stateset-agents policy serve --engine vllm`"
+    )
+
+
 @policy.command("serve")
 def policy_serve(
+    ctx: typer.Context,
     model: str = "seed",
     policy: Annotated[
-        Path | None, typer.Option(help="A run's folder, served as its last version.")
+        Path | None,
+        typer.Option(help="A run's folder, served beside the model as 'policy-trained'."),
     ] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
     host: str = "127.0.0.1",
-    port: int = 8001,
-    threads: int = 1,
+    port: Annotated[int, typer.Option(help="The first one; replicas take those after it.")] = 8001,
+    replicas: Annotated[int, typer.Option(help="Servers side by side.")] = 1,
+    threads: Annotated[int, typer.Option(help="On a CPU, for each.")] = 1,
+    slots: Annotated[int, typer.Option(help="Sequences at once, for each.")] = 96,
+    rank: Annotated[int, typer.Option(help="The largest rank of an adapter (vLLM).")] = 16,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Tokens of a conversation (vLLM).")
+    ] = None,
+    gpu_memory_utilization: Annotated[float | None, typer.Option(help="vLLM's.")] = None,
+    tool_parser: Annotated[
+        str | None,
+        typer.Option(help="vLLM's reader of tool calls; the chat template tells, without it."),
+    ] = None,
+    options: Annotated[
+        list[str] | None, typer.Argument(help="Further options of vLLM's, after `--`.")
+    ] = None,
 ) -> None:
-    """Serve a policy with the embedded engine, as vLLM would."""
-    import subprocess
+    """Serve a policy with vLLM or the embedded engine, and start it again when it dies."""
+    from stateset_agents import engines, jobs
 
-    from stateset_agents import jobs
-    from stateset_agents.server.engine.process import port_is_free
-
-    port_is_free(host, port)
-    command = [
-        sys.executable, "-m", "stateset_agents.server.engine", "--model", jobs.model_path(model),
-        "--host", host, "--port", str(port), "--threads", str(threads),
-    ]  # fmt: skip
-    if policy is not None:
-        command += ["--adapter", f"policy-trained={jobs.find_adapter(policy)}"]
-    print(f"policy at http://{host}:{port}/v1 (stop with Ctrl-C)", flush=True)
-    raise typer.Exit(subprocess.call(command))
+    values = {
+        "model": model, "engine": engine, "replicas": replicas, "rank": rank, "max_model_len": max_model_len,
+        "gpu_memory_utilization": gpu_memory_utilization, "tool_parser": tool_parser,
+    }  # fmt: skip
+    config = jobs.check_config({name: value for name, value in values.items() if value is not None})
+    adapter = engines.find_adapter(policy) if policy else None
+    try:
+        asyncio.run(
+            engines.serve(
+                config, adapter, host=host, port=port, threads=threads, slots=slots, extra=tuple(options or ())
+            )
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        print("stopped")

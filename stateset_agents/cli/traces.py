@@ -268,8 +268,8 @@ def traces_proxy(
     import asyncio
     import contextlib
 
-    from stateset_agents.server.engine.process import port_is_free
     from stateset_agents.server.proxy import Proxy, serve
+    from stateset_agents.server.supervisor import port_is_free
     from stateset_agents.traces.redaction import Redacted, Redactor
 
     port_is_free(host, port)

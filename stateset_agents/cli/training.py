@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+RUNNING = "Servers that run already, as http://host:port/v1, with commas between several."
+ENGINE = "embedded, vllm, or auto: vLLM where it is installed."
 CUSTOMER = "NAME@URL of a model that plays the customer; rules without it."
 ALGORITHMS = (
     "grpo, dr_grpo, dapo, gspo, cispo, rloo, or rejection as a baseline (docs/training.md)."
@@ -20,6 +22,7 @@ def demo(
     held_out: Annotated[int, typer.Option(help="Held-out scenarios to measure on.")] = 120,
     held_out_seed: Annotated[int, typer.Option(help="Where held-out shops begin.")] = 90_000,
     algorithm: Annotated[str, typer.Option(help=ALGORITHMS)] = "dr_grpo",
+    engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
     shuffle_rewards: Annotated[
         bool, typer.Option(help="Control: shuffle rewards within each group.")
     ] = False,
@@ -28,7 +31,7 @@ def demo(
     """Train the seed policy on the shop and show what it gained (10 minutes on two cores)."""
     _train(
         {"seed": seed, "steps": steps, "held_out": held_out, "held_out_seed": held_out_seed,
-         "shuffle_rewards": shuffle_rewards, "algorithm": algorithm},
+         "shuffle_rewards": shuffle_rewards, "algorithm": algorithm, **({"engine": engine} if engine else {})},
         out=out, resume=None, dry_run=False,
     )  # fmt: skip
 
@@ -112,8 +115,13 @@ def train(
     limit_rate: Annotated[float, typer.Option(help="How fast a multiplier moves.", rich_help_panel=CREDIT)] = 5.0,
     model: Annotated[str, typer.Option(help="'seed', a path, or a Hugging Face name.", rich_help_panel=MODEL)] = "seed",
     base_url: Annotated[
-        str | None, typer.Option(help="A running vLLM, as http://host:port/v1.", rich_help_panel=MODEL)
+        str | None, typer.Option(help=RUNNING, rich_help_panel=MODEL)
     ] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE, rich_help_panel=MODEL)] = None,
+    replicas: Annotated[int, typer.Option(help="How many of it, side by side.", rich_help_panel=MODEL)] = 1,
+    gpu_memory_utilization: Annotated[float | None, typer.Option(help="vLLM's.", rich_help_panel=MODEL)] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="vLLM's.", rich_help_panel=MODEL)] = None,
+    tool_parser: Annotated[str | None, typer.Option(help="vLLM's reader of tool calls; the chat template tells, without it.", rich_help_panel=MODEL)] = None,
     full: Annotated[bool, typer.Option("--full", help="Train all weights and no adapter.", rich_help_panel=MODEL)] = False,
     rank: Annotated[int, typer.Option(help="LoRA rank.", rich_help_panel=MODEL)] = 16,
     lora_alpha: Annotated[int | None, typer.Option(help="Twice the rank, without it.", rich_help_panel=MODEL)] = None,
@@ -224,7 +232,12 @@ def collect(
     customer: Annotated[str | None, typer.Option(help=CUSTOMER)] = None,
     policy: Annotated[Path | None, typer.Option(help="A run's folder or an adapter.")] = None,
     model: Annotated[str, typer.Option(help="'seed', a path, or a Hugging Face name.")] = "seed",
-    base_url: Annotated[str | None, typer.Option(help="A running vLLM, as http://host:port/v1.")] = None,
+    base_url: Annotated[str | None, typer.Option(help=RUNNING)] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
+    replicas: Annotated[int, typer.Option(help="How many of it, side by side.")] = 1,
+    gpu_memory_utilization: Annotated[float | None, typer.Option(help="vLLM's.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="vLLM's.")] = None,
+    tool_parser: Annotated[str | None, typer.Option(help="vLLM's reader of tool calls; the chat template tells, without it.")] = None,
     steps: Annotated[int, typer.Option(help="Rounds.")] = 32,
     groups: Annotated[int, typer.Option(help="Scenarios a round.")] = 8,
     group_size: Annotated[int, typer.Option(help="Episodes a scenario.")] = 8,
@@ -236,16 +249,16 @@ def collect(
     out: Annotated[Path | None, typer.Option(help="Where runs are written.")] = None,
 ) -> None:  # fmt: skip
     """Play training scenarios with a policy as it is and keep the episodes, for `train --from-traces`."""
-    from stateset_agents import jobs, store_jobs
+    from stateset_agents import engines, jobs, store_jobs
     from stateset_agents.settings import load_settings
     from stateset_agents.terminal import TrainingView
 
     settings = load_settings()
     values = asked(ctx)
     values.pop("policy", None)
-    values.setdefault("base_url", settings.base_url)
+    values |= engines.where(values.pop("base_url", None), values.get("engine"))
     config = jobs.check_config({"threads": settings.threads, **values})
-    adapter = jobs.find_adapter(policy) if policy else None
+    adapter = engines.find_adapter(policy) if policy else None
     _ready(config, _missing(config), dry_run=False)
     _quiet_libraries()
     run = jobs.new_run(out or settings.runs)
@@ -274,7 +287,7 @@ def _nothing_else(ctx: typer.Context, *allowed: str) -> None:
 
 
 def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry_run: bool) -> None:
-    from stateset_agents import jobs
+    from stateset_agents import engines, jobs
     from stateset_agents.errors import PolicyUnreachable, RunBroken
     from stateset_agents.settings import load_settings
 
@@ -284,7 +297,7 @@ def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry
     else:
         values = {"threads": settings.threads, **values}
         if settings.base_url and "from_traces" not in values:
-            values.setdefault("base_url", settings.base_url)
+            values |= engines.where(values.pop("base_url", None), values.get("engine"))
         config = jobs.check_config(values)
     missing = _missing(config)
     _ready(config, missing, dry_run=dry_run)
@@ -332,7 +345,7 @@ def _ready(config: Any, missing: list[str], *, dry_run: bool) -> None:
 
 
 def _missing(config: Any) -> list[str]:
-    from stateset_agents import jobs
+    from stateset_agents import engines, jobs
     from stateset_agents.errors import BadInput
     from stateset_agents.trainers.logs import check_names
 
@@ -348,8 +361,9 @@ def _missing(config: Any) -> list[str]:
             if config.from_traces is None and (config.scenarios or config.graph not in jobs.GRAPHS)
             else 0
         ),
-        lambda: _check_model(jobs.model_path(config.model)),
+        lambda: _check_model(engines.model_path(config.model)),
         lambda: jobs.check_warm_start(config),
+        lambda: engines.check(config) if config.from_traces is None else 0,
     ]
     for check in checks:
         try:
@@ -380,7 +394,8 @@ def evaluate(
     reward: str | None = None,
     scenarios: str | None = None,
     model: str = "seed",
-    base_url: str | None = None,
+    base_url: Annotated[str | None, typer.Option(help=RUNNING)] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
     customer: Annotated[str | None, typer.Option(help=CUSTOMER)] = None,
     held_out: int = 120,
     held_out_seed: int = 90_000,
@@ -391,20 +406,20 @@ def evaluate(
     dry_run: bool = False,
 ) -> None:
     """Measure a policy on held-out scenarios."""
-    from stateset_agents import jobs
+    from stateset_agents import engines, jobs
     from stateset_agents.errors import BadInput
     from stateset_agents.settings import load_settings
 
     settings = load_settings()
     config = jobs.check_config(
         {"graph": graph, "reward": reward, "scenarios": scenarios, "model": model,
-         "base_url": base_url or settings.base_url, "customer": customer, "held_out": held_out,
+         **engines.where(base_url, engine), "customer": customer, "held_out": held_out,
          "held_out_seed": held_out_seed, "seed": seed, "steps": 1, "max_tokens": max_tokens, "world": world}
     )  # fmt: skip
     missing = _missing(config)
     adapter = None
     try:
-        adapter = jobs.find_adapter(policy) if policy else None
+        adapter = engines.find_adapter(policy) if policy else None
     except BadInput as error:
         missing.append(str(error))
     _ready(config, missing, dry_run=dry_run)

@@ -71,6 +71,7 @@ def answered(
             "sampled_ids": tokens.sampled_ids,
             "logprobs": tokens.logprobs,
             "finish_reason": tokens.finish_reason,
+            "tries": tokens.tries,
         }
         if len(tokens.logprobs) != len(tokens.sampled_ids):  # no training on what is not whole
             fields["logprobs"] = ()

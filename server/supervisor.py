@@ -1,0 +1,193 @@
+"""A policy server as a child process: started, watched until healthy, started again when it dies, and ended with its parent."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+from stateset_agents.errors import BadInput, PolicyUnreachable, StatesetError
+
+KEEPER = Path(__file__).with_name("keeper.py")
+RESTARTS = 5
+"""How often in a row a server is started again before it is given up."""
+SOUND_SECONDS = 600
+"""One that ran for so long starts counting anew."""
+
+Say = Callable[[str], None]
+"""Told of what a server does: starting, ready, died, starting again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What starts a policy server, where it answers, and what its last words mean."""
+
+    name: str
+    """For people: `vLLM`, `the engine`."""
+    command: tuple[str, ...]
+    url: str
+    """Ends in `/v1`."""
+    seconds: float
+    """Until it must be healthy."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    explain: Callable[[int, list[str]], StatesetError | None] = lambda code, lines: None
+    """What an exit code and the last lines of its log say of what is wrong, where that is known."""
+
+
+class Supervised:
+    """A server that runs; `url` is where."""
+
+    def __init__(self, launch: Launch, log: Path, say: Say) -> None:
+        self.launch, self.log, self.say = launch, log, say
+        self.url = launch.url
+        self.restarts = 0
+        """How often it was started again."""
+        self.broken: StatesetError | None = None
+        """Why it is not started again any more."""
+        self._process: asyncio.subprocess.Process | None = None
+        self._ending = False
+        self._begin = 0
+
+    @property
+    def pid(self) -> int:
+        """Of the process that keeps the server."""
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Raises what `explain` makes of its end, or PolicyUnreachable with its last lines."""
+        self._begin = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-I", str(KEEPER), *self.launch.command,
+                stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output,
+                env={**os.environ, **self.launch.environment},
+            )  # fmt: skip
+        began = told = time.monotonic()
+        root = self.url.removesuffix("/v1")
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+            while (now := time.monotonic()) < began + self.launch.seconds:
+                if self._process.returncode is not None:
+                    raise self._ended()
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+                    async with session.get(f"{root}/health") as answer:
+                        if answer.status == 200:
+                            return
+                if now - told >= 2:
+                    told = now
+                    self.say(f"{self.launch.name} is starting ({now - began:.0f} s)")
+                await asyncio.sleep(0.1)
+        await self.stop()
+        raise PolicyUnreachable(
+            f"Expected {self.launch.name} to be healthy within {self.launch.seconds:.0f} s, found that it was not. "
+            f"Its last lines:\n{self.last_lines()}"
+        )
+
+    async def watch(self) -> None:
+        """Start it again whenever it dies, later each time."""
+        failures = 0
+        while True:
+            assert self._process is not None
+            began = time.monotonic()
+            await self._process.wait()
+            if self._ending:
+                return
+            error: StatesetError = self._ended()
+            failures = 0 if time.monotonic() - began > SOUND_SECONDS else failures
+            while True:
+                failures += 1
+                if failures > RESTARTS:
+                    self.broken = error
+                    self.say(f"{self.launch.name} died {failures} times and is given up: {error}")
+                    return
+                pause = min(30.0, 0.5 * 2.0 ** (failures - 1))
+                self.say(
+                    f"{self.launch.name} died ({_first(error)}); starting again in {pause:g} s"
+                )
+                await asyncio.sleep(pause)
+                try:
+                    await self.start()
+                except StatesetError as again:
+                    error = again
+                    continue
+                self.restarts += 1
+                self.say(f"{self.launch.name} is back")
+                break
+
+    async def stop(self) -> None:
+        """Ask it to end, and see to it that it does."""
+        self._ending = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()  # the keeper hears it, and ends all that belongs to the server
+        try:
+            await asyncio.wait_for(process.wait(), 25)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    def last_lines(self, count: int = 12) -> str:
+        return "\n".join(self._lines()[-count:])
+
+    def _lines(self) -> list[str]:
+        """What it wrote since it was started the last time."""
+        with self.log.open("rb") as opened:
+            opened.seek(self._begin)
+            return opened.read().decode(errors="replace").strip().splitlines() or ["no output"]
+
+    def _ended(self) -> StatesetError:
+        assert self._process is not None
+        code, lines = self._process.returncode or 0, self._lines()
+        return self.launch.explain(code, lines) or PolicyUnreachable(
+            f"Expected {self.launch.name} to run, found that it ended with {code}. All it wrote is in {self.log}; the end of it:\n"
+            + "\n".join(lines[-12:])
+        )
+
+
+def _first(error: StatesetError) -> str:
+    return str(error).splitlines()[0][:160]
+
+
+@contextlib.asynccontextmanager
+async def supervised(
+    launch: Launch, log: Path, say: Say = lambda told: None
+) -> AsyncIterator[Supervised]:
+    """Run a server while the block runs, and start it again when it dies. Raises BadInput or PolicyUnreachable where it cannot start."""
+    server = Supervised(launch, log, say)
+    watching: asyncio.Task[None] | None = None
+    try:
+        await server.start()
+        watching = asyncio.create_task(server.watch())
+        yield server
+    finally:
+        server._ending = True
+        if watching is not None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        await server.stop()
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(host: str, port: int) -> None:
+    """Raises BadInput where something else listens on a port already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BadInput(
+                f"Expected port {port} on {host} to be free, found: {error.strerror}. Give --port."
+            ) from None

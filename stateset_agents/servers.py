@@ -1,0 +1,433 @@
+"""The servers of one policy: which of them a call goes to, and what is done while one is away.
+
+A call that brought no answer is sent again, to another server or to the same one once it is back: as long as the caller's patience
+lasts, with the same seed. What a lost answer had sampled is in no trace, since a trace takes its tokens from the answer that came; a call
+that was sent more than once says so (`ModelCall.tries`). An answer that has begun to stream is never asked for again.
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+import weakref
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from stateset_agents.errors import ContextFull, PolicyRefused, PolicyUnreachable
+
+AT_ONCE = 256
+"""Calls under way at one server; further ones wait here, where they cost nothing."""
+ANSWER_SECONDS = 120.0
+"""How long an answer may take before its server counts as gone."""
+LONGEST_PAUSE = 5.0
+"""Seconds between two looks at a server that is away, at the most."""
+BROKEN = 3
+"""How often a call may break servers that stay alive."""
+HOMES = 65_536
+"""Conversations whose server is remembered."""
+
+
+class _Lost(Exception):
+    """No answer came: the server is away, or broke."""
+
+    def __init__(self, told: str, *, refused: bool = False, broke: bool = False) -> None:
+        super().__init__(told)
+        self.refused = refused
+        """Nobody listens there: one such failure is enough to look elsewhere."""
+        self.broke = broke
+        """The server is there and broke over it, as it may do each time."""
+
+
+class _Busy(Exception):
+    """The server is there and asks to come back later."""
+
+
+@dataclass(slots=True)
+class Server:
+    """One server, and what was seen of it."""
+
+    url: str
+    running: int = 0
+    failures: int = 0
+    """In a row."""
+    away_until: float = 0.0
+    """The breaker: until then nothing is sent there, and after it a look at its health comes first; 0 where it is well."""
+    last: str = ""
+    """What it failed with."""
+    looking: bool = False
+
+    def failed(self, lost: _Lost) -> None:
+        self.failures += 1
+        self.last = str(lost)
+        if lost.refused or self.failures >= 3:
+            pause = min(LONGEST_PAUSE, 0.25 * 2.0 ** min(self.failures, 8))
+            self.away_until = time.monotonic() + pause
+
+    def well(self) -> None:
+        self.failures, self.away_until = 0, 0.0
+
+
+@dataclass(slots=True)
+class Sent:
+    """How a call came to its answer."""
+
+    server: str
+    tries: int
+
+
+class Servers:
+    """All servers that hold one policy. Shared by every policy object of this process that names the same URLs."""
+
+    def __init__(self, urls: Sequence[str], key: str = "", at_once: int = AT_ONCE) -> None:
+        self.servers = [Server(url) for url in urls]
+        self.key, self.at_once = key, at_once
+        self.published: dict[str, Path] = {}
+        """Versions that every server is to know, with their weights: one that was restarted is given them again."""
+        self.tokenizes = True
+        """Whether they render messages into ids (`/tokenize`); found out by asking."""
+        self._homes: OrderedDict[str, Server] = OrderedDict()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._reading: Counter[str] = Counter()
+
+    @property
+    def urls(self) -> list[str]:
+        return [server.url for server in self.servers]
+
+    # What is being read ----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def reading(self, names: Iterable[str]) -> Iterator[None]:
+        """While an episode runs: the versions it asks for are not unloaded."""
+        mine = list(names)
+        self._reading.update(mine)
+        try:
+            yield
+        finally:
+            self._reading.subtract(mine)
+
+    def read(self, name: str) -> bool:
+        """Whether an episode that runs asks for it."""
+        return self._reading[name] > 0
+
+    # Calls -----------------------------------------------------------------------------------------
+
+    async def post(
+        self, path: str, body: dict[str, Any], *, session: str = "", patience: float = 0.0
+    ) -> tuple[dict[str, Any], Sent]:
+        """The answer to a call, and how it was come by. `patience` is for how many seconds it is tried again while servers are away.
+
+        Raises PolicyUnreachable where no answer came, PolicyRefused and ContextFull where a server said no.
+        """
+        tries = _Tries(self, session, patience)
+        while True:
+            server = await tries.next()
+            with self._at(server):
+                try:
+                    answer = await self._once(server, path, body)
+                except (_Lost, _Busy) as gone:
+                    tries.failed(server, gone)
+                    continue
+            server.well()
+            return answer, Sent(server.url, tries.count)
+
+    async def stream(
+        self, path: str, body: dict[str, Any], *, session: str = "", patience: float = 0.0
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """The events of a streamed answer. Raises as `post` does; PolicyUnreachable as well where an answer breaks off."""
+        tries = _Tries(self, session, patience)
+        while True:
+            server, begun = await tries.next(), False
+            with self._at(server):
+                try:
+                    async with contextlib.aclosing(self._events(server, path, body)) as events:
+                        async for event in events:
+                            begun = True
+                            yield event
+                    server.well()
+                    return
+                except (_Lost, _Busy) as gone:
+                    tries.failed(server, gone)
+                    if begun:
+                        raise PolicyUnreachable(
+                            f"Expected an answer from {server.url} to its end, found that it broke off: {gone}"
+                        ) from None
+
+    @contextlib.contextmanager
+    def _at(self, server: Server) -> Iterator[None]:
+        server.running += 1
+        try:
+            yield
+        finally:
+            server.running -= 1
+            self._wake()
+
+    def unreachable(self, tries: int) -> PolicyUnreachable:
+        seen = "; ".join(f"{one.url}: {one.last or 'not asked'}" for one in self.servers)
+        often = f" after {tries} tries" if tries > 1 else ""
+        return PolicyUnreachable(
+            f"Expected an answer from a policy server, found none{often}. {seen}. "
+            "Start one with `stateset-agents policy serve`, or give --base-url."
+        )
+
+    async def free(self, session: str, deadline: float, failed: Sequence[Server]) -> Server:
+        """A server that is well, has room and did not just fail: the conversation's own, whose cache knows it, or the one with
+        least to do. Raises PolicyUnreachable where none is found until the deadline."""
+        while True:
+            well = [one for one in self.servers if not one.away_until and one not in failed]
+            if well:
+                least = min(well, key=lambda one: one.running)
+                home = self._homes.get(session)
+                best = home if home in well and home.running <= 2 * least.running + 8 else least
+                if best.running < self.at_once:
+                    if session:
+                        self._homes[session] = best
+                        self._homes.move_to_end(session)
+                        while len(self._homes) > HOMES:
+                            self._homes.popitem(last=False)
+                    return best
+                await self._room()
+                continue
+            now = time.monotonic()
+            due = [
+                one for one in self.servers
+                if 0 < one.away_until <= now and not one.looking and one not in failed
+            ]  # fmt: skip
+            for one in due:
+                await self._look(one)
+            if any(not one.away_until for one in due):
+                continue
+            if time.monotonic() >= deadline:
+                raise self.unreachable(len(failed))
+            await asyncio.sleep(0.05)
+
+    async def _room(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():  # the place goes to the next in line
+                self._wake()
+            raise
+
+    def _wake(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done() and not waiter.get_loop().is_closed():
+                waiter.get_loop().call_soon_threadsafe(_let_in, waiter)
+                return
+
+    async def _look(self, server: Server) -> None:
+        """Whether a server that was away is back. What it should know it is told before anybody asks it."""
+        server.looking = True
+        try:
+            root = server.url.removesuffix("/v1")
+            async with session_here().get(
+                f"{root}/health", timeout=aiohttp.ClientTimeout(total=2), headers=self.headers
+            ) as answer:
+                if answer.status == 200:
+                    for name in await self._missing(server):
+                        await self.load(server, name)
+                    server.well()
+                    return
+                server.failed(_Lost(f"/health answered {answer.status}", refused=True))
+        except (aiohttp.ClientError, TimeoutError, PolicyUnreachable) as error:
+            server.failed(_Lost(f"{type(error).__name__}: {error}", refused=True))
+        finally:
+            server.looking = False
+
+    async def _missing(self, server: Server) -> list[str]:
+        if not self.published:
+            return []
+        answer = await self.ask(server, "GET", "/models")
+        known = {str(model["id"]) for model in answer["data"]}
+        return [name for name in self.published if name not in known]
+
+    # One request -----------------------------------------------------------------------------------
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+    async def _once(self, server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        async with self._asked(server, path, body) as response:
+            answer = await response.json(content_type=None)
+            if not isinstance(answer, dict):
+                raise _Lost(f"answered {str(answer)[:200]}")
+            return answer
+
+    async def _events(
+        self, server: Server, path: str, body: dict[str, Any]
+    ) -> AsyncGenerator[dict[str, Any]]:
+        async with self._asked(server, path, body) as response:
+            async for line in response.content:
+                if not line.startswith(b"data:"):
+                    continue
+                told = line[5:].strip()
+                if told == b"[DONE]":
+                    return
+                event = json.loads(told)
+                if "error" in event and "choices" not in event:
+                    error = event["error"]
+                    reason = error.get("message") if isinstance(error, dict) else error
+                    raise PolicyUnreachable(
+                        f"Expected an answer from {server.url}, found in the middle of it: {reason}"
+                    )
+                yield event
+            raise _Lost("the stream ended without its end")
+
+    @contextlib.asynccontextmanager
+    async def _asked(
+        self, server: Server, path: str, body: dict[str, Any]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A request under way; its response where that is 200, what went wrong as the exception that says what to do else."""
+        base = (
+            server.url.removesuffix("/v1") if path == "/tokenize" else server.url
+        )  # as vLLM has it
+        where = f"{base}{path}"
+        try:
+            async with session_here().post(where, json=body, headers=self.headers) as response:
+                if response.status == 200:
+                    yield response
+                    return
+                reason = _reason(await response.text())
+                if response.status in (408, 429, 503):
+                    raise _Busy(f"{response.status}: {reason}")
+                if response.status >= 500:
+                    raise _Lost(f"{response.status}: {reason}", broke=True)
+                name = str(body.get("model"))
+                if response.status == 404 and name in self.published:
+                    await self.load(server, name)  # it was restarted, and nothing was sampled
+                    raise _Busy(f"did not know {name} yet")
+                raise refusal(where, response.status, reason)
+        except aiohttp.ClientConnectorError as error:
+            raise _Lost(f"{type(error).__name__}: {error}", refused=True) from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            told = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+            raise _Lost(f"{type(error).__name__}: {told}") from None
+
+    async def ask(
+        self, server: Server, method: str, path: str, body: dict[str, Any] | None = None
+    ) -> Any:
+        """What one server says to a question that samples nothing. Raises PolicyUnreachable and PolicyRefused."""
+        where = f"{server.url}{path}"
+        try:
+            async with session_here().request(
+                method, where, json=body, headers=self.headers, timeout=aiohttp.ClientTimeout(total=60)
+            ) as response:  # fmt: skip
+                text = await response.text()
+                if response.status != 200:
+                    raise refusal(where, response.status, _reason(text))
+                return json.loads(text) if method == "GET" else None
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise PolicyUnreachable(
+                f"Expected a policy server at {server.url}, found {type(error).__name__}: {error}. "
+                "Start one with `stateset-agents policy serve`, or give --base-url."
+            ) from None
+
+    async def load(self, server: Server, name: str) -> None:
+        """Have one server serve a published version."""
+        path = self.published[name]
+        body = {"lora_name": name, "lora_path": str(path.resolve())}
+        try:
+            await self.ask(server, "POST", "/load_lora_adapter", body)
+        except PolicyRefused as refused:
+            if "already" not in str(refused):  # another call was first
+                raise
+
+
+def _let_in(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class _Tries:
+    """The tries of one call: which server comes next, and when it is enough."""
+
+    def __init__(self, servers: Servers, session: str, patience: float) -> None:
+        self.servers, self.session = servers, session
+        self.deadline = time.monotonic() + patience
+        self.count = 0
+        self._failed: list[Server] = []
+        self._broke = 0
+        self._pause = 0.05
+
+    async def next(self) -> Server:
+        """The server to ask. Raises PolicyUnreachable once all were asked and patience has ended."""
+        if self._failed and all(one in self._failed for one in self.servers.servers):
+            if time.monotonic() >= self.deadline or self._broke >= BROKEN:
+                raise self.servers.unreachable(self.count)
+            await asyncio.sleep(self._pause)
+            self._pause = min(2 * self._pause, 2.0)
+            self._failed.clear()
+        server = await self.servers.free(self.session, self.deadline, self._failed)
+        self.count += 1
+        return server
+
+    def failed(self, server: Server, gone: "_Lost | _Busy") -> None:
+        self._failed.append(server)
+        if isinstance(gone, _Lost):
+            self._broke += gone.broke
+            server.failed(gone)
+        else:
+            server.last = str(gone)
+
+
+def _reason(text: str) -> str:
+    """What an error says, of OpenAI's shape or not."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return str(json.loads(text)["error"]["message"])
+    return text.strip()[:200]
+
+
+def refusal(where: str, status: int, reason: str) -> ContextFull | PolicyRefused:
+    """What a server's no means here."""
+    if status == 400 and "maximum context length" in reason:
+        return ContextFull(reason)
+    if status in (401, 403):
+        return PolicyRefused(
+            f"Expected {where} to accept the key, found {status}: {reason}. Set STATESET_POLICY_KEY to the server's."
+        )
+    return PolicyRefused(f"Expected an answer from {where}, found {status}: {reason}")
+
+
+_known: dict[tuple[tuple[str, ...], str], Servers] = {}
+
+
+def servers_at(base_url: str, key: str = "") -> Servers:
+    """The servers at a base URL that ends in `/v1`, or at several with commas between them."""
+    urls = tuple(url.strip().rstrip("/") for url in base_url.split(",") if url.strip())
+    if (urls, key) not in _known:
+        _known[urls, key] = Servers(urls, key)
+    return _known[urls, key]
+
+
+_sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def session_here() -> aiohttp.ClientSession:
+    """The pooled connections of this event loop."""
+    loop = asyncio.get_running_loop()
+    session = _sessions.get(loop)
+    if session is None or session.closed:
+        session = aiohttp.ClientSession(
+            # Uvicorn, and so vLLM, closes a connection that was idle for five seconds. We close it first.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
+            timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=10),
+        )
+        _sessions[loop] = session
+    return session
+
+
+async def close_connections() -> None:
+    """Close this event loop's pooled connections."""
+    session = _sessions.pop(asyncio.get_running_loop(), None)
+    if session is not None:
+        await session.close()
