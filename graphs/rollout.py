@@ -18,7 +18,7 @@ from stateset_agents.graphs.domains import DOMAINS
 from stateset_agents.graphs.ending import ending
 from stateset_agents.graphs.forking import Episode, Point, Points
 from stateset_agents.nodes.customer import CustomerSimulator, simulate
-from stateset_agents.policy import Policy, reading
+from stateset_agents.policy import reading, sampling_as
 from stateset_agents.scenario import Scenario
 from stateset_agents.tools.backend import Backend
 from stateset_agents.tools.books import books, segment
@@ -117,7 +117,7 @@ async def _played(
             start.world.customer.copy(),
         )
     kept = Calls()
-    model: BaseChatModel = policy.sampling(sampling) if isinstance(policy, Policy) else policy
+    model = sampling_as(policy, sampling)
     agent: CompiledStateGraph[Any, Any, Any, Any]
     if name == orchestrator.NAME:
         agent, limit = orchestrator.build(saver), orchestrator.STEP_LIMIT

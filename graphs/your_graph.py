@@ -12,7 +12,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs.ending import ending
 from stateset_agents.graphs.forking import Episode, Point, Points, checked_world
-from stateset_agents.policy import Policy, reading
+from stateset_agents.policy import reading, sampling_as
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.keeper import Episode as Calls
@@ -63,7 +63,7 @@ class OwnGraph:
         start: Point | None = None,
     ) -> tuple[Trace, list[Point]]:  # fmt: skip
         kept, thread = Calls(), "episode"
-        model = policy.sampling(sampling) if isinstance(policy, Policy) else policy
+        model = sampling_as(policy, sampling)
         world: Any = None
         if start is not None:
             world = start.world and start.world.clone()

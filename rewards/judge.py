@@ -22,6 +22,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from stateset_agents.errors import BadInput
+from stateset_agents.providers import load_litellm
 from stateset_agents.reward import About, Score, scorable
 from stateset_agents.rewards.manner import manner
 from stateset_agents.trace import Trace, words
@@ -270,7 +271,7 @@ class JudgeReward:
         return None
 
     async def _call(self, model: str, messages: list[dict[str, str]], repeat: int) -> str:
-        litellm = await asyncio.to_thread(_litellm)
+        litellm = await asyncio.to_thread(load_litellm)
         read = sum(len(message["content"].encode(errors="replace")) for message in messages) // 2
         aside = self.budget.cost(read, self.max_tokens)
         if aside is None and self.budget.usd is not None:
@@ -369,17 +370,6 @@ def _price(litellm: Any, answer: Any) -> float | None:
         return float(litellm.completion_cost(answer)) or None
     except Exception:  # noqa: BLE001 (a model whose price litellm does not know)
         return None
-
-
-def _litellm() -> Any:
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no price map from the net
-    try:
-        import litellm
-    except ImportError:
-        raise BadInput("Expected litellm, found none: install the extra 'judge'.") from None
-    litellm.suppress_debug_info = True
-    litellm.telemetry = False
-    return litellm
 
 
 def judge_named(text: str, *, budget: Budget | None = None, concurrency: int = 8) -> JudgeReward:

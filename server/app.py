@@ -43,6 +43,8 @@ class Served:
     compile: Callable[[BaseCheckpointSaver[str]], CompiledStateGraph[Any, Any, Any, Any]]
     context: Callable[[str], Any]
     step_limit: int
+    ended: Callable[[str, dict[str, Any] | None], None] = lambda thread, state: None
+    """Told of every turn that ended, by its thread: the state it left, or None where it failed."""
 
 
 def words(messages: list[dict[str, Any]]) -> str:
@@ -224,6 +226,8 @@ class Turn:
         graph = self.served.compile(self.kept.saver)
         config: RunnableConfig = {**_config(self.served, self.conversation), "run_id": self.id}
         speaking = ""
+        after: dict[str, Any] | None = None
+        left = False
         try:
             steps: AsyncIterator[Any] = graph.astream(
                 self.send,
@@ -246,6 +250,7 @@ class Turn:
                     self.text += gap + message.text
                     say(gap + message.text)
             state = await graph.aget_state({"configurable": {"thread_id": self.conversation.id}})
+            after = state.values
             pending = state.interrupts[0] if state.interrupts else None
             if pending is not None:
                 asked = {k: v for k, v in pending.value.items() if k in ("tool", "arguments")}
@@ -266,8 +271,13 @@ class Turn:
             raise Refusal(400, str(error), "context_length_exceeded", param="messages") from None
         except PolicyUnreachable:
             raise Refusal(503, "The policy server does not answer.", "policy_unreachable") from None
+        except asyncio.CancelledError:  # the client has left, which says nothing of the answer
+            left = True
+            raise
         finally:
             self.kept.answering.discard(self.conversation.id)
+            if not left:
+                self.served.ended(self.conversation.id, after)
 
     def _message(self) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": self.text or None}

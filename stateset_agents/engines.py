@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -80,7 +81,7 @@ def launch_of(
     """What starts the engine that a job asks for. Raises BadInput where it cannot be started, or what was said is not for it."""
     settings = load_settings()
     path, key = model_path(config.model), _key()
-    slots = slots or config.concurrency + config.concurrency // 2
+    slots = slots or (config.concurrency + config.concurrency // 2 if config.concurrency else 384)
     if engine_of(config.engine) == "vllm":
         return vllm.launch(
             path, port, python=vllm.find_python(settings.vllm), folder=folder, host=host, threads=threads, slots=slots,
@@ -193,9 +194,16 @@ async def serve(
             url = ",".join(one.url for one in launches)
             able = await probe(connect(url, "").servers, adapters=True)
             print(f"policy {able.model!r} at {url} (stop with Ctrl-C)", flush=True)
-            while not all(server.broken for server in running):
-                await asyncio.sleep(0.5)
-            raise next(server.broken for server in running if server.broken)
+            stopped = asyncio.Event()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+            while not stopped.is_set():
+                broken = [server.broken for server in running if server.broken]
+                if len(broken) == len(running):
+                    raise broken[-1]
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stopped.wait(), 0.5)
+            print("stopping", flush=True)
 
 
 async def serve_adapter(url: str, adapter: Path) -> str:

@@ -1,6 +1,7 @@
 """Jobs: the wiring of a training run and of an evaluation, for the command line and the server alike."""
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import inspect
@@ -10,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,14 +19,16 @@ from langchain_core.language_models import BaseChatModel
 from pydantic import Field, ValidationError, model_validator
 
 from stateset_agents.engines import AWAY_SECONDS, model_path, policy_server, served_policy
-from stateset_agents.errors import BadInput, RunBroken
+from stateset_agents.errors import BadInput, PolicyUnreachable, RunBroken
 from stateset_agents.evaluation import Measurement, measure, paired_gain
 from stateset_agents.graphs import orchestrator
 from stateset_agents.graphs.domains import DOMAINS
 from stateset_agents.graphs.rollout import converse, hold
 from stateset_agents.graphs.your_graph import OwnGraph
+from stateset_agents.meters import read_meters
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy import connect
+from stateset_agents.providers import PREFIX, ProviderPolicy
 from stateset_agents.reward import Reward, Score, about_of, scorable
 from stateset_agents.rewards import objectives
 from stateset_agents.rewards.cache import CachedReward
@@ -52,6 +55,7 @@ from stateset_agents.tools.scenarios import scenarios as generate_scenarios
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.config import ONE, TrainConfig
+from stateset_agents.trainers.gate import Gate
 from stateset_agents.trainers.limits import COSTS, Limit
 from stateset_agents.usable import LEARNED_FROM, Method, Usable
 from stateset_agents.versions import publish
@@ -364,7 +368,7 @@ async def evaluate(
     rollout: RolloutWith,
     reward: Reward,
     *,
-    base_url: str,
+    policy: BaseChatModel,
     version: str,
     temperature: float,
     config: JobConfig,
@@ -374,8 +378,7 @@ async def evaluate(
     versions: dict[str, str] | None = None,
 ) -> Measurement:
     """Play every scenario once and sum up."""
-    policy = connect(base_url, version, patience=AWAY_SECONDS)
-    gate = asyncio.Semaphore(config.concurrency)
+    gate = Gate(config.concurrency)
 
     async def one(number: int, scenario: Scenario) -> Trace:
         sampling = Sampling(
@@ -385,8 +388,9 @@ async def evaluate(
             seed=config.seed * 100_003 + number,
             max_tokens=config.max_tokens,
         )
-        async with gate:
+        async with gate.place() as played:
             trace = await rollout(scenario, policy, sampling)
+            played(trace.tokens_sampled)
         tick()
         return trace
 
@@ -520,6 +524,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     with TraceStore(run / "traces.db") as store:
         async with policy_server(config, run, _told(report)) as (url, base_name):
             report("start", {"training": len(training), "held_out": len(held_out), "run": run})
+            policy = connect(url, base_name, patience=AWAY_SECONDS)
 
             async def measured(
                 phase: str, version: str, temperature: float, versions: dict[str, str] | None = None
@@ -530,7 +535,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
                 report("measure", {"phase": phase, "episodes": len(held_out)})
                 store.discard_from(phase, 0)
                 result = await evaluate(
-                    held_out, rollout, reward, base_url=url, version=version, temperature=temperature,
+                    held_out, rollout, reward, policy=policy, version=version, temperature=temperature,
                     config=config, store=store, phase=phase, tick=lambda: report("tick", {}), versions=versions,
                 )  # fmt: skip
                 beside = kept.with_suffix(".writing")
@@ -542,7 +547,6 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
 
             before = await measured("before", base_name, config.temperature)
             greedy_before = await measured("greedy_before", base_name, 0.0)
-            policy = connect(url, base_name, patience=AWAY_SECONDS)
 
             async def play(scenario: Scenario, sampling: Sampling) -> Trace:
                 return await rollout(scenario, policy, sampling)
@@ -560,12 +564,24 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
                     node: served[name] for name, nodes in config.trained.items() for node in nodes
                 }
 
+            counted = await read_meters(policy.servers)
+
             async def between(step: int, served: dict[str, str]) -> dict[str, Any]:
-                if step % config.eval_every:
+                """What the prefix cache gave in this step, and what is measured after it."""
+                nonlocal counted
+                now = counted
+                with contextlib.suppress(PolicyUnreachable):  # one that is away counts nothing
+                    now = await read_meters(policy.servers)
+                hits = now.since(counted).hit_rate
+                counted = now
+                return {"prefix_hits": hits, **await held_out_now(step, served)}
+
+            async def held_out_now(step: int, served: dict[str, str]) -> dict[str, Any]:
+                if not config.eval_every or step % config.eval_every:
                     return {}
                 name, versions = by_node(served)
                 result = await evaluate(
-                    held_out, rollout, reward, base_url=url, version=name, temperature=config.temperature, config=config,
+                    held_out, rollout, reward, policy=policy, version=name, temperature=config.temperature, config=config,
                     store=store, phase=f"step-{step}", versions=versions,
                 )  # fmt: skip
                 return {
@@ -598,7 +614,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
                 config=config.model_copy(update={"groups": min(config.groups, len(training))}),
                 report=lambda line: report("step", line),
                 logs=config.log,
-                measure=between if config.eval_every else None,
+                measure=between,
             )
             log = learner.log
             final, versions = by_node(
@@ -678,6 +694,19 @@ def _pairs(before: Measurement, after: Measurement) -> tuple[list[float], list[f
     return [a for a, _ in both], [b for _, b in both]
 
 
+@contextlib.asynccontextmanager
+async def _evaluated(
+    config: JobConfig, adapter: Path | None, run: Path, report: Report
+) -> AsyncIterator[tuple[BaseChatModel, str]]:
+    """What is measured: a served policy, or a provider's model."""
+    if config.model.startswith(PREFIX):
+        name = config.model.removeprefix(PREFIX)
+        yield ProviderPolicy(name_there=name, base_url=config.base_url), name
+        return
+    async with served_policy(config, adapter, run, _told(report)) as (url, name):
+        yield connect(url, name, patience=AWAY_SECONDS), name
+
+
 async def evaluate_job(
     config: JobConfig, run: Path, adapter: Path | None, temperature: float, report: Report
 ) -> Measurement:
@@ -687,11 +716,11 @@ async def evaluate_job(
     _, held_out = find_scenarios(config, only_measured=True)
     (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
     with TraceStore(run / "traces.db") as store:
-        async with served_policy(config, adapter, run, _told(report)) as (url, name):
+        async with _evaluated(config, adapter, run, report) as (policy, name):
             report("start", {"training": 0, "held_out": len(held_out), "run": run})
             report("measure", {"phase": "before", "episodes": len(held_out)})
             result = await evaluate(
-                held_out, rollout, reward, base_url=url, version=name, temperature=temperature,
+                held_out, rollout, reward, policy=policy, version=name, temperature=temperature,
                 config=config, store=store, phase="evaluate", tick=lambda: report("tick", {}),
             )  # fmt: skip
     (run / "evaluation.json").write_text(result.model_dump_json(indent=2) + "\n")

@@ -23,11 +23,21 @@ from pydantic import Field, SecretStr
 
 from stateset_agents import token_in
 from stateset_agents.errors import PolicyRefused
+from stateset_agents.providers import ProviderPolicy
 from stateset_agents.servers import Servers, close_connections, servers_at
 from stateset_agents.settings import load_settings
 from stateset_agents.trace import Sampling, agent_of
 
-__all__ = ["Policy", "Sampled", "close_connections", "connect", "fetch", "leave", "reading"]
+__all__ = [
+    "Policy",
+    "Sampled",
+    "close_connections",
+    "connect",
+    "fetch",
+    "leave",
+    "reading",
+    "sampling_as",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,6 +328,13 @@ def connect(
         servers=servers,
         patience=patience,
     )
+
+
+def sampling_as(policy: BaseChatModel, sampling: Sampling) -> BaseChatModel:
+    """The policy set to sample as told; a model that cannot be told is taken as it is."""
+    if isinstance(policy, Policy | ProviderPolicy):
+        return policy.sampling(sampling)
+    return policy
 
 
 @contextlib.contextmanager

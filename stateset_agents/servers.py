@@ -174,7 +174,9 @@ class Servers:
             "Start one with `stateset-agents policy serve`, or give --base-url."
         )
 
-    async def free(self, session: str, deadline: float, failed: Sequence[Server]) -> Server:
+    async def free(
+        self, session: str, deadline: float, failed: Sequence[Server], tries: int
+    ) -> Server:
         """A server that is well, has room and did not just fail: the conversation's own, whose cache knows it, or the one with
         least to do. Raises PolicyUnreachable where none is found until the deadline."""
         while True:
@@ -202,7 +204,7 @@ class Servers:
             if any(not one.away_until for one in due):
                 continue
             if time.monotonic() >= deadline:
-                raise self.unreachable(len(failed))
+                raise self.unreachable(tries)
             await asyncio.sleep(0.05)
 
     async def _room(self) -> None:
@@ -365,7 +367,7 @@ class _Tries:
             await asyncio.sleep(self._pause)
             self._pause = min(2 * self._pause, 2.0)
             self._failed.clear()
-        server = await self.servers.free(self.session, self.deadline, self._failed)
+        server = await self.servers.free(self.session, self.deadline, self._failed, self.count)
         self.count += 1
         return server
 

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-from stateset_agents.engines import served_policy
+from stateset_agents.canary import Canary
+from stateset_agents.engines import serve_adapter, served_policy
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs import agent, orchestrator
 from stateset_agents.graphs.domains import DOMAINS
@@ -39,9 +41,10 @@ def service_app(
     guard: bool = True,
     conversations: Conversations | None = None,
     keeper: Keeper | None = None,
+    canary: Canary | None = None,
 ) -> FastAPI:
     """The endpoint for one of the shop's graphs, with a served policy and rules of one's own; each answer is a trace
-    where `keeper` is given, under the id that the client is told."""
+    where `keeper` is given, under the id that the client is told. `canary` has its version answer a share of the conversations."""
     model = connect(base_url, policy, exact=keeper is not None).model_copy(
         update={
             "temperature": 0.0,
@@ -50,7 +53,7 @@ def service_app(
             "max_tokens": 160,
         }
     )
-    served = _served(graph, model, shop, rules, guard)
+    served = _served(graph, model, shop, rules, guard, canary)
     if keeper is not None:
         served_compile = served.compile
         served = dataclasses.replace(
@@ -70,22 +73,46 @@ async def _recording(traces: str | None) -> AsyncIterator[Keeper | None]:
 
 
 def _served(
-    name: str, model: Policy, shop: Database, rules: Sequence[Rule] | None, guard: bool
+    name: str,
+    model: Policy,
+    shop: Database,
+    rules: Sequence[Rule] | None,
+    guard: bool,
+    canary: Canary | None,
 ) -> Served:
+    def policy(thread: str) -> Policy:
+        if canary is None:
+            return model
+        return model.model_copy(update={"model_name": canary.version(thread)})
+
+    def ended(thread: str, state: dict[str, Any] | None) -> None:
+        if canary is not None:
+            canary.saw(thread, _trouble(state))
+
     if name == orchestrator.NAME:
         backends = orchestrator.over(shop, rules)
         return Served(
             compile=orchestrator.build,
-            context=lambda t: orchestrator.context(model, backends, thread=t, guard=guard),
+            context=lambda t: orchestrator.context(policy(t), backends, thread=t, guard=guard),
             step_limit=orchestrator.STEP_LIMIT,
+            ended=ended,
         )
     domain = DOMAINS[name]
     backend = agent.over(domain, shop, rules)
     return Served(
         compile=partial(agent.build, domain),
-        context=lambda t: agent.context(domain, model, backend, thread=t, guard=guard),
+        context=lambda t: agent.context(domain, policy(t), backend, thread=t, guard=guard),
         step_limit=agent.STEP_LIMIT,
+        ended=ended,
     )
+
+
+def _trouble(state: dict[str, Any] | None) -> bool:
+    """What a canary is guarded by: the turn failed, a person had to take over, or the agent tried what a rule forbids or a tool does
+    not take."""
+    if state is None or state.get("handed_off"):
+        return True
+    return any(call["status"] in ("denied", "invalid") for call in state.get("tool_calls", []))
 
 
 async def serve_graph(
@@ -100,6 +127,8 @@ async def serve_graph(
     guard: bool = True,
     state: str | None = None,
     traces: str | None = None,
+    canary: Path | None = None,
+    canary_share: float = 0.1,
 ) -> None:
     """Serve until stopped. Beyond loopback a key is needed; without one it is made and shown once."""
     if config.graph not in GRAPHS:
@@ -118,9 +147,12 @@ async def serve_graph(
                 name,
             ),
         ):
+            tried = None
+            if canary is not None:
+                tried = Canary(name, await serve_adapter(url, canary), share=canary_share)
             app = service_app(
                 shop, url, name, key=key, graph=config.graph, rules=rules, guard=guard,
-                conversations=conversations, keeper=keeper,
+                conversations=conversations, keeper=keeper, canary=tried,
             )  # fmt: skip
             example = shop.the(
                 "SELECT orders.id, customers.zip FROM orders JOIN customers ON customer_id = customers.id "

@@ -91,8 +91,8 @@ class TrainConfig(Frozen):
     """Every so-manieth step's weights are kept for good; 0: the last ones alone."""
     gradient_checkpointing: bool = False
     """Compute activations twice rather than keep them; a conversation beyond `tokens_per_batch` always does."""
-    concurrency: int = Field(default=64, ge=1)
-    """Episodes at a time."""
+    concurrency: int = Field(default=64, ge=0, le=1024)
+    """Episodes at a time; 0: as many as raise the tokens a second, found by measuring."""
     staleness: int = Field(default=0, ge=0, le=8)
     """Steps by which the policy that samples may be older than the one that trains; above 0, roll-outs and training overlap."""
     seed: int = 1

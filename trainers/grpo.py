@@ -224,6 +224,7 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
                 "tokens": float(there.sum()),
                 "ratio": float(ratio_BT[there].sum()),
                 "gap": float(away_BT.abs().sum()),
+                "sampler_kl": float((ratio_BT - 1 - away_BT)[there].sum()),
                 "spans": float(len(weights_B)),
                 "weight": float(weights_B.sum()),
                 "weight_squared": float((weights_B**2).sum()),
@@ -262,13 +263,14 @@ def _mean(starts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Where a step started from: means per token over all batches, and the effective sample size of the trajectories' weights,
     truncated at 2, as a share of their number (Kish 1965)."""
     if not starts:
-        return {"ratio": 1.0, "gap": 0.0, "kl": 0.0, "ess": 1.0}
+        return {"ratio": 1.0, "gap": 0.0, "sampler_kl": 0.0, "kl": 0.0, "ess": 1.0}
     names = {name for start in starts for name in start}
     total = {name: sum(start.get(name, 0.0) for start in starts) for name in names}
     tokens = total["tokens"]
     return {
         "ratio": total["ratio"] / tokens,
         "gap": total["gap"] / tokens,
+        "sampler_kl": total["sampler_kl"] / tokens,
         "kl": total.get("kl", 0.0) / max(1.0, total.get("kl_tokens", 0.0)),
         "ess": total["weight"] ** 2 / (total["spans"] * total["weight_squared"]),
     }

@@ -109,7 +109,7 @@ async def train(
     watch = Watch()
     written = Logs(run, logs, config, learner.log)
     last = learner.step if schedule.plateau is not None else config.steps
-    if measure is not None and learner.log and "held_out" not in learner.log[-1]:
+    if measure is not None and learner.log and "seconds" not in learner.log[-1]:
         learner.log[-1].update(await measure(learner.step, names[learner.step]))
         learner.rewrite_log()
     try:
@@ -183,6 +183,7 @@ async def train(
             line |= {
                 "step": step,
                 "scenarios": [group[0].scenario.id for group in groups if group[0].scenario],
+                "concurrency": player.gate.limit,
                 "seconds_rollout": rolled - began,
                 "seconds_train": trained - rolled,
             }

@@ -10,6 +10,7 @@ from pydantic import Field
 from stateset_agents.scenario import Frozen, Scenario
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.trainers.config import TrainConfig
+from stateset_agents.trainers.gate import Gate
 
 Rollout = Callable[[Scenario, Sampling], Awaitable[Trace]]
 
@@ -41,11 +42,12 @@ class Plan(Frozen):
 
 
 class Player:
-    """Plays groups. All steps under way share one gate, and the earlier one goes first."""
+    """Plays groups. All steps under way share one gate, and the earlier one goes first: an episode that ends lets the next one in, of
+    whatever group or step, so that the engine's batch stays full across uneven ones."""
 
     def __init__(self, rollout: Rollout, hold: Hold | None, config: TrainConfig) -> None:
         self.rollout, self.hold, self.config = rollout, hold, config
-        self._gate = asyncio.Semaphore(config.concurrency)
+        self.gate = Gate(config.concurrency)
 
     async def play(
         self,
@@ -70,19 +72,25 @@ class Player:
             )
 
         async def one(scenario: Scenario, number: int, nth: int) -> Trace:
-            async with self._gate:
-                return await self.rollout(scenario, sampling(scenario, number, nth))
+            async with self.gate.place() as played:
+                trace = await self.rollout(scenario, sampling(scenario, number, nth))
+                played(trace.tokens_sampled)
+                return trace
 
         async def held(scenario: Scenario, number: int, nth: int) -> Held:
             assert self.hold is not None
-            async with self._gate:
-                return await self.hold(scenario, sampling(scenario, number, nth))
+            async with self.gate.place() as played:
+                episode = await self.hold(scenario, sampling(scenario, number, nth))
+                played(episode.trace.tokens_sampled)
+                return episode
 
         async def forked(
             episode: Held, call: int, scenario: Scenario, number: int, nth: int
         ) -> Trace:
-            async with self._gate:
-                return await episode.fork(call, sampling(scenario, f"fork-{number}", nth))
+            async with self.gate.place() as played:
+                trace = await episode.fork(call, sampling(scenario, f"fork-{number}", nth))
+                played(trace.tokens_sampled)
+                return trace
 
         async def group(position: int, place: int) -> list[Trace]:
             scenario, nth = scenarios[place], plan.scenarios[:position].count(place)

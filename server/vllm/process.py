@@ -152,7 +152,15 @@ def launch(
     if cpu:
         # float32, as the trainer computes; blocks of 32 tokens, since a prefix is shared by whole blocks; threads where the system puts
         # them: bound ones would leave a core to vLLM alone, and every replica to the same.
-        command += ["--dtype", "float32", "--enforce-eager", "--block-size", "32"]
+        # A prompt that is computed in parts breaks vLLM 0.32 on a CPU where the request has a seed ("CPU Generator does not use offset").
+        command += [
+            "--dtype",
+            "float32",
+            "--enforce-eager",
+            "--block-size",
+            "32",
+            "--no-enable-chunked-prefill",
+        ]
         environment |= {
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -65,6 +65,13 @@ def serve(
     traces: Annotated[
         str | None, typer.Option(help="Record every answer into a store, personal data redacted.")
     ] = None,
+    canary: Annotated[
+        Path | None,
+        typer.Option(
+            help="A newer run's folder that answers a share of the conversations, until it proves worse or good."
+        ),
+    ] = None,
+    canary_share: Annotated[float, typer.Option(help="Which share.")] = 0.1,
     host: str = "127.0.0.1",
     port: int = 8000,
 ) -> None:
@@ -81,6 +88,7 @@ def serve(
         serve_graph(
             config, adapter, shop_from(database, schema, shop_seed, meaning), host=host, port=port, key=key,
             rules=rules_from(rules), guard=guard, state=state, traces=traces,
+            canary=engines.find_adapter(canary) if canary else None, canary_share=canary_share,
         )
     )  # fmt: skip
 
@@ -137,7 +145,6 @@ def policy_install(
 
 @policy.command("serve")
 def policy_serve(
-    ctx: typer.Context,
     model: str = "seed",
     policy: Annotated[
         Path | None,
@@ -171,11 +178,8 @@ def policy_serve(
     }  # fmt: skip
     config = jobs.check_config({name: value for name, value in values.items() if value is not None})
     adapter = engines.find_adapter(policy) if policy else None
-    try:
-        asyncio.run(
-            engines.serve(
-                config, adapter, host=host, port=port, threads=threads, slots=slots, extra=tuple(options or ())
-            )
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        print("stopped")
+    asyncio.run(
+        engines.serve(
+            config, adapter, host=host, port=port, threads=threads, slots=slots, extra=tuple(options or ())
+        )
+    )  # fmt: skip

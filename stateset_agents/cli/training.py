@@ -59,7 +59,7 @@ def train(
     ] = 0,
     temperature: Annotated[float, typer.Option(rich_help_panel=EPISODES)] = 1.0,
     max_tokens: Annotated[int, typer.Option(help="Tokens a model call may sample.", rich_help_panel=EPISODES)] = 96,
-    concurrency: Annotated[int, typer.Option(help="Episodes at a time.", rich_help_panel=EPISODES)] = 64,
+    concurrency: Annotated[int, typer.Option(help="Episodes at a time; 0 finds it by measuring.", rich_help_panel=EPISODES)] = 64,
     staleness: Annotated[
         int, typer.Option(help="Steps by which the sampling policy may be older; above 0, playing and training overlap.", rich_help_panel=EPISODES)
     ] = 0,
@@ -344,7 +344,7 @@ def _ready(config: Any, missing: list[str], *, dry_run: bool) -> None:
         raise BadInput("; ".join(missing))
 
 
-def _missing(config: Any) -> list[str]:
+def _missing(config: Any, *, provider: bool = False) -> list[str]:
     from stateset_agents import engines, jobs
     from stateset_agents.errors import BadInput
     from stateset_agents.trainers.logs import check_names
@@ -361,9 +361,9 @@ def _missing(config: Any) -> list[str]:
             if config.from_traces is None and (config.scenarios or config.graph not in jobs.GRAPHS)
             else 0
         ),
-        lambda: _check_model(engines.model_path(config.model)),
+        lambda: _check_model(engines.model_path(config.model), provider=provider),
         lambda: jobs.check_warm_start(config),
-        lambda: engines.check(config) if config.from_traces is None else 0,
+        lambda: engines.check(config) if config.from_traces is None and not provider else 0,
     ]
     for check in checks:
         try:
@@ -373,10 +373,18 @@ def _missing(config: Any) -> list[str]:
     return missing
 
 
-def _check_model(path: str) -> None:
-    from transformers import AutoConfig
-
+def _check_model(path: str, *, provider: bool = False) -> None:
     from stateset_agents.errors import BadInput
+    from stateset_agents.providers import PREFIX, load_litellm
+
+    if path.startswith(PREFIX):
+        if not provider:
+            raise BadInput(
+                f"--model: {path!r} is a provider's, which says nothing of its tokens: it can be evaluated, and not trained."
+            )
+        load_litellm()
+        return
+    from transformers import AutoConfig
 
     try:
         AutoConfig.from_pretrained(path)
@@ -393,7 +401,12 @@ def evaluate(
     world: Annotated[str | None, typer.Option(help="As for train.")] = None,
     reward: str | None = None,
     scenarios: str | None = None,
-    model: str = "seed",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="'seed', a path, a Hugging Face name, or litellm:PROVIDER/MODEL as a baseline."
+        ),
+    ] = "seed",
     base_url: Annotated[str | None, typer.Option(help=RUNNING)] = None,
     engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
     customer: Annotated[str | None, typer.Option(help=CUSTOMER)] = None,
@@ -416,7 +429,7 @@ def evaluate(
          **engines.where(base_url, engine), "customer": customer, "held_out": held_out,
          "held_out_seed": held_out_seed, "seed": seed, "steps": 1, "max_tokens": max_tokens, "world": world}
     )  # fmt: skip
-    missing = _missing(config)
+    missing = _missing(config, provider=config.model.startswith("litellm:"))
     adapter = None
     try:
         adapter = engines.find_adapter(policy) if policy else None

@@ -1,0 +1,345 @@
+"""The pool of policy servers: retries that sample into one trace once, the breaker, room, homes of conversations, versions."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from aiohttp import web
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from safetensors.torch import save_file
+
+from stateset_agents import servers as pool
+from stateset_agents import token_in
+from stateset_agents.errors import BadInput, PolicyRefused, PolicyUnreachable
+from stateset_agents.graphs.rollout import converse
+from stateset_agents.policy import connect, fetch
+from stateset_agents.scenario import Scenario
+from stateset_agents.servers import Servers
+from stateset_agents.tools.prompts import SERVICE_PROMPT
+from stateset_agents.tools.toolset import SERVICE_TOOLS
+from stateset_agents.trace import Sampling
+from stateset_agents.versions import check_adapter, publish, retire
+from tests.policy_double import Double, Drop, answer, doubles
+
+BODY: dict[str, Any] = {
+    "model": "policy",
+    "messages": [{"role": "user", "content": "hi"}],
+    "seed": 3,
+}
+
+
+def pooled(made: list[Double]) -> Servers:
+    return Servers([one.url for one in made])
+
+
+async def test_an_answer_that_is_lost_is_asked_for_again_with_the_same_seed_and_marked() -> None:
+    async with doubles(1) as (server,):
+
+        async def first_is_lost(number: int, body: dict[str, Any]) -> web.Response | None:
+            if number == 1:
+                raise Drop
+            return None
+
+        server.act = first_is_lost
+        policy = connect(server.url, "policy", patience=10).sampling(
+            Sampling(version="policy", seed=5)
+        )
+        message = await policy.ainvoke([HumanMessage("hi")])
+        assert [body["seed"] for body in server.asked] == [server.asked[0]["seed"]] * 2
+        tokens = fetch(message.response_metadata["id"])
+        assert tokens is not None
+        # The tokens are those of the answer that came, and of no other.
+        assert (tokens.sampled_ids, tokens.tries) == ((2, 1), 2)
+
+
+async def test_without_patience_a_lost_answer_is_an_error_at_once() -> None:
+    async with doubles(1) as (server,):
+
+        async def lost(number: int, body: dict[str, Any]) -> None:
+            raise Drop
+
+        server.act = lost
+        with pytest.raises(PolicyUnreachable, match="found none"):
+            await connect(server.url, "policy").ainvoke([HumanMessage("hi")])
+        assert len(server.asked) == 1
+
+
+async def test_a_server_that_dies_costs_only_its_own_calls_which_go_elsewhere() -> None:
+    async with doubles(2, seconds=0.8) as made:
+        servers = pooled(made)
+        calls = [asyncio.create_task(servers.post("/chat/completions", BODY)) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        await made[0].stop()
+        answers = await asyncio.gather(*calls)
+        assert len({body["id"] for body, _ in answers}) == 20
+        again = [sent for _, sent in answers if sent.tries > 1]
+        assert 0 < len(again) <= 10
+        assert {sent.server for sent in again} == {made[1].url}
+        # Nobody asks the dead one any more.
+        answers = await asyncio.gather(*(servers.post("/chat/completions", BODY) for _ in range(8)))
+        assert {(sent.server, sent.tries) for _, sent in answers} == {(made[1].url, 1)}
+        await made[0].start()
+
+
+async def test_a_server_that_is_back_is_given_its_versions_before_it_is_asked(
+    tmp_path: Path,
+) -> None:
+    async with doubles(1) as (server,):
+        servers = pooled([server])
+        await publish(servers, "run-v1", adapter(tmp_path / "one"))
+        assert server.versions == {"run-v1": str(tmp_path / "one")}
+        await server.stop()
+        body = {**BODY, "model": "run-v1"}
+        call = asyncio.create_task(servers.post("/chat/completions", body, patience=20))
+        await asyncio.sleep(0.5)
+        await server.start()
+        _, sent = await call
+        assert sent.tries >= 1
+        assert server.versions == {"run-v1": str(tmp_path / "one")}
+
+
+async def test_a_server_that_forgot_a_version_meanwhile_is_told_again(tmp_path: Path) -> None:
+    async with doubles(1) as (server,):
+        servers = pooled([server])
+        await publish(servers, "run-v1", adapter(tmp_path / "one"))
+        server.versions.clear()  # it died and came back between two calls
+        found, _ = await servers.post("/chat/completions", {**BODY, "model": "run-v1"}, patience=10)
+        assert found["model"] == "run-v1"
+
+
+async def test_calls_wait_for_room_and_one_that_is_cancelled_leaves_its_place() -> None:
+    async with doubles(1, seconds=0.05) as (server,):
+        servers = Servers([server.url], at_once=4)
+        calls = [asyncio.create_task(servers.post("/chat/completions", BODY)) for _ in range(24)]
+        await asyncio.sleep(0.02)
+        for call in calls[4:12]:
+            call.cancel()
+        done = await asyncio.gather(*calls, return_exceptions=True)
+        assert sum(isinstance(one, tuple) for one in done) == 16
+        assert server.most == 4
+        assert servers.servers[0].running == 0
+
+
+async def test_a_conversation_stays_at_its_server_and_new_ones_go_where_least_is_to_do() -> None:
+    async with doubles(2, seconds=0.05) as made:
+        servers = pooled(made)
+        await asyncio.gather(
+            *(servers.post("/chat/completions", BODY, session=f"c{n}") for n in range(10))
+        )
+        counts = [len(one.asked) for one in made]
+        assert counts == [5, 5]
+        where = {}
+        for n in range(10):
+            for _ in range(2):
+                _, sent = await servers.post("/chat/completions", BODY, session=f"c{n}")
+                assert where.setdefault(n, sent.server) == sent.server
+
+
+async def test_a_server_that_asks_to_come_back_later_is_asked_later() -> None:
+    async with doubles(1) as (server,):
+
+        async def busy(number: int, body: dict[str, Any]) -> web.Response | None:
+            told = {"error": {"message": "too many"}}
+            return web.json_response(told, status=429) if number < 3 else None
+
+        server.act = busy
+        servers = pooled([server])
+        _, sent = await servers.post("/chat/completions", BODY, patience=10)
+        assert sent.tries == 3
+        assert servers.servers[0].failures == 0
+
+
+async def test_a_call_that_breaks_a_living_server_each_time_is_not_sent_for_ever() -> None:
+    async with doubles(1) as (server,):
+
+        async def broken(number: int, body: dict[str, Any]) -> web.Response | None:
+            return web.json_response({"error": {"message": "kernel"}}, status=500)
+
+        server.act = broken
+        with pytest.raises(PolicyUnreachable, match="500: kernel"):
+            await pooled([server]).post("/chat/completions", BODY, patience=60)
+        assert len(server.asked) == pool.BROKEN
+
+
+async def test_a_server_that_stops_answering_is_left_for_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "ANSWER_SECONDS", 0.5)
+    async with doubles(2) as made:
+
+        async def hangs(number: int, body: dict[str, Any]) -> None:
+            await asyncio.sleep(30)
+
+        made[0].act = hangs
+        servers = pooled(made)
+        answers = await asyncio.gather(*(servers.post("/chat/completions", BODY) for _ in range(8)))
+        assert {sent.server for _, sent in answers} == {made[1].url}
+
+
+async def test_a_wrong_key_is_named() -> None:
+    async with doubles(1) as (server,):
+        server.key = "right"
+        with pytest.raises(PolicyRefused, match="STATESET_POLICY_KEY"):
+            await connect(server.url, "policy", api_key="wrong").ainvoke([HumanMessage("hi")])
+        await connect(server.url, "policy", api_key="right").ainvoke([HumanMessage("hi")])
+
+
+async def test_a_stream_that_breaks_off_is_not_asked_for_again() -> None:
+    async with doubles(1) as (server,):
+
+        async def breaks(number: int, body: dict[str, Any]) -> None:
+            raise Drop
+
+        server.act = breaks
+        policy = connect(server.url, "policy").model_copy(update={"disable_streaming": False})
+        with pytest.raises(PolicyUnreachable):
+            async for _ in policy.astream([HumanMessage("hi")]):
+                pass
+        assert len(server.asked) == 1
+
+
+async def test_an_episode_whose_servers_are_gone_is_failed_and_never_a_score(
+    development: list[Scenario],
+) -> None:
+    async with doubles(1) as (server,):
+
+        async def lost(number: int, body: dict[str, Any]) -> None:
+            raise Drop
+
+        server.act = lost
+        trace = await converse(
+            development[0], connect(server.url, "policy", patience=0.2), Sampling(version="policy")
+        )
+        assert trace.status == "failed"
+        assert "tries" in (trace.error or "")
+
+
+def adapter(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    save_file({"a": torch.zeros(4, 4)}, folder / "adapter_model.safetensors")
+    return folder
+
+
+async def test_versions_stay_while_an_episode_reads_them(tmp_path: Path) -> None:
+    async with doubles(2) as made:
+        servers = pooled(made)
+        for number in range(4):
+            await publish(servers, f"run-v{number}", adapter(tmp_path / str(number)))
+            if number == 1:
+                held = servers.reading(["run-v1"])
+                held.__enter__()
+        for one in made:
+            assert list(one.versions) == ["run-v1", "run-v2", "run-v3"]
+        held.__exit__(None, None, None)
+        await publish(servers, "run-v4", adapter(tmp_path / "4"))
+        await publish(servers, "other-v9", adapter(tmp_path / "9"))
+        for one in made:
+            assert list(one.versions) == ["run-v3", "run-v4", "other-v9"]
+        await retire(servers, "other-v9")
+        assert all(list(one.versions) == ["run-v3", "run-v4"] for one in made)
+
+
+async def test_a_version_is_published_where_a_server_is_away_and_told_when_it_is_back(
+    tmp_path: Path,
+) -> None:
+    async with doubles(2) as made:
+        servers = pooled(made)
+        await made[1].stop()
+        await publish(servers, "run-v1", adapter(tmp_path / "1"))
+        assert list(made[0].versions) == ["run-v1"]
+        await made[1].start()
+        body = {**BODY, "model": "run-v1"}
+        await asyncio.gather(
+            *(servers.post("/chat/completions", body, patience=5) for _ in range(8))
+        )
+        await made[0].stop()
+        await servers.post("/chat/completions", body, patience=20)
+        assert list(made[1].versions) == ["run-v1"]
+        await made[0].start()
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "found none"),
+        (lambda folder: cut(folder / "adapter_model.safetensors"), "to be whole"),
+        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b""), "to be whole"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "Expected JSON"),
+    ],
+)
+async def test_a_half_written_adapter_is_named(harm: Any, told: str, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "adapter")
+    check_adapter(folder)
+    harm(folder)
+    async with doubles(1) as (server,):
+        with pytest.raises(BadInput, match=told):
+            await publish(pooled([server]), "run-v1", folder)
+        assert not server.versions
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+async def test_a_later_call_is_sent_as_the_ids_of_the_one_before_it_and_what_was_added(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, dict[str, Any]]] = []
+    plain = Servers.post
+
+    async def listening(
+        self: Servers, path: str, body: dict[str, Any], **options: Any
+    ) -> tuple[dict[str, Any], pool.Sent]:
+        seen.append((path, body))
+        return await plain(self, path, body, **options)
+
+    monkeypatch.setattr(Servers, "post", listening)
+    policy = connect(engine, "policy").sampling(
+        Sampling(version="policy", temperature=0.0, max_tokens=60)
+    )
+    model = policy.bind_tools([tool.schema() for tool in SERVICE_TOOLS])
+    asked: list[BaseMessage] = [
+        SystemMessage(SERVICE_PROMPT),
+        HumanMessage("Where is my order? My order is W39841. My zip is 62169."),
+    ]
+    first = await model.ainvoke(asked)
+    tokens = fetch(first.response_metadata["id"])
+    assert tokens is not None
+    done = ToolMessage("{}", tool_call_id=first.tool_calls[0]["id"])
+    later = await model.ainvoke([*asked, first, done])
+    more = fetch(later.response_metadata["id"])
+    assert more is not None
+    before = (*tokens.prompt_ids, *tokens.sampled_ids)
+    assert more.prompt_ids[: len(before)] == before
+    paths = [path for path, _ in seen]
+    assert paths == ["/chat/completions", "/tokenize", "/chat/completions"]
+    assert seen[-1][1]["kv_transfer_params"]["prompt_token_ids"] == list(more.prompt_ids)
+    # An app that edits what was said gets what it sent, and nothing that was sampled once.
+    seen.clear()
+    edited = AIMessage("Hello.", response_metadata=first.response_metadata)
+    await model.ainvoke([*asked, edited, HumanMessage("Well?")])
+    assert [path for path, _ in seen] == ["/chat/completions"]
+    assert "kv_transfer_params" not in seen[0][1]
+
+
+def test_what_was_sampled_goes_back_as_it_was_however_it_would_be_written() -> None:
+    """Token 9 ends a turn; the template would write 5 6 as 4."""
+    spoken = token_in.Spoken(("",), (1, 2), (5, 6, 9), True)
+    assert token_in.extended(spoken, [1, 2, 4, 9, 7, 8]) == [1, 2, 5, 6, 9, 7, 8]
+    # A history that was changed, and an answer that was cut off, are rendered anew.
+    assert token_in.extended(spoken, [1, 3, 4, 9, 7, 8]) is None
+    cut_off = token_in.Spoken(("",), (1, 2), (5, 6), False)
+    assert token_in.extended(cut_off, [1, 2, 4, 9, 7, 8]) is None
+
+
+def test_the_double_answers_like_a_server() -> None:
+    assert answer(1, BODY)["choices"][0]["token_ids"] == [1, 1]
