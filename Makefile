@@ -3,10 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready-
 
-.PHONY: demo test check prove bench fuzz clean
+.PHONY: demo vllm test check prove bench fuzz clean
 
+# embedded, vllm (after `make vllm`) or auto
+ENGINE ?= embedded
 demo: $(STAMP)run
-	$(BIN)/stateset-agents demo
+	$(BIN)/stateset-agents demo --engine $(ENGINE)
+
+# vLLM in an environment of its own, beside .venv
+vllm: $(STAMP)run
+	$(BIN)/stateset-agents policy install-vllm
 
 test: $(STAMP)dev
 	$(BIN)/python -m pytest
@@ -28,6 +34,8 @@ bench: $(STAMP)dev
 	$(BIN)/python -m benchmarks.traces
 	$(BIN)/python -m benchmarks.rewards
 	$(BIN)/python -m benchmarks.trainer
+	$(BIN)/python -m benchmarks.serving --engine embedded
+	if [ -f .venv-vllm/.ready ]; then $(BIN)/python -m benchmarks.serving --engine vllm; fi
 
 $(STAMP)run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -45,4 +53,4 @@ fuzz: $(STAMP)dev
 	STATESET_FUZZ_CALLS=$(N) $(BIN)/python -m pytest -s tests/test_fuzz.py
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-vllm build dist *.egg-info

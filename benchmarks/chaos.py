@@ -112,9 +112,9 @@ def server_group(server: Supervised) -> int:
     return int(children[0])
 
 
-async def torment(server: Supervised, found: Found, rng: random.Random) -> None:
-    """Pause it, then kill it, each after it was well for some seconds; again and again."""
-    while True:
+async def torment(server: Supervised, found: Found, rng: random.Random, until: float) -> None:
+    """Pause it, then kill it, each after it was well for some seconds; again and again, then leave it in peace."""
+    while time.monotonic() < until:
         await asyncio.sleep(rng.uniform(8, 14))
         group = server_group(server)
         os.killpg(group, signal.SIGSTOP)
@@ -134,21 +134,23 @@ async def torment(server: Supervised, found: Found, rng: random.Random) -> None:
 
 
 async def chaos(folder: Path, seconds: float, at: Supervised | None = None) -> Found:
-    """Train for `seconds` at the least while the server suffers; several runs, one after the other, where one is over sooner."""
+    """Train while the server suffers for `seconds`; several runs, one after the other, where one is over sooner."""
     found, rng, began = Found(), random.Random(0), time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
         if at is None:
             launch = vllm.launch(
                 str(SEED_POLICY), free_port(), python=vllm.find_python(load_settings().vllm), folder=folder
             )  # fmt: skip
-            at = await stack.enter_async_context(supervised(launch, folder / "engine.log", print))
+            at = await stack.enter_async_context(
+                supervised(launch, folder / "engine.log", print, most=10_000)
+            )
         url = await stack.enter_async_context(dropping(at.url.removesuffix("/v1"), found))
         # One step old episodes are trained on, so that versions are swapped while others sample.
-        values: dict[str, Any] = {"base_url": url, "steps": 10, "groups": 2, "group_size": 4, "held_out": 8, "staleness": 1,
+        values: dict[str, Any] = {"base_url": url, "steps": 8, "groups": 2, "group_size": 4, "held_out": 8, "staleness": 1,
                                   "concurrency": 16, "threads": 1, "log": ()}  # fmt: skip
         for seed in itertools.count(1):
             run = new_run(folder / "runs")
-            suffering = asyncio.create_task(torment(at, found, rng))
+            suffering = asyncio.create_task(torment(at, found, rng, began + seconds))
             try:
                 summary = await train_job(
                     check_config({**values, "seed": seed}), run, lambda event, told: None
@@ -172,9 +174,9 @@ def judge(run: Path, found: Found) -> None:
     """What a run's store says of it."""
     with TraceStore(run / "traces.db", create=False) as store:
         traces = list(store.traces())
-        found.unproved += problems(store)
+        found.unproved += list(problems(store))
         trained = store.read("SELECT response_id FROM trained")
-    seen = Counter(trace.status for trace in traces)
+    seen = Counter(str(trace.status) for trace in traces)
     found.statuses = dict(Counter(found.statuses) + seen)
     for trace in traces:
         found.retried += sum(call.tries > 1 for call in trace.model_calls)

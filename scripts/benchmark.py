@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-BENCHMARKS = ("world", "rollout", "traces", "rewards", "trainer")
+BENCHMARKS = ("world", "rollout", "traces", "rewards", "trainer", "serving")
 
 
 def run(name: str) -> tuple[str, float]:

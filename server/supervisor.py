@@ -43,8 +43,9 @@ class Launch:
 class Supervised:
     """A server that runs; `url` is where."""
 
-    def __init__(self, launch: Launch, log: Path, say: Say) -> None:
+    def __init__(self, launch: Launch, log: Path, say: Say, most: int | None = None) -> None:
         self.launch, self.log, self.say = launch, log, say
+        self.most = RESTARTS if most is None else most
         self.url = launch.url
         self.restarts = 0
         """How often it was started again."""
@@ -102,7 +103,7 @@ class Supervised:
             failures = 0 if time.monotonic() - began > SOUND_SECONDS else failures
             while True:
                 failures += 1
-                if failures > RESTARTS:
+                if failures > self.most:
                     self.broken = error
                     self.say(f"{self.launch.name} died {failures} times and is given up: {error}")
                     return
@@ -158,10 +159,11 @@ def _first(error: StatesetError) -> str:
 
 @contextlib.asynccontextmanager
 async def supervised(
-    launch: Launch, log: Path, say: Say = lambda told: None
+    launch: Launch, log: Path, say: Say = lambda told: None, most: int | None = None
 ) -> AsyncIterator[Supervised]:
-    """Run a server while the block runs, and start it again when it dies. Raises BadInput or PolicyUnreachable where it cannot start."""
-    server = Supervised(launch, log, say)
+    """Run a server while the block runs, and start it again when it dies, `most` times in a row (RESTARTS). Raises BadInput or
+    PolicyUnreachable where it cannot start."""
+    server = Supervised(launch, log, say, most)
     watching: asyncio.Task[None] | None = None
     try:
         await server.start()

@@ -7,13 +7,15 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from stateset_agents.chat_template import default_chat_template
 from stateset_agents.errors import BadInput
 from stateset_agents.policy import close_connections, connect
 from stateset_agents.probing import probe
 from stateset_agents.server.supervisor import Launch, free_port, port_is_free, supervised
 from stateset_agents.server.vllm import process as vllm
+from stateset_agents.servers import Servers
 from stateset_agents.settings import load_settings
 from stateset_agents.versions import publish, served_models
 
@@ -39,6 +41,8 @@ class Asked(Protocol):
     def max_model_len(self) -> int | None: ...
     @property
     def tool_parser(self) -> str | None: ...
+    @property
+    def full(self) -> bool: ...
     @property
     def rank(self) -> int: ...
     @property
@@ -72,6 +76,10 @@ def check(config: Asked) -> None:
     """Raises BadInput where the engine that is asked for cannot be started."""
     if config.base_url is None:
         launch_of(config, 0, Path(tempfile.gettempdir()))
+        if config.full and engine_of(config.engine) == "vllm":
+            raise BadInput(
+                "--full: vLLM swaps adapters while it runs; leave it out, or give --engine embedded."
+            )
 
 
 def launch_of(
@@ -131,6 +139,31 @@ async def policy_server(
             yield url, await _model_at(url, exact)
     finally:
         await close_connections()
+
+
+PROBED = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": 'Is {"zip": "02134"} the caf\u00e9 at 5\u202fth St.?'},
+]
+
+
+async def check_tokenizer(servers: Servers, model: str, tokenizer: Any) -> None:
+    """Raises BadInput where the servers make other tokens of the same messages than the tokenizer that is trained with."""
+    if not servers.tokenizes:
+        return
+    answer, _ = await servers.post(
+        "/tokenize", {"model": model, "messages": PROBED}, patience=AWAY_SECONDS
+    )
+    text = tokenizer.apply_chat_template(
+        PROBED, tokenize=False, add_generation_prompt=True,
+        chat_template=None if tokenizer.chat_template else default_chat_template(),
+    )  # fmt: skip
+    here = tokenizer.encode(text, add_special_tokens=False)
+    if here != answer["tokens"]:
+        raise BadInput(
+            f"Expected the tokenizer of {tokenizer.name_or_path!r} behind {', '.join(servers.urls)}, found one that makes other tokens of "
+            f"the same messages ({len(answer['tokens'])} against {len(here)}). Give the --model that is served there."
+        )
 
 
 async def _model_at(url: str, exact: bool) -> str:

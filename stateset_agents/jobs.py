@@ -18,7 +18,13 @@ from typing import Any, Literal
 from langchain_core.language_models import BaseChatModel
 from pydantic import Field, ValidationError, model_validator
 
-from stateset_agents.engines import AWAY_SECONDS, model_path, policy_server, served_policy
+from stateset_agents.engines import (
+    AWAY_SECONDS,
+    check_tokenizer,
+    model_path,
+    policy_server,
+    served_policy,
+)
 from stateset_agents.errors import BadInput, PolicyUnreachable, RunBroken
 from stateset_agents.evaluation import Measurement, measure, paired_gain
 from stateset_agents.graphs import orchestrator
@@ -118,6 +124,10 @@ class JobConfig(TrainConfig):
         if self.full and self.base_url:
             raise ValueError(
                 "full: a server of one's own can swap adapters, and not whole models; leave base_url out"
+            )
+        if self.full and self.engine == "vllm":
+            raise ValueError(
+                "full: vLLM swaps adapters while it runs, and whole models only between GPUs; leave it out, or take the embedded engine"
             )
         started = {"engine", "replicas", "gpu_memory_utilization", "max_model_len", "tool_parser"}
         if self.base_url and (wrong := sorted(self.model_fields_set & started)):
@@ -525,6 +535,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
         async with policy_server(config, run, _told(report)) as (url, base_name):
             report("start", {"training": len(training), "held_out": len(held_out), "run": run})
             policy = connect(url, base_name, patience=AWAY_SECONDS)
+            await check_tokenizer(policy.servers, base_name, tokenizer)
 
             async def measured(
                 phase: str, version: str, temperature: float, versions: dict[str, str] | None = None

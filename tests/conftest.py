@@ -70,7 +70,7 @@ def held(launch: Launch, log: Path) -> Iterator[Supervised]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    server = supervised(launch, log)
+    server = supervised(launch, log, most=1000)
     running = asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(
         launch.seconds + 30
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,7 +23,7 @@ class Double:
         self.asked: list[dict[str, Any]] = []
         self.versions: dict[str, str] = {}
         self.running = self.most = 0
-        self.healthy = True
+        self.healthy = self.adapters = True
         self.port = 0
         self.key = ""
         self._numbers = itertools.count(1)
@@ -93,6 +94,8 @@ class Double:
         return web.json_response({})
 
     async def _unload(self, request: web.Request) -> web.Response:
+        if not self.adapters:
+            return web.json_response({"detail": "Not Found"}, status=404)
         name = (await request.json())["lora_name"]
         if self.versions.pop(name, None) is None:
             return web.json_response({"error": {"message": f"no {name}"}}, status=404)
@@ -109,7 +112,7 @@ def answer(number: int, body: dict[str, Any], said: str = "hello") -> dict[str, 
         "message": {"role": "assistant", "content": said},
         "finish_reason": "stop",
         "token_ids": [number, 1],
-        "logprobs": {"content": [{"token": "x", "logprob": -0.5}, {"token": "y", "logprob": -0.1}]},
+        "logprobs": {"content": [entry(body), entry(body)]},
     }
     return {
         "id": f"chatcmpl-{number}-{id(body)}",
@@ -120,6 +123,14 @@ def answer(number: int, body: dict[str, Any], said: str = "hello") -> dict[str, 
         "prompt_token_ids": [7, 8],
         "usage": {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4},
     }
+
+
+def entry(body: dict[str, Any], heat: float | None = None) -> dict[str, Any]:
+    """A sampled token among two, a nat apart at temperature 1."""
+    gap = 1.0 / (heat or body.get("temperature") or 1.0)
+    likely = -math.log1p(math.exp(-gap))
+    tops = [{"token": "x", "logprob": likely}, {"token": "y", "logprob": likely - gap}]
+    return {**tops[0], "top_logprobs": tops}
 
 
 @asynccontextmanager

@@ -126,11 +126,11 @@ async def test_each_call_of_a_run_draws_with_a_seed_of_its_own() -> None:
 
 
 async def test_a_conversation_beyond_the_context_is_truncated_and_not_failed(
-    engine: str, development: list[Scenario]
+    served: str, development: list[Scenario]
 ) -> None:
     """Otherwise a policy could talk its way out of being scored."""
     customer = development[0].customer.model_copy(update={"opening": "Where is it? " * 700})
     endless = development[0].model_copy(update={"customer": customer})
-    trace = await converse(endless, connect(engine, "policy"), Sampling(version="policy"))
+    trace = await converse(endless, connect(served, "policy"), Sampling(version="policy"))
     assert trace.status == "truncated"
     assert "maximum context length" in (trace.error or "")

@@ -15,19 +15,22 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from safetensors.torch import save_file
+from transformers import AutoTokenizer
 
 from stateset_agents import servers as pool
 from stateset_agents import token_in
-from stateset_agents.errors import BadInput, PolicyRefused, PolicyUnreachable
+from stateset_agents.engines import SEED_POLICY, check_tokenizer
+from stateset_agents.errors import BadInput, NotExact, PolicyRefused, PolicyUnreachable
 from stateset_agents.graphs.rollout import converse
 from stateset_agents.policy import connect, fetch
+from stateset_agents.probing import probe
 from stateset_agents.scenario import Scenario
-from stateset_agents.servers import Servers
+from stateset_agents.servers import Servers, servers_at
 from stateset_agents.tools.prompts import SERVICE_PROMPT
 from stateset_agents.tools.toolset import SERVICE_TOOLS
 from stateset_agents.trace import Sampling
 from stateset_agents.versions import check_adapter, publish, retire
-from tests.policy_double import Double, Drop, answer, doubles
+from tests.policy_double import Double, Drop, answer, doubles, entry
 
 BODY: dict[str, Any] = {
     "model": "policy",
@@ -136,7 +139,7 @@ async def test_a_conversation_stays_at_its_server_and_new_ones_go_where_least_is
         )
         counts = [len(one.asked) for one in made]
         assert counts == [5, 5]
-        where = {}
+        where: dict[int, str] = {}
         for n in range(10):
             for _ in range(2):
                 _, sent = await servers.post("/chat/completions", BODY, session=f"c{n}")
@@ -341,5 +344,57 @@ def test_what_was_sampled_goes_back_as_it_was_however_it_would_be_written() -> N
     assert token_in.extended(cut_off, [1, 2, 4, 9, 7, 8]) is None
 
 
-def test_the_double_answers_like_a_server() -> None:
-    assert answer(1, BODY)["choices"][0]["token_ids"] == [1, 1]
+def changed(change: Any) -> Any:
+    """Answers, each with a change to it."""
+
+    async def act(number: int, body: dict[str, Any]) -> web.Response:
+        made = answer(number, body)
+        change(made, made["choices"][0], body)
+        return web.json_response(made)
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda made, choice, body: made.pop("prompt_token_ids"), "return_token_ids"),
+        (lambda made, choice, body: choice.update(token_ids=None), "return_token_ids"),
+        (lambda made, choice, body: choice.update(logprobs=None), "a log-probability for each"),
+        (
+            lambda made, choice, body: choice.update(logprobs={"content": [entry(body, 1.0)] * 2}),
+            "processed_logprobs",
+        ),
+    ],
+)
+async def test_a_server_that_does_not_say_what_it_sampled_is_refused(
+    change: Any, told: str
+) -> None:
+    async with doubles(1) as (server,):
+        await probe(pooled([server]), adapters=True)
+        server.act = changed(change)
+        with pytest.raises(NotExact, match=told):
+            await probe(pooled([server]))
+
+
+async def test_servers_that_are_not_alike_or_take_no_adapters_are_refused() -> None:
+    async with doubles(2) as made:
+        made[1].act = changed(lambda made, choice, body: made.update(prompt_token_ids=[9]))
+        with pytest.raises(PolicyRefused, match="different tokens for the same words"):
+            await probe(pooled(made))
+        made[0].adapters = False
+        with pytest.raises(PolicyRefused, match="--enable-lora"):
+            await probe(pooled(made[:1]), adapters=True)
+        assert not (await probe(pooled(made[:1]))).adapters
+    with pytest.raises(PolicyUnreachable):
+        await probe(Servers(["http://127.0.0.1:9/v1"]))
+
+
+async def test_servers_with_another_tokenizer_than_the_one_that_trains_are_refused(
+    served: str,
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SEED_POLICY)
+    await check_tokenizer(servers_at(served), "policy", tokenizer)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    with pytest.raises(BadInput, match="other tokens of the same messages"):
+        await check_tokenizer(servers_at(served), "policy", tokenizer)

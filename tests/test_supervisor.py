@@ -1,0 +1,172 @@
+"""A server as a child process, and what vLLM's failures are told as."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stateset_agents.engines import SEED_POLICY, engine_of, launch_of
+from stateset_agents.errors import BadInput, PolicyUnreachable
+from stateset_agents.jobs import check_config
+from stateset_agents.server import supervisor
+from stateset_agents.server.supervisor import Launch, free_port, supervised
+from stateset_agents.server.vllm import process as vllm
+
+SERVER = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    def log_message(self, *told): pass
+print("listening", flush=True)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def a_launch(code: str = SERVER, seconds: float = 20) -> Launch:
+    port = free_port()
+    return Launch(
+        name="the server",
+        command=(sys.executable, "-c", code, str(port)),
+        url=f"http://127.0.0.1:{port}/v1",
+        seconds=seconds,
+    )
+
+
+def child_of(keeper: int) -> int:
+    return int(Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()[0])
+
+
+async def gone(pid: int) -> None:
+    for _ in range(200):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"process {pid} is still there")
+
+
+async def test_a_server_that_dies_is_started_again_and_ends_with_the_block(tmp_path: Path) -> None:
+    told: list[str] = []
+    async with supervised(a_launch(), tmp_path / "log", told.append) as server:
+        os.kill(child_of(server.pid), signal.SIGKILL)
+        while server.restarts == 0:
+            await asyncio.sleep(0.05)
+        child = child_of(server.pid)
+    await gone(child)
+    assert "died" in told[0]
+    assert told[-1] == "the server is back"
+
+
+async def test_a_server_that_cannot_start_says_its_last_lines(tmp_path: Path) -> None:
+    launch = a_launch("import sys; print('no such model'); sys.exit(3)")
+    with pytest.raises(PolicyUnreachable, match=r"(?s)ended with 3.*no such model"):
+        async with supervised(launch, tmp_path / "log"):
+            pass
+    hangs = a_launch("import time; print('loading', flush=True); time.sleep(60)", seconds=1)
+    with pytest.raises(PolicyUnreachable, match=r"(?s)healthy within 1 s.*loading"):
+        async with supervised(hangs, tmp_path / "log"):
+            pass
+
+
+async def test_a_server_that_dies_again_and_again_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "RESTARTS", 2)
+    once = tmp_path / "once"
+    code = f"import pathlib, sys; p = pathlib.Path({str(once)!r}); p.exists() and sys.exit('worn out'); p.touch()"
+    told: list[str] = []
+    async with supervised(a_launch(code + SERVER), tmp_path / "log", told.append) as server:
+        os.kill(child_of(server.pid), signal.SIGKILL)
+        while server.broken is None:
+            await asyncio.sleep(0.05)
+    assert "worn out" in str(server.broken)
+    assert "given up" in told[-1]
+
+
+def test_no_server_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
+    code = f"""
+import asyncio, pathlib
+from stateset_agents.server.supervisor import supervised
+from tests.test_supervisor import a_launch, child_of
+async def main():
+    async with supervised(a_launch(), pathlib.Path({str(tmp_path / "log")!r})) as server:
+        print(child_of(server.pid), flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    asyncio.run(gone(child))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("ValueError: Free memory on device cuda:0 (1/80 GiB) on startup is less than desired", "enough memory"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "enough memory"),
+        ("ValueError: No available memory for the cache blocks.", "enough memory"),
+        ("api_server.py: error: unrecognized arguments: --nonsense", "options that vLLM knows"),
+        ("OSError: Can't load tokenizer for '/x'.", "a tokenizer beside the model"),
+        ("ValueError: Unsupported: this model does not support LoRA yet.", "a model that vLLM can put adapters on"),
+        ("OSError: [Errno 98] error while attempting to bind: address already in use", "a free port"),
+    ],
+)  # fmt: skip
+def test_what_vllm_ends_with_is_said_with_a_remedy(line: str, told: str) -> None:
+    error = vllm._explain(1, ["INFO starting", f"(EngineCore pid=7) {line}", "bye"])
+    assert isinstance(error, BadInput)
+    assert f"Expected {told}" in str(error)
+    assert vllm._explain(1, ["nothing known"]) is None
+
+
+def test_vllm_that_is_missing_or_of_another_version_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadInput, match="install-vllm"):
+        vllm.find_python(tmp_path / "nothing")
+    fake = tmp_path / "old" / "bin" / "python"
+    fake.parent.mkdir(parents=True)
+    fake.write_text("#!/bin/sh\necho 0.9.1\n")
+    fake.chmod(0o755)
+    with pytest.raises(BadInput, match=r"from 0\.32 and below 0\.34, found 0\.9\.1"):
+        vllm.find_python(tmp_path / "old")
+    monkeypatch.setenv("STATESET_VLLM", str(tmp_path / "nothing"))
+    with pytest.raises(BadInput, match="install-vllm"):
+        launch_of(check_config({"engine": "vllm"}), 1, tmp_path)
+    # `auto` takes what is there.
+    assert engine_of("auto") == "embedded"
+    (tmp_path / "old" / ".ready").touch()
+    monkeypatch.setenv("STATESET_VLLM", str(tmp_path / "old"))
+    assert engine_of("auto") == "vllm"
+    with pytest.raises(BadInput, match="max-model-len: vLLM reads it"):
+        launch_of(check_config({"engine": "embedded", "max_model_len": 100}), 1, tmp_path)
+
+
+def test_the_reader_of_tool_calls_is_chosen_by_the_template() -> None:
+    assert vllm.tool_parser(vllm.chat_template(str(SEED_POLICY)) or "") == "hermes"
+    assert vllm.tool_parser("{{ '<tool_call><function=' + name }}") == "qwen3_coder"
+    assert vllm.tool_parser("[TOOL_CALLS] [") == "mistral"
+    assert vllm.tool_parser("{{ messages }}") is None
+
+
+def test_what_starts_vllm_asks_for_exact_tokens(tmp_path: Path) -> None:
+    launch = vllm.launch(
+        str(SEED_POLICY), 8001, python=Path("python"), folder=tmp_path, rank=24, key="secret"
+    )
+    told = " ".join(launch.command)
+    for wanted in ("--logprobs-mode processed_logprobs", "--generation-config vllm", "--enable-lora",
+                   "--max-lora-rank 32", "--tool-call-parser hermes", "--enable-prefix-caching"):  # fmt: skip
+        assert wanted in told
+    assert "secret" not in told
+    assert launch.environment["VLLM_API_KEY"] == "secret"
