@@ -1,4 +1,4 @@
-"""The claims that take hours: gain over three seeds, controls, forks, a store alone, a limit, kills, a front of policies, a reward model. `make prove`.
+"""The claims that take hours: gain over three seeds, controls, forks, a store alone, a limit, kills, vLLM and chaos around it, a front of policies, a reward model. `make prove`.
 
 Prints one line a run and writes `runs/prove.json`, from which the README's table is taken.
 """
@@ -16,10 +16,12 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks import pareto, reward_model
+from benchmarks.chaos import chaos
 from benchmarks.kill_store import kill_after
 from stateset_agents.evaluation import paired_gain
 from stateset_agents.traces.store import TraceStore
@@ -181,12 +183,34 @@ def store_kills(count: int) -> list[str]:
     return lost
 
 
+def on_another_engine(
+    name: str, run: dict[str, Any], here: dict[str, Any], count: int
+) -> dict[str, Any]:
+    """A run on vLLM beside the same on the embedded engine: whether results differ, and how near to the trainer the tokens were."""
+    (path,) = (RUNS / name).glob("*/log.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {
+        "success_after": [here["success_after"], run["success_after"]],
+        "p_differs": two_proportions(here["success_after"], run["success_after"], count),
+        "farthest_ratio": max(abs(line["ratio"] - 1) for line in lines),
+        "most_sampler_kl": max(line["sampler_kl"] for line in lines),
+        "prefix_hits": statistics.median(line["prefix_hits"] for line in lines),
+    }
+
+
+def chaos_of(seconds: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        found = asyncio.run(chaos(Path(folder), seconds))
+    return {**asdict(found), "wrong": found.wrong()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--held-out", type=int, default=300)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--store-kills", type=int, default=50)
     parser.add_argument("--recorded-kills", type=int, default=20)
+    parser.add_argument("--chaos-seconds", type=float, default=1200)
     parser.add_argument(
         "--at-once", type=int, default=1, help="Runs side by side; no timing is read."
     )
@@ -213,6 +237,7 @@ def main() -> None:
         )  # fmt: skip
         no_signal = pool.submit(job, "shuffled-rewards", "--shuffle-rewards", *count)
         disturbed = pool.submit(killed_job, "killed", options.kills, *count)
+        on_vllm = pool.submit(job, "vllm", "--engine", "vllm", *count)
     seeds = {seed: future.result() for seed, future in trained.items()}
     rejection = {seed: future.result() for seed, future in rejected.items()}
     shuffled, killed = no_signal.result(), disturbed.result()
@@ -224,7 +249,10 @@ def main() -> None:
         [bit for seed in SEEDS for bit in outcomes(f"seed-{seed}")],
     )
     p = two_proportions(killed["success_after"], seeds[1]["success_after"], options.held_out)
+    vllm = on_vllm.result()
     result = {
+        "vllm": on_another_engine("vllm", vllm, seeds[1], options.held_out),
+        "chaos": chaos_of(options.chaos_seconds),
         "median_gain": statistics.median(s["gain"] for s in seeds.values()),
         "lowest_interval": min(s["gain_ci95"][0] for s in seeds.values()),
         "shuffled_gain": shuffled["gain"],

@@ -1,7 +1,7 @@
 """How fast episodes are played on a served policy, against a plain loop on the same server; how fast versions swap; what the prefix cache
 gives: `python -m benchmarks.serving --engine vllm`.
 
-The plain loop sends the prompts that the episodes sent, as token ids, and has as many tokens sampled: no graph, no shop, no parsing. Both
+The plain loop sends the prompts that the episodes sent, as token ids and with a seed each, and has as many tokens sampled: no graph, no shop, no parsing. Both
 have so many conversations at once, each call after the one before it.
 """
 
@@ -23,10 +23,10 @@ from typing import Any
 import aiohttp
 import peft
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.waiting_server import key
-from stateset_agents.engines import SEED_POLICY, launch_of
+from stateset_agents.engines import SEED_POLICY, launch_of, renderer
 from stateset_agents.graphs.rollout import converse
 from stateset_agents.jobs import check_config
 from stateset_agents.meters import Meters, read_meters
@@ -41,7 +41,8 @@ from stateset_agents.trainers.rollouts import Plan, Player
 from stateset_agents.versions import publish
 
 ROUNDS = 3
-EACH = 4
+TOKENIZER = AutoTokenizer.from_pretrained(SEED_POLICY)
+EACH = 2
 """Episodes for each that plays at once."""
 
 
@@ -58,7 +59,7 @@ def an_adapter(folder: Path, seed: int) -> Path:
 
 async def driven(url: str, version: str, at_once: int) -> tuple[list[Trace], float]:
     """Episodes as training plays them: groups of 8, so many at once."""
-    policy = connect(url, version)
+    policy = connect(url, version).model_copy(update={"render": renderer(TOKENIZER)})
     config = TrainConfig(concurrency=at_once)
     every: list[Scenario] = list(
         itertools.islice(scenarios(seed=1, split="train"), EACH * at_once // 8)
@@ -67,19 +68,23 @@ async def driven(url: str, version: str, at_once: int) -> tuple[list[Trace], flo
     player = Player(lambda scenario, told: converse(scenario, policy, told), None, config)
     began = time.perf_counter()
     groups = await player.play(plan, every, {}, version)
-    return [trace for group in groups for trace in group], time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    traces = [trace for group in groups for trace in group]
+    failed = [trace.error for trace in traces if trace.status == "failed"]
+    assert not failed, failed
+    return traces, seconds
 
 
 async def plain(url: str, version: str, traces: Sequence[Trace], at_once: int) -> float:
     """The same calls without an agent: how long they take."""
-    waiting = list(traces)[::-1]
+    waiting, seeds = list(traces)[::-1], itertools.count()
 
     async def worker(session: aiohttp.ClientSession) -> None:
         while waiting:
-            for call in waiting.pop().model_calls:
+            for call in waiting.pop().calls:
                 body = {
                     "model": version, "prompt": call.prompt_ids, "max_tokens": len(call.sampled_ids), "ignore_eos": True,
-                    "temperature": 1.0, "logprobs": 0, "return_token_ids": True,
+                    "temperature": 1.0, "logprobs": 0, "return_token_ids": True, "seed": next(seeds),
                 }  # fmt: skip
                 async with session.post(f"{url}/completions", json=body) as answer:
                     assert answer.status == 200, await answer.text()
@@ -128,8 +133,16 @@ async def swaps(url: str, versions: Versions, count: int = 7) -> list[float]:
     return found
 
 
+class Rows(list[tuple[str, str, str]]):
+    """Shown as they come: the whole takes minutes."""
+
+    def append(self, row: tuple[str, str, str]) -> None:
+        print(": ".join(row[:2]), flush=True)
+        super().append(row)
+
+
 async def on_engine(engine: str, folder: Path) -> list[tuple[str, str, str]]:
-    rows: list[tuple[str, str, str]] = []
+    rows = Rows()
     config = check_config({"engine": engine, "concurrency": 64})
     async with supervised(
         launch_of(config, free_port(), folder), folder / "engine.log", lambda told: None
@@ -197,7 +210,7 @@ async def waited(
     )  # fmt: skip
     async with supervised(launch, folder / "waiting.log") as server:
         ratios = []
-        for _ in range(ROUNDS):
+        for _ in range(2):
             _, mine = await driven(server.url, "policy", at_once)
             bare = await plain(server.url, "policy", traces, at_once)
             ratios.append(bare / mine)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from stateset_agents.chat_template import default_chat_template
 from stateset_agents.errors import BadInput
-from stateset_agents.policy import close_connections, connect
+from stateset_agents.policy import Render, close_connections, connect
 from stateset_agents.probing import probe
 from stateset_agents.server.supervisor import Launch, free_port, port_is_free, supervised
 from stateset_agents.server.vllm import process as vllm
@@ -139,6 +139,15 @@ async def policy_server(
             yield url, await _model_at(url, exact)
     finally:
         await close_connections()
+
+
+def renderer(tokenizer: Any) -> Render:
+    """A tokenizer's chat template as a policy's `render`."""
+    from stateset_agents.server.engine import protocol
+
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = default_chat_template()
+    return lambda messages, tools: protocol.render(tokenizer, messages, tools)
 
 
 PROBED = [

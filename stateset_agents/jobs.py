@@ -23,6 +23,7 @@ from stateset_agents.engines import (
     check_tokenizer,
     model_path,
     policy_server,
+    renderer,
     served_policy,
 )
 from stateset_agents.errors import BadInput, PolicyUnreachable, RunBroken
@@ -536,6 +537,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
             report("start", {"training": len(training), "held_out": len(held_out), "run": run})
             policy = connect(url, base_name, patience=AWAY_SECONDS)
             await check_tokenizer(policy.servers, base_name, tokenizer)
+            policy = policy.model_copy(update={"render": renderer(tokenizer)})
 
             async def measured(
                 phase: str, version: str, temperature: float, versions: dict[str, str] | None = None

@@ -9,7 +9,7 @@ import itertools
 import random
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +54,14 @@ class Sampled:
     """How often the call was sent before this answer came."""
 
 
+Render = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], list[int]]
+
 WAITING = 4096
 """Answers whose tokens are kept for a recorder that may never come."""
 _waiting: OrderedDict[str, Sampled | None] = OrderedDict()
 _streams: dict[str, list[dict[str, Any]]] = {}
+_after: OrderedDict[int, token_in.Spoken] = OrderedDict()
+"""What a prompt of ids that was sent went on from, by the prompt."""
 
 
 def leave(sampled: Sampled) -> None:
@@ -85,8 +89,10 @@ class Policy(ChatOpenAI):
     """Who is asked."""
     patience: float = 0.0
     """For how many seconds a call is tried again while servers are away."""
-    token_in: bool = True
+    sends_ids: bool = True
     """Whether a later call of a conversation is sent as the ids of the one before it and what was added."""
+    render: Render | None = Field(default=None, exclude=True)
+    """Messages and tools as ids, by the chat template of the very model: saves asking a server for it."""
     session: str = ""
     """A conversation's mark: its calls go to one server, whose cache knows it."""
 
@@ -183,25 +189,37 @@ class Policy(ChatOpenAI):
         body = payload | (payload.pop("extra_body", None) or {})
         about = ensure_config().get("metadata") or {}
         session = self.session or str(about.get("thread_id") or "")
-        spoken = token_in.before(messages, payload) if self.exact and self.token_in else None
-        if spoken is not None and self.servers.tokenizes:
-            asked = {
-                "model": body["model"],
-                "messages": body["messages"],
-                "tools": body.get("tools"),
-            }
-            try:
-                rendered, _ = await self.servers.post(
-                    "/tokenize", asked, session=session, patience=self.patience
-                )
-                prompt = token_in.extended(spoken, rendered["tokens"])
-            except (
-                PolicyRefused
-            ):  # a server without it, or messages that it says no to where they are sent
-                self.servers.tokenizes, prompt = False, None
-            if prompt is not None:
-                body["kv_transfer_params"] = {"prompt_token_ids": prompt}
+        spoken = token_in.before(messages, payload) if self.exact and self.sends_ids else None
+        prompt = await self._extended(spoken, body, session) if spoken is not None else None
+        if spoken is not None and prompt is not None:
+            body["kv_transfer_params"] = {"prompt_token_ids": prompt}
+            _after[hash(tuple(prompt))] = spoken
+            while len(_after) > WAITING:
+                _after.popitem(last=False)
         return body, session
+
+    async def _extended(
+        self, spoken: token_in.Spoken, body: dict[str, Any], session: str
+    ) -> list[int] | None:
+        """The prompt that goes on from an answer of ours; None where it has to be rendered anew."""
+        messages, tools = body["messages"], body.get("tools")
+        if self.render is not None:
+            prompt = token_in.extended(spoken, self.render(messages, tools))
+            if prompt is not None:
+                return prompt
+        if not self.servers.tokenizes:
+            return None
+        try:
+            rendered, _ = await self.servers.post(
+                "/tokenize", {"model": body["model"], "messages": messages, "tools": tools},
+                session=session, patience=self.patience,
+            )  # fmt: skip
+        except (
+            PolicyRefused
+        ):  # a server without it, or messages that it says no to where they are sent
+            self.servers.tokenizes = False
+            return None
+        return token_in.extended(spoken, rendered["tokens"])
 
     def _create_chat_result(
         self, response: Any, generation_info: dict[str, Any] | None = None
@@ -215,10 +233,7 @@ class Policy(ChatOpenAI):
         if self.exact:
             tokens = sampled(raw)
             leave(tokens)
-            token_in.remember(
-                tokens.response_id, raw["choices"][0]["message"], tokens.prompt_ids, tokens.sampled_ids,
-                tokens.finish_reason,
-            )  # fmt: skip
+            _remember(tokens, raw["choices"][0]["message"])
         return result
 
     def _convert_chunk_to_generation_chunk(
@@ -236,9 +251,7 @@ class Policy(ChatOpenAI):
                 pieces = _streams.pop(chunk["id"])
                 tokens = joined(pieces)
                 leave(tokens)
-                token_in.remember(
-                    tokens.response_id, _message(pieces), tokens.prompt_ids, tokens.sampled_ids, tokens.finish_reason
-                )  # fmt: skip
+                _remember(tokens, _message(pieces))
             while len(_streams) > WAITING:  # streams that nobody read to their end
                 del _streams[next(iter(_streams))]
         made = super()._convert_chunk_to_generation_chunk(
@@ -251,6 +264,14 @@ class Policy(ChatOpenAI):
             ):  # as an answer has it that is not streamed
                 made.generation_info["id"] = chunk["id"]
         return made
+
+
+def _remember(tokens: Sampled, message: dict[str, Any]) -> None:
+    """Keep an answer for the call that goes on from it."""
+    token_in.remember(
+        tokens.response_id, message, tokens.prompt_ids, tokens.sampled_ids, tokens.finish_reason,
+        _after.get(hash(tokens.prompt_ids)),
+    )  # fmt: skip
 
 
 def _message(chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:

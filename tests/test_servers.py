@@ -335,13 +335,20 @@ async def test_a_later_call_is_sent_as_the_ids_of_the_one_before_it_and_what_was
 
 
 def test_what_was_sampled_goes_back_as_it_was_however_it_would_be_written() -> None:
-    """Token 9 ends a turn; the template would write 5 6 as 4."""
-    spoken = token_in.Spoken(("",), (1, 2), (5, 6, 9), True)
-    assert token_in.extended(spoken, [1, 2, 4, 9, 7, 8]) == [1, 2, 5, 6, 9, 7, 8]
-    # A history that was changed, and an answer that was cut off, are rendered anew.
-    assert token_in.extended(spoken, [1, 3, 4, 9, 7, 8]) is None
-    cut_off = token_in.Spoken(("",), (1, 2), (5, 6), False)
-    assert token_in.extended(cut_off, [1, 2, 4, 9, 7, 8]) is None
+    """Token 9 ends a turn; the template would write 5 6 as 4, and 7 7 as 3."""
+    said = token_in.said_in({"content": "x"})
+    spoken = token_in.Spoken((1, 9), (5, 6, 9), True, {1: said})
+    assert token_in.extended(spoken, [1, 9, 4, 9, 8]) == [1, 9, 5, 6, 9, 8]
+    # Two calls later the first answer is still the one that was sampled.
+    later = token_in.Spoken((1, 9, 5, 6, 9, 8, 9), (7, 7, 9), True, {1: said, 3: said})
+    assert token_in.extended(later, [1, 9, 4, 9, 8, 9, 3, 9, 2]) == [
+        1, 9, 5, 6, 9, 8, 9, 7, 7, 9, 2,
+    ]  # fmt: skip
+    # What is not the policy's has to be what it was; a history that is shorter, an answer that was cut off, are rendered anew.
+    assert token_in.extended(later, [1, 9, 4, 9, 0, 9, 3, 9, 2]) is None
+    assert token_in.extended(later, [1, 9, 4, 9]) is None
+    cut_off = token_in.Spoken((1, 9), (5, 6), False, {1: said})
+    assert token_in.extended(cut_off, [1, 9, 4, 9, 8]) is None
 
 
 def changed(change: Any) -> Any:

@@ -6,15 +6,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stateset_agents.engines import SEED_POLICY, engine_of, launch_of
 from stateset_agents.errors import BadInput, PolicyUnreachable
-from stateset_agents.jobs import check_config
+from stateset_agents.jobs import check_config, evaluate_job
 from stateset_agents.server import supervisor
 from stateset_agents.server.supervisor import Launch, free_port, supervised
 from stateset_agents.server.vllm import process as vllm
+from stateset_agents.traces.store import TraceStore
 
 SERVER = """
 import http.server, sys
@@ -170,3 +172,34 @@ def test_what_starts_vllm_asks_for_exact_tokens(tmp_path: Path) -> None:
         assert wanted in told
     assert "secret" not in told
     assert launch.environment["VLLM_API_KEY"] == "secret"
+
+
+async def test_one_of_two_engines_dies_in_the_middle_and_no_episode_is_lost(tmp_path: Path) -> None:
+    config = check_config({"replicas": 2, "held_out": 24, "concurrency": 8, "max_tokens": 48})
+    killed = asyncio.Event()
+
+    async def kill_one() -> None:
+        log = tmp_path / "engine-2.log"
+        while not log.exists():
+            await asyncio.sleep(0.05)
+        await playing.wait()
+        keepers = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        os.kill(child_of(int(keepers[-1])), signal.SIGKILL)
+        killed.set()
+
+    playing, episodes = asyncio.Event(), 0
+
+    def report(event: str, values: dict[str, Any]) -> None:
+        nonlocal episodes
+        episodes += event == "tick"
+        if episodes == 4:
+            playing.set()
+
+    killing = asyncio.create_task(kill_one())
+    result = await evaluate_job(config, tmp_path, None, 1.0, report)
+    await killing
+    assert killed.is_set()
+    assert (result.failed, len(result.outcomes)) == (0, 24)
+    with TraceStore(tmp_path / "traces.db", create=False) as store:
+        calls = [call for trace in store.traces() for call in trace.model_calls]
+    assert any(call.tries > 1 for call in calls)

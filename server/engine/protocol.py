@@ -38,7 +38,20 @@ def _readable(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content") or ""
     if isinstance(content, list):
         content = "".join(part.get("text", "") for part in content)
-    return {**message, "role": role, "content": content}
+    readable = {**message, "role": role, "content": content}
+    if calls := message.get("tool_calls"):
+        readable["tool_calls"] = [_as_object(call) for call in calls]
+    return readable
+
+
+def _as_object(call: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as templates expect them: an object, and not the text of one."""
+    function = call["function"]
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except (TypeError, ValueError):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _storable(text: str) -> int:

@@ -33,6 +33,9 @@ def version() -> None:
     """Versions, device and engines found."""
     from importlib import metadata, util
 
+    from stateset_agents.server.vllm import process as vllm
+    from stateset_agents.settings import load_settings
+
     def found(package: str) -> str:
         try:
             return metadata.version(package)
@@ -41,7 +44,7 @@ def version() -> None:
 
     cuda = "CUDA" if Path("/proc/driver/nvidia/version").exists() else "CPU"
     engines = ["embedded"] if util.find_spec("torch") and util.find_spec("fastapi") else []
-    engines += ["vllm"] if util.find_spec("vllm") else []
+    engines += ["vllm"] if vllm.installed(load_settings().vllm) else []
     rows = {
         "stateset-agents": __version__,
         "python": sys.version.split()[0],
