@@ -1,5 +1,6 @@
 """How fast episodes are played on a served policy, against a plain loop on the same server; how fast versions swap; what the prefix cache
-gives: `python -m benchmarks.serving --engine vllm`.
+gives: `python -m benchmarks.serving --engine vllm`
+(the embedded engine without it).
 
 The plain loop sends the prompts that the episodes sent, as token ids and with a seed each, and has as many tokens sampled: no graph, no shop, no parsing. Both
 have so many conversations at once, each call after the one before it.
@@ -23,6 +24,8 @@ from typing import Any
 import aiohttp
 import peft
 import torch
+from rich.console import Console
+from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.waiting_server import key
@@ -224,16 +227,17 @@ async def waited(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--engine", default="vllm", choices=("vllm", "embedded"))
+    parser.add_argument("--engine", default="embedded", choices=("vllm", "embedded"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rows = asyncio.run(on_engine(options.engine, Path(folder)))
-    print(
-        f"benchmarks/serving.py --engine {options.engine}, {platform.machine()}, {os.cpu_count()} cores"
-    )
-    for name, value, beside in rows:
-        print(f"{name:<80} {value:>8}  {beside}")
+    table = Table(title=f"--engine {options.engine}, {os.cpu_count()} cores, {platform.machine()}")
+    for column in ("what", "measured", "beside it"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 if __name__ == "__main__":
