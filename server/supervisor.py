@@ -84,7 +84,7 @@ class Supervised:
                     told = now
                     self.say(f"{self.launch.name} is starting ({now - began:.0f} s)")
                 await asyncio.sleep(0.1)
-        await self.stop()
+        await self._end()
         raise PolicyUnreachable(
             f"Expected {self.launch.name} to be healthy within {self.launch.seconds:.0f} s, found that it was not. "
             f"Its last lines:\n{self.last_lines()}"
@@ -122,8 +122,12 @@ class Supervised:
                 break
 
     async def stop(self) -> None:
-        """Ask it to end, and see to it that it does."""
+        """End it for good."""
         self._ending = True
+        await self._end()
+
+    async def _end(self) -> None:
+        """Ask it to end, and see to it that it does."""
         process = self._process
         if process is None or process.returncode is not None:
             return

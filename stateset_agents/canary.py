@@ -59,11 +59,12 @@ class Canary:
         while len(self._trouble) > KEPT:
             self._trouble.popitem(last=False)
         new, old = self.counts()
-        if new[1] >= self._look and old[1] >= FIRST_LOOK:
-            self._look *= 2
-            if _p_higher(new, old) < self.p:
-                self._decide("rolled back", new, old)
-        if self.decided is None and new[1] >= self.enough:
+        if new[1] < min(self._look, self.enough) or old[1] < FIRST_LOOK:
+            return
+        self._look *= 2
+        if _p_higher(new, old) < self.p:
+            self._decide("rolled back", new, old)
+        elif new[1] >= self.enough:
             self._decide("promoted", new, old)
 
     def counts(self) -> tuple[tuple[int, int], tuple[int, int]]:

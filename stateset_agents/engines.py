@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import hashlib
+import json
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +18,10 @@ from stateset_agents.server.supervisor import Launch, free_port, port_is_free, s
 from stateset_agents.server.vllm import process as vllm
 from stateset_agents.servers import Servers
 from stateset_agents.settings import load_settings
-from stateset_agents.versions import publish, served_models
+from stateset_agents.versions import check_adapter, publish, served_models
 
 SEED_POLICY = Path(__file__).parent / "seed_policy"
-AWAY_SECONDS = 300.0
+AWAY_SECONDS = 240.0
 """How long an episode of a job waits for a server that is away; vLLM starts again within two minutes on two cores."""
 
 
@@ -85,15 +86,16 @@ def check(config: Asked) -> None:
 def launch_of(
     config: Asked, port: int, folder: Path, *, host: str = "127.0.0.1", threads: int = 1,
     slots: int | None = None, adapters: dict[str, str] | None = None, extra: tuple[str, ...] = (),
+    also: Sequence[Path] = (),
 ) -> Launch:  # fmt: skip
-    """What starts the engine that a job asks for. Raises BadInput where it cannot be started, or what was said is not for it."""
+    """What starts the engine that a job asks for, with room for the adapters `also`. Raises BadInput where it cannot be started, or what was said is not for it."""
     settings = load_settings()
     path, key = model_path(config.model), _key()
     slots = slots or (config.concurrency + config.concurrency // 2 if config.concurrency else 384)
     if engine_of(config.engine) == "vllm":
         return vllm.launch(
             path, port, python=vllm.find_python(settings.vllm), folder=folder, host=host, threads=threads, slots=slots,
-            rank=config.rank, max_model_len=config.max_model_len, parser=config.tool_parser,
+            rank=max([config.rank, *map(_rank, also)]), max_model_len=config.max_model_len, parser=config.tool_parser,
             gpu_memory_utilization=config.gpu_memory_utilization, adapters=adapters, key=key, extra=extra,
         )  # fmt: skip
     for name in ("gpu_memory_utilization", "max_model_len", "tool_parser"):
@@ -108,6 +110,12 @@ def launch_of(
     )
 
 
+def _rank(adapter: Path) -> int:
+    """An adapter's; 0 of a whole model."""
+    config = adapter / "adapter_config.json"
+    return int(json.loads(config.read_text()).get("r", 0)) if config.is_file() else 0
+
+
 def _key() -> str:
     key = load_settings().policy_key
     return key.get_secret_value() if key else ""
@@ -115,7 +123,12 @@ def _key() -> str:
 
 @contextlib.asynccontextmanager
 async def policy_server(
-    config: Asked, run: Path, say: Callable[[str], None] = lambda told: None, *, exact: bool = True
+    config: Asked,
+    run: Path,
+    say: Callable[[str], None] = lambda told: None,
+    *,
+    exact: bool = True,
+    also: Sequence[Path] = (),
 ) -> AsyncIterator[tuple[str, str]]:
     """The policy's base URL, or several with commas between them, and its base model's name: external servers', or an engine's that is
     started. Where what is sampled has to be known (`exact`), what they can do is asked first. Raises BadInput where one cannot be started,
@@ -125,7 +138,7 @@ async def policy_server(
             yield config.base_url, await _model_at(config.base_url, exact)
             return
         log = run / "engine.log"
-        launches = [launch_of(config, free_port(), run) for _ in range(config.replicas)]
+        launches = [launch_of(config, free_port(), run, also=also) for _ in range(config.replicas)]
         async with contextlib.AsyncExitStack() as stack:
             await asyncio.gather(
                 *(
@@ -158,20 +171,18 @@ PROBED = [
 
 async def check_tokenizer(servers: Servers, model: str, tokenizer: Any) -> None:
     """Raises BadInput where the servers make other tokens of the same messages than the tokenizer that is trained with."""
-    if not servers.tokenizes:
-        return
-    answer, _ = await servers.post(
-        "/tokenize", {"model": model, "messages": PROBED}, patience=AWAY_SECONDS
-    )
+    asked = {"model": model, "messages": PROBED, "max_tokens": 1, "return_token_ids": True}
+    answer, _ = await servers.post("/chat/completions", asked, patience=AWAY_SECONDS)
+    there = list(answer["prompt_token_ids"])
     text = tokenizer.apply_chat_template(
         PROBED, tokenize=False, add_generation_prompt=True,
         chat_template=None if tokenizer.chat_template else default_chat_template(),
     )  # fmt: skip
     here = tokenizer.encode(text, add_special_tokens=False)
-    if here != answer["tokens"]:
+    if here != there:
         raise BadInput(
             f"Expected the tokenizer of {tokenizer.name_or_path!r} behind {', '.join(servers.urls)}, found one that makes other tokens of "
-            f"the same messages ({len(answer['tokens'])} against {len(here)}). Give the --model that is served there."
+            f"the same messages ({len(there)} against {len(here)}). Give the --model that is served there."
         )
 
 
@@ -183,10 +194,11 @@ async def _model_at(url: str, exact: bool) -> str:
 @contextlib.asynccontextmanager
 async def served_policy(
     config: Asked, adapter: Path | None, folder: Path, say: Callable[[str], None] = lambda told: None, *,
-    exact: bool = True,
+    exact: bool = True, also: Sequence[Path] = (),
 ) -> AsyncIterator[tuple[str, str]]:  # fmt: skip
-    """Like `policy_server`, with an adapter loaded: its URL and the name to ask for."""
-    async with policy_server(config, folder, say, exact=exact) as (url, base_name):
+    """Like `policy_server`, with an adapter loaded: its URL and the name to ask for. `also` are adapters that are loaded later."""
+    every = [*also, *([adapter] if adapter is not None else [])]
+    async with policy_server(config, folder, say, exact=exact, also=every) as (url, base_name):
         if adapter is None:
             yield url, base_name
             return
@@ -212,7 +224,8 @@ async def serve(
     with tempfile.TemporaryDirectory() as folder:
         launches = [
             launch_of(
-                config, one, Path(folder), host=host, threads=threads, slots=slots, adapters=loads, extra=extra
+                config, one, Path(folder), host=host, threads=threads, slots=slots, adapters=loads, extra=extra,
+                also=[adapter] if adapter else [],
             )
             for one in ports
         ]  # fmt: skip
@@ -250,6 +263,7 @@ async def serve(
 
 async def serve_adapter(url: str, adapter: Path) -> str:
     """Load an adapter under a name that its weights give it; the name."""
+    check_adapter(adapter)
     files = [adapter / name for name in ("adapter_model.safetensors", "model.safetensors")]
     weights = next(file for file in files if file.is_file()).read_bytes()
     name = f"policy-{hashlib.sha256(weights).hexdigest()[:12]}"

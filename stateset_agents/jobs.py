@@ -32,7 +32,7 @@ from stateset_agents.graphs import orchestrator
 from stateset_agents.graphs.domains import DOMAINS
 from stateset_agents.graphs.rollout import converse, hold
 from stateset_agents.graphs.your_graph import OwnGraph
-from stateset_agents.meters import read_meters
+from stateset_agents.meters import Meters, read_meters
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy import connect
 from stateset_agents.providers import PREFIX, ProviderPolicy
@@ -577,7 +577,9 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
                     node: served[name] for name, nodes in config.trained.items() for node in nodes
                 }
 
-            counted = await read_meters(policy.servers)
+            counted = Meters()
+            with contextlib.suppress(PolicyUnreachable):
+                counted = await read_meters(policy.servers)
 
             async def between(step: int, served: dict[str, str]) -> dict[str, Any]:
                 """What the prefix cache gave in this step, and what is measured after it."""

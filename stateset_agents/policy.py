@@ -60,8 +60,6 @@ WAITING = 4096
 """Answers whose tokens are kept for a recorder that may never come."""
 _waiting: OrderedDict[str, Sampled | None] = OrderedDict()
 _streams: dict[str, list[dict[str, Any]]] = {}
-_after: OrderedDict[int, token_in.Spoken] = OrderedDict()
-"""What a prompt of ids that was sent went on from, by the prompt."""
 
 
 def leave(sampled: Sampled) -> None:
@@ -148,11 +146,11 @@ class Policy(ChatOpenAI):
         payload = self._get_request_payload(messages, stop=stop, **kwargs)
         if "response_format" in payload or self._use_responses_api(payload):
             return await super()._agenerate(messages, stop, run_manager, **kwargs)
-        body, session = await self._body(messages, payload)
+        body, session, asked = await self._body(messages, payload)
         answer, sent = await self.servers.post(
             "/chat/completions", body, session=session, patience=self.patience
         )
-        return self._create_chat_result({**answer, "tries": sent.tries})
+        return self._create_chat_result({**answer, "tries": sent.tries, "asked": asked})
 
     async def _astream(
         self,
@@ -167,13 +165,14 @@ class Policy(ChatOpenAI):
         if self._should_stream_usage(stream_usage, **kwargs):
             kwargs["stream_options"] = {"include_usage": True}
         payload = self._get_request_payload(messages, stop=stop, **kwargs)
-        body, session = await self._body(messages, payload)
+        body, session, asked = await self._body(messages, payload)
         kind: type = AIMessageChunk
         events = self.servers.stream(
             "/chat/completions", body, session=session, patience=self.patience
         )
         async with contextlib.aclosing(events):
             async for event in events:
+                event["asked"] = asked
                 made = self._convert_chunk_to_generation_chunk(event, kind, {})
                 if made is None:
                     continue
@@ -184,19 +183,16 @@ class Policy(ChatOpenAI):
 
     async def _body(
         self, messages: Sequence[BaseMessage], payload: dict[str, Any]
-    ) -> tuple[dict[str, Any], str]:
-        """What is sent, and the conversation's mark. A call that goes on from one of ours carries its prompt as ids."""
+    ) -> tuple[dict[str, Any], str, token_in.Asked]:
+        """What is sent, the conversation's mark, and what is known of the call. A call that goes on from one of ours carries its prompt as ids."""
         body = payload | (payload.pop("extra_body", None) or {})
         about = ensure_config().get("metadata") or {}
         session = self.session or str(about.get("thread_id") or "")
         spoken = token_in.before(messages, payload) if self.exact and self.sends_ids else None
         prompt = await self._extended(spoken, body, session) if spoken is not None else None
-        if spoken is not None and prompt is not None:
+        if prompt is not None:
             body["kv_transfer_params"] = {"prompt_token_ids": prompt}
-            _after[hash(tuple(prompt))] = spoken
-            while len(_after) > WAITING:
-                _after.popitem(last=False)
-        return body, session
+        return body, session, token_in.asked(payload, spoken if prompt is not None else None)
 
     async def _extended(
         self, spoken: token_in.Spoken, body: dict[str, Any], session: str
@@ -214,10 +210,10 @@ class Policy(ChatOpenAI):
                 "/tokenize", {"model": body["model"], "messages": messages, "tools": tools},
                 session=session, patience=self.patience,
             )  # fmt: skip
-        except (
-            PolicyRefused
-        ):  # a server without it, or messages that it says no to where they are sent
-            self.servers.tokenizes = False
+        except PolicyRefused as refused:
+            # A server without it; what it says of these messages it says again where they are sent.
+            if any(f"found {status}" in str(refused) for status in (404, 405, 501)):
+                self.servers.tokenizes = False
             return None
         return token_in.extended(spoken, rendered["tokens"])
 
@@ -233,7 +229,8 @@ class Policy(ChatOpenAI):
         if self.exact:
             tokens = sampled(raw)
             leave(tokens)
-            _remember(tokens, raw["choices"][0]["message"])
+            choice = raw["choices"][0]
+            _remember(tokens, choice["message"], choice.get("stop_reason"), raw.get("asked"))
         return result
 
     def _convert_chunk_to_generation_chunk(
@@ -251,7 +248,8 @@ class Policy(ChatOpenAI):
                 pieces = _streams.pop(chunk["id"])
                 tokens = joined(pieces)
                 leave(tokens)
-                _remember(tokens, _message(pieces))
+                stopped = chunk["choices"][0].get("stop_reason")
+                _remember(tokens, _message(pieces), stopped, chunk.get("asked"))
             while len(_streams) > WAITING:  # streams that nobody read to their end
                 del _streams[next(iter(_streams))]
         made = super()._convert_chunk_to_generation_chunk(
@@ -266,12 +264,14 @@ class Policy(ChatOpenAI):
         return made
 
 
-def _remember(tokens: Sampled, message: dict[str, Any]) -> None:
+def _remember(
+    tokens: Sampled, message: dict[str, Any], stopped_by: object, asked: token_in.Asked | None
+) -> None:
     """Keep an answer for the call that goes on from it."""
-    token_in.remember(
-        tokens.response_id, message, tokens.prompt_ids, tokens.sampled_ids, tokens.finish_reason,
-        _after.get(hash(tokens.prompt_ids)),
-    )  # fmt: skip
+    if asked is not None:
+        token_in.remember(
+            tokens.response_id, message, tokens.prompt_ids, tokens.sampled_ids, tokens.finish_reason, stopped_by, asked
+        )  # fmt: skip
 
 
 def _message(chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -322,6 +322,7 @@ def joined(chunks: Sequence[dict[str, Any]]) -> Sampled:
         finish_reason=next(
             (part.finish_reason for part in reversed(parts) if part.finish_reason), ""
         ),
+        tries=parts[0].tries,
     )
 
 

@@ -26,6 +26,7 @@ ANSWER_SECONDS = 120.0
 """How long an answer may take before its server counts as gone."""
 LONGEST_PAUSE = 5.0
 """Seconds between two looks at a server that is away, at the most."""
+ROOM_SECONDS = 5.0
 BROKEN = 3
 """How often a call may break servers that stay alive."""
 HOMES = 65_536
@@ -93,6 +94,7 @@ class Servers:
         self._homes: OrderedDict[str, Server] = OrderedDict()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._reading: Counter[str] = Counter()
+        self._loading: dict[tuple[int, str, str], asyncio.Lock] = {}
 
     @property
     def urls(self) -> list[str]:
@@ -147,7 +149,7 @@ class Servers:
                     async with contextlib.aclosing(self._events(server, path, body)) as events:
                         async for event in events:
                             begun = True
-                            yield event
+                            yield {**event, "tries": tries.count}
                     server.well()
                     return
                 except (_Lost, _Busy) as gone:
@@ -208,10 +210,13 @@ class Servers:
             await asyncio.sleep(0.05)
 
     async def _room(self) -> None:
+        """Wait until a call has ended, or look again after a while: a server with room may have gone meanwhile."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
-            await waiter
+            await asyncio.wait([waiter], timeout=ROOM_SECONDS)
+            if not waiter.done():
+                waiter.cancel()
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():  # the place goes to the next in line
                 self._wake()
@@ -234,7 +239,9 @@ class Servers:
             ) as answer:
                 if answer.status == 200:
                     for name in await self._missing(server):
-                        await self.load(server, name)
+                        # One that it does not take is told to who asks for it; the others are served.
+                        with contextlib.suppress(PolicyRefused):
+                            await self.load(server, name)
                     server.well()
                     return
                 server.failed(_Lost(f"/health answered {answer.status}", refused=True))
@@ -246,9 +253,12 @@ class Servers:
     async def _missing(self, server: Server) -> list[str]:
         if not self.published:
             return []
-        answer = await self.ask(server, "GET", "/models")
-        known = {str(model["id"]) for model in answer["data"]}
+        known = await self._served(server)
         return [name for name in self.published if name not in known]
+
+    async def _served(self, server: Server) -> set[str]:
+        answer = await self.ask(server, "GET", "/models")
+        return {str(model["id"]) for model in answer["data"]}
 
     # One request -----------------------------------------------------------------------------------
 
@@ -304,7 +314,12 @@ class Servers:
                     raise _Lost(f"{response.status}: {reason}", broke=True)
                 name = str(body.get("model"))
                 if response.status == 404 and name in self.published:
-                    await self.load(server, name)  # it was restarted, and nothing was sampled
+                    try:
+                        await self.load(server, name)  # it was restarted, and nothing was sampled
+                    except PolicyRefused:
+                        raise
+                    except PolicyUnreachable as gone:
+                        raise _Lost(str(gone)) from None
                     raise _Busy(f"did not know {name} yet")
                 raise refusal(where, response.status, reason)
         except aiohttp.ClientConnectorError as error:
@@ -333,14 +348,14 @@ class Servers:
             ) from None
 
     async def load(self, server: Server, name: str) -> None:
-        """Have one server serve a published version."""
-        path = self.published[name]
-        body = {"lora_name": name, "lora_path": str(path.resolve())}
-        try:
+        """Have one server serve a published version, once for however many ask; one that is published no more is left out."""
+        key = (id(asyncio.get_running_loop()), server.url, name)
+        async with self._loading.setdefault(key, asyncio.Lock()):
+            path = self.published.get(name)
+            if path is None or name in await self._served(server):
+                return
+            body = {"lora_name": name, "lora_path": str(path.resolve())}
             await self.ask(server, "POST", "/load_lora_adapter", body)
-        except PolicyRefused as refused:
-            if "already" not in str(refused):  # another call was first
-                raise
 
 
 def _let_in(waiter: asyncio.Future[None]) -> None:
@@ -361,9 +376,10 @@ class _Tries:
 
     async def next(self) -> Server:
         """The server to ask. Raises PolicyUnreachable once all were asked and patience has ended."""
-        if self._failed and all(one in self._failed for one in self.servers.servers):
-            if time.monotonic() >= self.deadline or self._broke >= BROKEN:
-                raise self.servers.unreachable(self.count)
+        if self._broke >= BROKEN:
+            raise self.servers.unreachable(self.count)
+        fresh = [s for s in self.servers.servers if not s.away_until and s not in self._failed]
+        if self._failed and not fresh and time.monotonic() < self.deadline:
             await asyncio.sleep(self._pause)
             self._pause = min(2 * self._pause, 2.0)
             self._failed.clear()

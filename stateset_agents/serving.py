@@ -142,7 +142,14 @@ async def serve_graph(
         async with (
             kept_in(state) as conversations,
             _recording(traces) as keeper,
-            served_policy(config, adapter, Path(folder), print, exact=traces is not None) as (
+            served_policy(
+                config,
+                adapter,
+                Path(folder),
+                print,
+                exact=traces is not None,
+                also=[canary] if canary else [],
+            ) as (
                 url,
                 name,
             ),

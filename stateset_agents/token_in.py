@@ -27,65 +27,90 @@ Said = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """A turn that was sampled."""
+
+    said: Said
+    place: int
+    """How many assistant messages stood before it."""
+    start: int
+    """How many of the turn's ids stood there before the first that was sampled."""
+
+
+@dataclass(frozen=True, slots=True)
 class Spoken:
     """An answer, the ids that led to it and that it is, and which turns in them were sampled."""
 
     prompt: tuple[int, ...]
     sampled: tuple[int, ...]
-    finished: bool
-    """Whether the last sampled token is the one that ends a turn."""
-    own: Mapping[int, Said] = field(default_factory=dict)
-    """What was said in turns that were sampled and went back as they were, this answer included, by their number."""
+    own: Mapping[int, Own] = field(default_factory=dict)
+    """The turns that were sampled and went back as they were, this answer included, by their number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is known of a call before it is answered."""
+
+    assistants: int
+    """Assistant messages in it."""
+    most: int | None
+    """Tokens that its answer may have."""
+    after: Spoken | None = None
+    """The answer that its prompt went on from as ids."""
 
 
 _spoken: OrderedDict[str, Spoken] = OrderedDict()
 
 
+def asked(payload: dict[str, Any], after: Spoken | None) -> Asked:
+    """What `remember` needs of a call."""
+    count = sum(message.get("role") == "assistant" for message in payload["messages"])
+    most = payload.get("max_completion_tokens") or payload.get("max_tokens")
+    return Asked(count, most, after)
+
+
 def remember(
     response_id: str, message: dict[str, Any], prompt: Sequence[int], sampled: Sequence[int], finish: str,
-    after: Spoken | None = None,
+    stopped_by: object, call: Asked,
 ) -> None:  # fmt: skip
-    """Keep an answer's ids for the call that comes next in its conversation. `after` is the answer that its prompt went on from."""
-    if not (prompt and sampled):
+    """Keep an answer's ids for the call that comes next in its conversation; one that was cut off, or ended by a word, is not gone on
+    from, since its last token ends no turn."""
+    whole = finish in ("stop", "tool_calls") and stopped_by is None
+    if not (prompt and sampled and whole) or (call.most and len(sampled) >= call.most):
         return
-    finished = finish in ("stop", "tool_calls")
-    earlier = after.own if after is not None else {}
-    number = list(prompt).count(sampled[-1])
-    _spoken[response_id] = Spoken(
-        tuple(prompt), tuple(sampled), finished, {**earlier, number: said_in(message)}
-    )
+    turns = _turns(list(prompt), sampled[-1])
+    start = len(prompt) - sum(map(len, turns))
+    earlier = call.after.own if call.after is not None else {}
+    mine = Own(said_in(message), call.assistants, start)
+    _spoken[response_id] = Spoken(tuple(prompt), tuple(sampled), {**earlier, len(turns): mine})
     while len(_spoken) > KEPT:
         _spoken.popitem(last=False)
 
 
 def before(messages: Sequence[BaseMessage], payload: dict[str, Any]) -> Spoken | None:
-    """The answer that the last assistant message is, where it and those before it are ours and unchanged."""
+    """The answer that the last assistant message is, where it and those before it are ours, unchanged and in their places."""
     last = next((m for m in reversed(messages) if isinstance(m, AIMessage)), None)
     spoken = _spoken.get(str(last.response_metadata.get("id"))) if last is not None else None
     if spoken is None or messages[-1] is last:
         return None
     sent = [said_in(m) for m in payload["messages"] if m.get("role") == "assistant"]
-    wanted = [said for _, said in sorted(spoken.own.items(), key=lambda turn: turn[0])]
-    if not sent or sent[-1] != wanted[-1]:
+    if len(sent) != 1 + max(own.place for own in spoken.own.values()):
         return None
-    remaining = iter(sent)
-    return spoken if all(said in remaining for said in wanted) else None
+    return spoken if all(sent[own.place] == own.said for own in spoken.own.values()) else None
 
 
 def extended(spoken: Spoken, rendered: Sequence[int]) -> list[int] | None:
     """The next prompt: `spoken` and what `rendered`, the ids of all messages, has after it; None where they do not fit."""
-    if not spoken.finished:
-        return None
-    known = [*spoken.prompt, *spoken.sampled]
-    stop, turns = known[-1], list(rendered)
-    was, now = _turns(known, stop), _turns(turns, stop)
+    known, ids = [*spoken.prompt, *spoken.sampled], list(rendered)
+    was, now = _turns(known, known[-1]), _turns(ids, known[-1])
     if len(now) < len(was):
         return None
     for number, (old, new) in enumerate(zip(was, now, strict=False)):
-        if number not in spoken.own and old != new:
+        start = spoken.own[number].start if number in spoken.own else max(len(old), len(new))
+        if old[:start] != new[:start]:
             return None
     end = sum(len(turn) for turn in now[: len(was)])
-    return [*known, *turns[end:]]
+    return [*known, *ids[end:]]
 
 
 def _turns(ids: list[int], stop: int) -> list[list[int]]:

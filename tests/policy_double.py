@@ -22,7 +22,7 @@ class Double:
         )
         self.asked: list[dict[str, Any]] = []
         self.versions: dict[str, str] = {}
-        self.running = self.most = 0
+        self.running = self.most = self.loads = 0
         self.healthy = self.adapters = True
         self.port = 0
         self.key = ""
@@ -90,6 +90,7 @@ class Double:
 
     async def _load(self, request: web.Request) -> web.Response:
         body = await request.json()
+        self.loads += 1
         self.versions[body["lora_name"]] = body["lora_path"]
         return web.json_response({})
 

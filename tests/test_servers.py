@@ -334,21 +334,45 @@ async def test_a_later_call_is_sent_as_the_ids_of_the_one_before_it_and_what_was
     assert "kv_transfer_params" not in seen[0][1]
 
 
+X = token_in.said_in({"content": "x"})
+Y = token_in.said_in({"content": "y"})
+
+
 def test_what_was_sampled_goes_back_as_it_was_however_it_would_be_written() -> None:
-    """Token 9 ends a turn; the template would write 5 6 as 4, and 7 7 as 3."""
-    said = token_in.said_in({"content": "x"})
-    spoken = token_in.Spoken((1, 9), (5, 6, 9), True, {1: said})
-    assert token_in.extended(spoken, [1, 9, 4, 9, 8]) == [1, 9, 5, 6, 9, 8]
+    """Token 9 ends a turn, 2 opens an answer; the template would write 5 6 as 4, and 7 7 as 3."""
+    spoken = token_in.Spoken((1, 9, 2), (5, 6, 9), {1: token_in.Own(X, 0, 1)})
+    assert token_in.extended(spoken, [1, 9, 2, 4, 9, 8]) == [1, 9, 2, 5, 6, 9, 8]
     # Two calls later the first answer is still the one that was sampled.
-    later = token_in.Spoken((1, 9, 5, 6, 9, 8, 9), (7, 7, 9), True, {1: said, 3: said})
-    assert token_in.extended(later, [1, 9, 4, 9, 8, 9, 3, 9, 2]) == [
-        1, 9, 5, 6, 9, 8, 9, 7, 7, 9, 2,
+    later = token_in.Spoken(
+        (1, 9, 2, 5, 6, 9, 8, 9, 2), (7, 7, 9), {1: token_in.Own(X, 0, 1), 3: token_in.Own(Y, 1, 1)}
+    )
+    assert token_in.extended(later, [1, 9, 2, 4, 9, 8, 9, 2, 3, 9, 6]) == [
+        1, 9, 2, 5, 6, 9, 8, 9, 2, 7, 7, 9, 6,
     ]  # fmt: skip
-    # What is not the policy's has to be what it was; a history that is shorter, an answer that was cut off, are rendered anew.
-    assert token_in.extended(later, [1, 9, 4, 9, 0, 9, 3, 9, 2]) is None
-    assert token_in.extended(later, [1, 9, 4, 9]) is None
-    cut_off = token_in.Spoken((1, 9), (5, 6), False, {1: said})
-    assert token_in.extended(cut_off, [1, 9, 4, 9, 8]) is None
+    # What is not the policy's has to be what it was, before an answer in its very turn as well; a shorter history is rendered anew.
+    assert token_in.extended(later, [1, 9, 2, 4, 9, 0, 9, 2, 3, 9, 6]) is None
+    assert token_in.extended(later, [1, 9, 0, 4, 9, 8, 9, 2, 3, 9, 6]) is None
+    assert token_in.extended(later, [1, 9, 2, 4, 9]) is None
+
+
+def test_an_answer_is_gone_on_from_only_in_its_place_and_where_it_was_whole() -> None:
+    said = {"role": "assistant", "content": "x"}
+    user, note = {"role": "user", "content": "?"}, {"role": "assistant", "content": "note"}
+    message = AIMessage("x", response_metadata={"id": "r1"})
+    conversation: list[BaseMessage] = [HumanMessage("?"), message, HumanMessage("?")]
+
+    def kept(finish: str = "stop", stopped_by: object = None, most: int = 50) -> object:
+        token_in._spoken.pop("r1", None)
+        call = token_in.Asked(0, most)
+        token_in.remember("r1", said, (1, 9, 2), (5, 9), finish, stopped_by, call)
+        return token_in.before(conversation, {"messages": [user, said, user]})
+
+    assert kept() is not None
+    assert token_in.before(conversation, {"messages": [user, note, said, user]}) is None
+    # Cut off after a whole tool call, or ended by a word: the last token ends no turn.
+    assert kept("tool_calls", most=2) is None
+    assert kept("length") is None
+    assert kept(stopped_by="x") is None
 
 
 def changed(change: Any) -> Any:
@@ -405,3 +429,42 @@ async def test_servers_with_another_tokenizer_than_the_one_that_trains_are_refus
     tokenizer.chat_template = "{{ messages[0].content }}"
     with pytest.raises(BadInput, match="other tokens of the same messages"):
         await check_tokenizer(servers_at(served), "policy", tokenizer)
+
+
+async def test_one_that_hiccups_while_another_is_dead_is_asked_again() -> None:
+    async with doubles(2) as made:
+        servers = pooled(made)
+        await made[1].stop()
+
+        async def hiccup(number: int, body: dict[str, Any]) -> web.Response | None:
+            told = {"error": {"message": "once"}}
+            return web.json_response(told, status=500) if number == 1 else None
+
+        made[0].act = hiccup
+        _, sent = await asyncio.wait_for(servers.post("/chat/completions", BODY, patience=30), 10)
+        assert sent.server == made[0].url
+        await made[1].start()
+
+
+async def test_who_waits_for_room_at_a_server_that_dies_is_told() -> None:
+    async with doubles(1, seconds=30) as (server,):
+        servers = Servers([server.url], at_once=2)
+        calls = [asyncio.create_task(servers.post("/chat/completions", BODY)) for _ in range(8)]
+        await asyncio.sleep(0.2)
+        await server.stop()
+        done = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 40)
+        assert {type(one) for one in done} == {PolicyUnreachable}
+        await server.start()
+
+
+async def test_a_version_is_loaded_once_however_many_ask_for_it(tmp_path: Path) -> None:
+    async with doubles(1) as (server,):
+        servers = pooled([server])
+        await publish(servers, "run-v1", adapter(tmp_path / "one"))
+        server.versions.clear()
+        server.loads = 0
+        body = {**BODY, "model": "run-v1"}
+        await asyncio.gather(
+            *(servers.post("/chat/completions", body, patience=10) for _ in range(16))
+        )
+        assert server.loads == 1

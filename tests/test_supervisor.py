@@ -93,6 +93,20 @@ async def test_a_server_that_dies_again_and_again_is_given_up(
     assert "given up" in told[-1]
 
 
+async def test_a_restart_that_is_too_slow_does_not_end_the_watch(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    code = (
+        f"import pathlib, time; p = pathlib.Path({str(count)!r}); n = len(p.read_text()) if p.exists() else 0; "
+        "p.write_text('x' * (n + 1)); time.sleep(60 if n == 1 else 0)\n"
+    )
+    async with supervised(a_launch(code + SERVER, seconds=3), tmp_path / "log") as server:
+        for restarts in (1, 2):
+            os.kill(child_of(server.pid), signal.SIGKILL)
+            while server.restarts < restarts:
+                await asyncio.sleep(0.05)
+                assert server.broken is None
+
+
 def test_no_server_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
     code = f"""
 import asyncio, pathlib

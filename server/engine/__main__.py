@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+import threading
+import time
 
 import torch
 import uvicorn
@@ -38,6 +40,7 @@ def main() -> int:
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
+    threading.Thread(target=_end_when_broken, args=(engine,), daemon=True).start()
     uvicorn.run(
         build(engine, key=os.environ.get("STATESET_POLICY_KEY")),
         host=options.host,
@@ -46,6 +49,14 @@ def main() -> int:
         access_log=False,
     )
     return 0
+
+
+def _end_when_broken(engine: Engine) -> None:
+    """An engine that can sample no more ends, so that it is started again."""
+    while engine.batcher.broken is None:
+        time.sleep(0.5)
+    time.sleep(1)  # those who wait are told
+    os._exit(3)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The engine's HTTP face: chat and token completions, adapters, health, as vLLM answers them."""
 
 import asyncio
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -44,23 +45,25 @@ class Engine:
         self.base = base
         self.models: dict[str, PreTrainedModel] = {name: base}
         self.adapters: dict[str, str] = {}
+        self._loading = threading.Lock()
         self.batcher = Batcher(base, slots=slots, length=self.length)
         ends = base.generation_config.eos_token_id if base.generation_config else None
         known = ends if isinstance(ends, list) else [ends]
         self.stop_ids = frozenset(i for i in (*known, tokenizer.eos_token_id) if isinstance(i, int))
 
     def load(self, name: str, path: str) -> None:
-        if name in self.models:
-            raise Refusal(
-                400,
-                f"Expected a new adapter name, found {name!r} loaded already.",
-                "adapter_exists",
-            )
-        try:
-            self.models[name] = models.with_adapter(self.base, path)
-        except BadInput as error:
-            raise Refusal(400, str(error), "bad_adapter") from None
-        self.adapters[name] = path
+        with self._loading:  # a second one under the same name waits, and is told
+            if name in self.models:
+                raise Refusal(
+                    400,
+                    f"Expected a new adapter name, found {name!r} loaded already.",
+                    "adapter_exists",
+                )
+            try:
+                self.models[name] = models.with_adapter(self.base, path)
+            except BadInput as error:
+                raise Refusal(400, str(error), "bad_adapter") from None
+            self.adapters[name] = path
 
     def unload(self, name: str) -> None:
         if name not in self.adapters:
@@ -121,6 +124,11 @@ class Engine:
                 kept = next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
                 text = text[: len(text) - kept]
         return text
+
+    def stopped_by(self, request: batcher.Request) -> str | None:
+        """The word that ended an answer; None where it was the end of a turn, or no word."""
+        text = self.text(request.ids)
+        return next((stop for stop in request.stops if stop in text), None)
 
     async def steps(self, request: batcher.Request) -> AsyncIterator[int]:
         """Yields the number of tokens so far, last when the request has ended."""
@@ -266,6 +274,7 @@ def build(engine: Engine, key: str | None = None) -> FastAPI:
             "index": 0,
             "message": message,
             "finish_reason": "tool_calls" if calls else sampling.finish_reason,
+            "stop_reason": engine.stopped_by(sampling),
             "logprobs": None,
         }
         if body.get("logprobs"):
@@ -354,9 +363,16 @@ async def _stream(
     del base["usage"]
     sent, told = 0, 0
 
-    def chunk(delta: dict[str, Any], finish: str | None = None, upto: int | None = None) -> str:
+    def chunk(
+        delta: dict[str, Any],
+        finish: str | None = None,
+        upto: int | None = None,
+        stopped: str | None = None,
+    ) -> str:
         nonlocal told
         choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish}
+        if finish is not None:
+            choice["stop_reason"] = stopped
         if upto is not None:
             if body.get("logprobs"):
                 choice["logprobs"] = {"content": _entries(engine, request, told, upto)}
@@ -388,7 +404,7 @@ async def _stream(
     for index, call in enumerate(calls):
         yield chunk({"tool_calls": [{"index": index, **call}]})
     reason = "tool_calls" if calls else request.finish_reason
-    yield chunk({}, reason, upto=len(request.ids))
+    yield chunk({}, reason, upto=len(request.ids), stopped=engine.stopped_by(request))
     if (body.get("stream_options") or {}).get("include_usage"):
         yield event({**base, "choices": [], "usage": _usage(request)})
     yield event("[DONE]")

@@ -161,11 +161,15 @@ def launch(
             "--block-size",
             "32",
             "--no-enable-chunked-prefill",
+            # A worker of its own would spin while it waits, on a core that others need; its threads are set below.
+            "--distributed-executor-backend",
+            "uni",
         ]
         environment |= {
             "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
             "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
             "OMP_NUM_THREADS": str(threads),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
     if key:
         environment["VLLM_API_KEY"] = key

@@ -424,12 +424,23 @@ def evaluate(
     from stateset_agents.settings import load_settings
 
     settings = load_settings()
+    provider = model.startswith("litellm:")
+    if provider and (policy or engine):
+        raise BadInput(
+            f"--{'policy' if policy else 'engine'}: a provider's model (--model {model}) has none of ours."
+        )
+    # A provider's key goes to the provider, or to who is named here, and to no server that the settings name.
+    asked_of = (
+        ({"base_url": base_url} if base_url else {})
+        if provider
+        else engines.where(base_url, engine)
+    )
     config = jobs.check_config(
         {"graph": graph, "reward": reward, "scenarios": scenarios, "model": model,
-         **engines.where(base_url, engine), "customer": customer, "held_out": held_out,
+         **asked_of, "customer": customer, "held_out": held_out,
          "held_out_seed": held_out_seed, "seed": seed, "steps": 1, "max_tokens": max_tokens, "world": world}
     )  # fmt: skip
-    missing = _missing(config, provider=config.model.startswith("litellm:"))
+    missing = _missing(config, provider=provider)
     adapter = None
     try:
         adapter = engines.find_adapter(policy) if policy else None
