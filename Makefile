@@ -14,8 +14,9 @@ demo: $(STAMP)run
 vllm: $(STAMP)run
 	$(BIN)/stateset-agents policy install-vllm
 
+# Two files at a time: most tests wait for an engine beside them
 test: $(STAMP)dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(STAMP)dev
 	$(BIN)/ruff format --check .

@@ -27,6 +27,15 @@ from stateset_agents.tools.world import generate
 from tests import servers
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side, a file's tests stay together, and those of vLLM in one process, which starts one."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        of_vllm = callspec is not None and callspec.params.get("served") == "vllm"
+        of_vllm = of_vllm or "vllm_server" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("vllm" if of_vllm else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def development() -> list[Scenario]:
     return list(itertools.islice(scenarios(seed=500, split="development"), 25))
