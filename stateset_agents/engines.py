@@ -21,8 +21,6 @@ from stateset_agents.settings import load_settings
 from stateset_agents.versions import check_adapter, publish, served_models
 
 SEED_POLICY = Path(__file__).parent / "seed_policy"
-AWAY_SECONDS = 240.0
-"""How long an episode of a job waits for a server that is away; vLLM starts again within two minutes on two cores."""
 
 
 class Asked(Protocol):
@@ -172,7 +170,9 @@ PROBED = [
 async def check_tokenizer(servers: Servers, model: str, tokenizer: Any) -> None:
     """Raises BadInput where the servers make other tokens of the same messages than the tokenizer that is trained with."""
     asked = {"model": model, "messages": PROBED, "max_tokens": 1, "return_token_ids": True}
-    answer, _ = await servers.post("/chat/completions", asked, patience=AWAY_SECONDS)
+    answer, _ = await servers.post(
+        "/chat/completions", asked, patience=load_settings().away_seconds
+    )
     there = list(answer["prompt_token_ids"])
     text = tokenizer.apply_chat_template(
         PROBED, tokenize=False, add_generation_prompt=True,

@@ -19,7 +19,6 @@ from langchain_core.language_models import BaseChatModel
 from pydantic import Field, ValidationError, model_validator
 
 from stateset_agents.engines import (
-    AWAY_SECONDS,
     check_tokenizer,
     model_path,
     policy_server,
@@ -535,7 +534,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     with TraceStore(run / "traces.db") as store:
         async with policy_server(config, run, _told(report)) as (url, base_name):
             report("start", {"training": len(training), "held_out": len(held_out), "run": run})
-            policy = connect(url, base_name, patience=AWAY_SECONDS)
+            policy = connect(url, base_name, patience=load_settings().away_seconds)
             await check_tokenizer(policy.servers, base_name, tokenizer)
             policy = policy.model_copy(update={"render": renderer(tokenizer)})
 
@@ -719,7 +718,7 @@ async def _evaluated(
         yield ProviderPolicy(name_there=name, base_url=config.base_url), name
         return
     async with served_policy(config, adapter, run, _told(report)) as (url, name):
-        yield connect(url, name, patience=AWAY_SECONDS), name
+        yield connect(url, name, patience=load_settings().away_seconds), name
 
 
 async def evaluate_job(

@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     """An OpenAI-compatible policy server, or several with commas between them; without it one is started (`engine`)."""
     policy_key: SecretStr | None = None
     """The policy server's key."""
+    away_seconds: float = Field(default=240.0, ge=0)
+    """How long a job's call waits for a policy server that is away; vLLM starts again within two minutes on two cores."""
     engine: Literal["embedded", "vllm", "auto"] = "embedded"
     """What serves the policy: `auto` is vLLM where it is installed."""
     vllm: Path = Path(".venv-vllm")

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stateset_agents.engines import AWAY_SECONDS, model_path, served_policy
+from stateset_agents.engines import model_path, served_policy
 from stateset_agents.errors import BadInput
 from stateset_agents.evaluation import measure
 from stateset_agents.graphs.mixed import pairs as mixed_pairs
@@ -57,7 +57,7 @@ async def collect_job(
         async with served_policy(
             config, adapter, run, lambda told: report("engine", {"told": told})
         ) as (url, name):
-            policy = connect(url, name, patience=AWAY_SECONDS)
+            policy = connect(url, name, patience=load_settings().away_seconds)
             player = Player(
                 lambda scenario, sampling: play_with(scenario, policy, sampling),
                 lambda scenario, sampling: hold_with(scenario, policy, sampling),

@@ -27,6 +27,7 @@ from stateset_agents.tools.world import generate
 from tests import servers
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Side by side, a file's tests stay together, and those of vLLM in one process, which starts one."""
     for item in items:

@@ -281,7 +281,7 @@ async def test_an_adapter_is_served_beside_the_base_and_dropped(
     servers = Servers([served])
     adapter = an_adapter(tmp_path / "adapter", str(SEED_POLICY))
     await publish(servers, "tuned", adapter)
-    assert await served_models(servers) == ["policy", "tuned"]
+    assert "tuned" in await served_models(servers)
     before, tuned = await asyncio.gather(ask(served), ask(served, model="tuned"))
     assert tuned["model"] == "tuned"
     sampled = tuned["choices"][0]["token_ids"]
@@ -292,7 +292,7 @@ async def test_an_adapter_is_served_beside_the_base_and_dropped(
     with pytest.raises(PolicyRefused, match="loaded already"):
         await publish(servers, "tuned", other)
     await retire(servers, "tuned")
-    assert await served_models(servers) == ["policy"]
+    assert "tuned" not in await served_models(servers)
     after = await ask(served)
     torch.testing.assert_close(reported(before), reported(after), rtol=0, atol=1e-3)
 
@@ -306,7 +306,7 @@ async def test_an_adapter_of_another_base_is_refused(served: str, tmp_path: Path
     with pytest.raises(PolicyRefused):
         await publish(Servers([served]), "misfit", adapter)
     assert (await ask(served))["choices"]
-    assert await served_models(Servers([served])) == ["policy"]
+    assert "misfit" not in await served_models(Servers([served]))
 
 
 async def test_a_client_that_leaves_frees_its_place(served: str) -> None:

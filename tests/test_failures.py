@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from stateset_agents.engines import SEED_POLICY
+from stateset_agents.server.supervisor import free_port
 from stateset_agents.trace import Trace
 from stateset_agents.traces.store import TraceStore
 
@@ -44,23 +47,60 @@ def test_a_full_disk_is_an_error_of_the_append(tmp_path: Path) -> None:
         assert store.get("kept") == Trace(id="kept")
 
 
-def test_a_killed_engine_ends_the_run_with_a_line_and_it_can_be_resumed(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "stateset_agents", "train", *SMALL]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+def listening(port: int) -> None:
+    for _ in range(600):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"nobody listens on port {port}")
+
+
+def begun(options: list[str], out: Path, environment: dict[str, str]) -> "subprocess.Popen[str]":
+    """A training run with its first step behind it."""
     process = subprocess.Popen(
-        [*command, "--steps", "40", "--out", str(tmp_path)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", "stateset_agents", "train", *SMALL, *options, "--out", str(out)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("*/steps/000001")) and time.monotonic() < deadline:
+    while not list(out.glob("*/steps/000001")) and time.monotonic() < deadline:
         time.sleep(0.2)
-    children = subprocess.run(
+    return process
+
+
+def test_a_run_goes_on_when_its_engine_is_killed(tmp_path: Path) -> None:
+    process = begun(["--steps", "4"], tmp_path, {})
+    keeper = subprocess.run(
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
-    )
-    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    ).stdout.split()[0]
+    engine = subprocess.run(["pgrep", "-P", keeper], capture_output=True, text=True, check=True)
+    os.kill(int(engine.stdout.split()[0]), signal.SIGKILL)
+    told, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "the engine died" in told
+    assert "the engine is back" in told
+
+
+def test_a_server_that_is_gone_ends_the_run_with_a_line_and_it_can_be_resumed(
+    tmp_path: Path,
+) -> None:
+    port = free_port()
+    served = [
+        sys.executable, "-m", "stateset_agents.server.engine", "--model", str(SEED_POLICY), "--port", str(port)
+    ]  # fmt: skip
+    server = subprocess.Popen(served, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "stateset_agents", "train"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "STATESET_AWAY_SECONDS": "1"}
+    listening(port)
+    try:
+        url = f"http://127.0.0.1:{port}/v1"
+        process = begun(["--steps", "40", "--base-url", url], tmp_path, environment)
+    finally:
+        server.kill()
+        server.wait()
     _, told = process.communicate(timeout=120)
     assert process.returncode == 2, told
     assert "Traceback" not in told
@@ -70,8 +110,14 @@ def test_a_killed_engine_ends_the_run_with_a_line_and_it_can_be_resumed(tmp_path
     stored = run / "config.json"
     config = json.loads(stored.read_text())
     stored.write_text(json.dumps(config | {"steps": steps + 1}))
-    done = subprocess.run(
-        [*command[:4], "--resume", str(run)], env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    server = subprocess.Popen(served, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    listening(port)
+    try:
+        done = subprocess.run(
+            [*command, "--resume", str(run)], env=environment, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+    finally:
+        server.kill()
+        server.wait()
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "summary.json").read_text())["steps"] == steps + 1
