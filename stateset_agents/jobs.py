@@ -607,7 +607,9 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
 
             async def serve(version: str, path: Path, before: int) -> None:
                 clock()
-                await publish(policy.servers, version, path, before)
+                await publish(
+                    policy.servers, version, path, before, patience=load_settings().away_seconds
+                )
 
             warm, warm_name = await _warm(config, run, tokenizer, reward, url, base_name, report)
             report("train", {"steps": config.steps, "tokens_max": config.max_tokens})
