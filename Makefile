@@ -14,9 +14,10 @@ demo: $(STAMP)run
 vllm: $(STAMP)run
 	$(BIN)/stateset-agents policy install-vllm
 
-# Two files at a time: most tests wait for an engine beside them
+# Several files at a time: make test JOBS=2
+JOBS ?= 0
 test: $(STAMP)dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 check: $(STAMP)dev
 	$(BIN)/ruff format --check .
