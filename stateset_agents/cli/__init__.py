@@ -1,5 +1,6 @@
 """The command line. Every command imports what it needs when it runs, so that `version` is instant."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -33,9 +34,6 @@ def version() -> None:
     """Versions, device and engines found."""
     from importlib import metadata, util
 
-    from stateset_agents.server.vllm import process as vllm
-    from stateset_agents.settings import load_settings
-
     def found(package: str) -> str:
         try:
             return metadata.version(package)
@@ -44,7 +42,8 @@ def version() -> None:
 
     cuda = "CUDA" if Path("/proc/driver/nvidia/version").exists() else "CPU"
     engines = ["embedded"] if util.find_spec("torch") and util.find_spec("fastapi") else []
-    engines += ["vllm"] if vllm.installed(load_settings().vllm) else []
+    apart = Path(os.environ.get("STATESET_VLLM", ".venv-vllm")) / ".ready"
+    engines += ["vllm"] if apart.is_file() or util.find_spec("vllm") else []
     rows = {
         "stateset-agents": __version__,
         "python": sys.version.split()[0],
