@@ -24,7 +24,8 @@ import aiohttp
 from aiohttp import web
 
 from stateset_agents.engines import SEED_POLICY
-from stateset_agents.jobs import check_config, new_run, train_job
+from stateset_agents.job_config import check_config
+from stateset_agents.jobs import new_run, train_job
 from stateset_agents.server.supervisor import Supervised, free_port, supervised
 from stateset_agents.server.vllm import process as vllm
 from stateset_agents.settings import load_settings

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stateset_agents.graphs.mixed import mixed
-from stateset_agents.jobs import NAMED
+from stateset_agents.named import NAMED
 from stateset_agents.reward import Reward
 from stateset_agents.rewards.composite import shop_reward
 from stateset_agents.rewards.objectives import PRESETS, ObjectivesReward

@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.waiting_server import key
 from stateset_agents.engines import SEED_POLICY, launch_of, renderer
 from stateset_agents.graphs.rollout import converse
-from stateset_agents.jobs import check_config
+from stateset_agents.job_config import check_config
 from stateset_agents.meters import Meters, read_meters
 from stateset_agents.policy import close_connections, connect
 from stateset_agents.scenario import Scenario

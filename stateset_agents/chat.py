@@ -12,7 +12,7 @@ from rich.console import Console
 
 from stateset_agents.engines import served_policy
 from stateset_agents.graphs import service
-from stateset_agents.jobs import JobConfig
+from stateset_agents.job_config import JobConfig
 from stateset_agents.policy import connect
 from stateset_agents.tools.scenarios import scenarios
 from stateset_agents.tools.world import generate

@@ -14,10 +14,16 @@ from stateset_agents.chat_template import default_chat_template
 from stateset_agents.errors import BadInput
 from stateset_agents.policy import Render, close_connections, connect
 from stateset_agents.probing import probe
-from stateset_agents.server.supervisor import Launch, free_port, port_is_free, supervised
+from stateset_agents.server.supervisor import (
+    Launch,
+    Supervised,
+    free_port,
+    port_is_free,
+    supervised,
+)
 from stateset_agents.server.vllm import process as vllm
 from stateset_agents.servers import Servers
-from stateset_agents.settings import load_settings
+from stateset_agents.settings import load_settings, policy_key
 from stateset_agents.versions import check_adapter, publish, served_models
 
 SEED_POLICY = Path(__file__).parent / "seed_policy"
@@ -75,10 +81,6 @@ def check(config: Asked) -> None:
     """Raises BadInput where the engine that is asked for cannot be started."""
     if config.base_url is None:
         launch_of(config, 0, Path(tempfile.gettempdir()))
-        if config.full and engine_of(config.engine) == "vllm":
-            raise BadInput(
-                "--full: vLLM swaps adapters while it runs; leave it out, or give --engine embedded."
-            )
 
 
 def launch_of(
@@ -88,9 +90,13 @@ def launch_of(
 ) -> Launch:  # fmt: skip
     """What starts the engine that a job asks for, with room for the adapters `also`. Raises BadInput where it cannot be started, or what was said is not for it."""
     settings = load_settings()
-    path, key = model_path(config.model), _key()
+    path, key = model_path(config.model), policy_key()
     slots = slots or (config.concurrency + config.concurrency // 2 if config.concurrency else 384)
     if engine_of(config.engine) == "vllm":
+        if config.full:
+            raise BadInput(
+                "--full: vLLM swaps adapters while it runs, and whole models only between GPUs; leave it out, or give --engine embedded."
+            )
         return vllm.launch(
             path, port, python=vllm.find_python(settings.vllm), folder=folder, host=host, threads=threads, slots=slots,
             rank=max([config.rank, *map(_rank, also)]), max_model_len=config.max_model_len, parser=config.tool_parser,
@@ -114,11 +120,6 @@ def _rank(adapter: Path) -> int:
     return int(json.loads(config.read_text()).get("r", 0)) if config.is_file() else 0
 
 
-def _key() -> str:
-    key = load_settings().policy_key
-    return key.get_secret_value() if key else ""
-
-
 @contextlib.asynccontextmanager
 async def policy_server(
     config: Asked,
@@ -135,21 +136,31 @@ async def policy_server(
         if config.base_url is not None:
             yield config.base_url, await _model_at(config.base_url, exact)
             return
-        log = run / "engine.log"
         launches = [launch_of(config, free_port(), run, also=also) for _ in range(config.replicas)]
-        async with contextlib.AsyncExitStack() as stack:
-            await asyncio.gather(
-                *(
-                    stack.enter_async_context(
-                        supervised(one, log if not n else log.with_name(f"engine-{n + 1}.log"), say)
-                    )
-                    for n, one in enumerate(launches)
-                )
-            )
+        async with _running(launches, run, say):
             url = ",".join(one.url for one in launches)
             yield url, await _model_at(url, exact)
     finally:
         await close_connections()
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    launches: Sequence[Launch], folder: Path, say: Callable[[str], None]
+) -> AsyncIterator[list[Supervised]]:
+    """Servers side by side, started at once; where one cannot start, the others are ended."""
+    async with contextlib.AsyncExitStack() as stack:
+        logs = [folder / f"engine{f'-{n + 1}' if n else ''}.log" for n in range(len(launches))]
+        starts = [
+            asyncio.create_task(stack.enter_async_context(supervised(one, log, say)))
+            for one, log in zip(launches, logs, strict=True)
+        ]
+        try:
+            yield await asyncio.gather(*starts)
+        finally:
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
 
 
 def renderer(tokenizer: Any) -> Render:
@@ -161,7 +172,7 @@ def renderer(tokenizer: Any) -> Render:
     return lambda messages, tools: protocol.render(tokenizer, messages, tools)
 
 
-PROBED = [
+PROBED: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": 'Is {"zip": "02134"} the caf\u00e9 at 5\u202fth St.?'},
 ]
@@ -174,11 +185,7 @@ async def check_tokenizer(servers: Servers, model: str, tokenizer: Any) -> None:
         "/chat/completions", asked, patience=load_settings().away_seconds
     )
     there = list(answer["prompt_token_ids"])
-    text = tokenizer.apply_chat_template(
-        PROBED, tokenize=False, add_generation_prompt=True,
-        chat_template=None if tokenizer.chat_template else default_chat_template(),
-    )  # fmt: skip
-    here = tokenizer.encode(text, add_special_tokens=False)
+    here = renderer(tokenizer)(PROBED, None)
     if here != there:
         raise BadInput(
             f"Expected the tokenizer of {tokenizer.name_or_path!r} behind {', '.join(servers.urls)}, found one that makes other tokens of "
@@ -213,7 +220,7 @@ async def serve(
     if extra and engine_of(config.engine) != "vllm":
         raise BadInput(f"{extra[0]}: expected options of vLLM's with --engine vllm alone.")
     beyond = host not in ("127.0.0.1", "localhost", "::1")
-    if beyond and not _key():
+    if beyond and not policy_key():
         raise BadInput(
             f"--host {host}: expected STATESET_POLICY_KEY to be set where others can reach the server, found no key."
         )
@@ -233,19 +240,9 @@ async def serve(
             f"starting {launches[0].name}{f' {len(launches)} times' if len(launches) > 1 else ''}",
             flush=True,
         )
-        async with contextlib.AsyncExitStack() as stack:
-            running = await asyncio.gather(
-                *(
-                    stack.enter_async_context(
-                        supervised(
-                            one,
-                            Path(folder) / f"{number}.log",
-                            lambda told: print(told, flush=True),
-                        )
-                    )
-                    for number, one in enumerate(launches)
-                )
-            )
+        async with _running(
+            launches, Path(folder), lambda told: print(told, flush=True)
+        ) as running:
             url = ",".join(one.url for one in launches)
             able = await probe(connect(url, "").servers, adapters=True)
             print(f"policy {able.model!r} at {url} (stop with Ctrl-C)", flush=True)

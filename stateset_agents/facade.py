@@ -12,7 +12,7 @@ from langchain_core.messages.utils import convert_to_messages
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 
-from stateset_agents import engines, jobs
+from stateset_agents import engines, job_config, jobs, named
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs import service
 from stateset_agents.graphs.rollout import converse
@@ -54,7 +54,7 @@ class MultiTurnAgent:
         """Start (or find) the policy server. Raises BadInput where the model cannot be served."""
         if self._policy is not None:
             return
-        config = jobs.check_config(
+        config = job_config.check_config(
             {"model": self.config.model_name, "base_url": self.config.base_url}
         )
         folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory()))
@@ -168,7 +168,7 @@ async def train(
     await agent.initialize()
     group_size = min(10, num_episodes)
     groups = max(1, min(len(environment.scenarios), 4, num_episodes // group_size))
-    config = jobs.check_config(
+    config = job_config.check_config(
         {
             "steps": max(1, num_episodes // (groups * group_size)),
             "groups": groups,
@@ -209,7 +209,7 @@ async def train(
             store=store,
             run=run,
             config=config,
-            limits=jobs.find_limits(config),
+            limits=named.find_limits(config),
             report=on_step or (lambda line: None),
             logs=config.log,
         )

@@ -2,21 +2,14 @@
 
 import asyncio
 import contextlib
-import functools
-import importlib
-import inspect
 import itertools
 import json
-import math
-import os
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
-from pydantic import Field, ValidationError, model_validator
 
 from stateset_agents.engines import (
     check_tokenizer,
@@ -25,352 +18,37 @@ from stateset_agents.engines import (
     renderer,
     served_policy,
 )
-from stateset_agents.errors import BadInput, PolicyUnreachable, RunBroken
+from stateset_agents.errors import BadInput, PolicyUnreachable
 from stateset_agents.evaluation import Measurement, measure, paired_gain
-from stateset_agents.graphs import orchestrator
-from stateset_agents.graphs.domains import DOMAINS
-from stateset_agents.graphs.rollout import converse, hold
-from stateset_agents.graphs.your_graph import OwnGraph
+from stateset_agents.graphs.rollout import converse
+from stateset_agents.job_config import GRAPHS, JobConfig
 from stateset_agents.meters import Meters, read_meters
+from stateset_agents.named import (
+    RolloutWith,
+    find_hold,
+    find_limits,
+    find_node_rewards,
+    find_reward,
+    find_rollout,
+    find_scenarios,
+)
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy import connect
 from stateset_agents.providers import PREFIX, ProviderPolicy
-from stateset_agents.reward import Reward, Score, about_of, scorable
-from stateset_agents.rewards import objectives
-from stateset_agents.rewards.cache import CachedReward
-from stateset_agents.rewards.composite import (
-    CompositeReward,
-    objectives_reward,
-    seed_reward,
-    shop_reward,
-)
-from stateset_agents.rewards.disclosure import DisclosureReward
-from stateset_agents.rewards.effort import EffortReward, LatencyReward
-from stateset_agents.rewards.feedback import FeedbackReward
-from stateset_agents.rewards.helpfulness import HelpfulnessReward
-from stateset_agents.rewards.judge import Budget, judge_named
-from stateset_agents.rewards.language import LanguageReward
-from stateset_agents.rewards.manner import MannerReward
-from stateset_agents.rewards.outcome import OutcomeReward
-from stateset_agents.rewards.rules import DisciplineReward, RulesReward
-from stateset_agents.rewards.safety import SafetyReward
-from stateset_agents.scenario import Scenario, load_scenarios
+from stateset_agents.reward import Reward, about_of
+from stateset_agents.scenario import Scenario
 from stateset_agents.settings import load_settings
 from stateset_agents.tools.scenarios import intents_of
 from stateset_agents.tools.scenarios import scenarios as generate_scenarios
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.store import TraceStore
-from stateset_agents.trainers.config import ONE, TrainConfig
+from stateset_agents.trainers.config import ONE
 from stateset_agents.trainers.gate import Gate
-from stateset_agents.trainers.limits import COSTS, Limit
-from stateset_agents.usable import LEARNED_FROM, Method, Usable
+from stateset_agents.usable import LEARNED_FROM, Usable
 from stateset_agents.versions import publish
 
-GRAPHS = (*DOMAINS, orchestrator.NAME)
-"""The shop's own graphs."""
-HELD_OUT_SEED = 90_000
-"""Where held-out shops begin, unless a caller says otherwise."""
-
-RolloutWith = Callable[[Scenario, BaseChatModel, Sampling], Awaitable[Trace]]
-HoldWith = Callable[[Scenario, BaseChatModel, Sampling], Awaitable[Any]]
 Report = Callable[[str, dict[str, Any]], None]
 """Called with an event's name (start, measure, tick, measured, train, step, end) and its values."""
-
-
-class JobConfig(TrainConfig):
-    """A training run: its settings, and what is trained on what. Written to `config.json` beside its results."""
-
-    graph: str = "service"
-    world: str | None = None
-    """`module:function` of a scenario: what an episode of a graph of one's own acts on, with a `clone` method."""
-    reward: str | None = None
-    node_rewards: dict[str, str] = Field(default_factory=dict)
-    """Rewards of their own for calls at these nodes; `credit: node` reads them."""
-    scenarios: str | None = None
-    """A file; without it scenarios are generated."""
-    model: str = "seed"
-    base_url: str | None = None
-    """Policy servers that run already, with commas between them; without it an engine is started."""
-    engine: Literal["embedded", "vllm", "auto"] | None = None
-    """Which; the settings' without it."""
-    replicas: int = Field(default=1, ge=1)
-    """How many of it."""
-    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
-    max_model_len: int | None = Field(default=None, ge=16)
-    tool_parser: str | None = None
-    """What reads tool calls out of answers: vLLM's name for it; the model's chat template tells, without it."""
-    customer: str | None = None
-    """NAME@URL of a model that plays the customer, in the place of rules."""
-    from_traces: str | None = None
-    """A store whose traces are trained on, in the place of episodes."""
-    method: Method = "auto"
-    """How a store is learned from: by rewards (`rl`), by imitating its best (`sft`), or by preferring better to worse (`dpo`)."""
-    warm_start: str | None = None
-    """What is imitated before the first episode: `oracle`, or a store's best traces."""
-    warm_traces: int = Field(default=256, ge=8)
-    """How many traces; `warm_start` reads it."""
-    held_out: int = Field(default=120, ge=1)
-    held_out_seed: int = HELD_OUT_SEED
-    eval_every: int = Field(default=0, ge=0)
-    """Measure on the held-out scenarios after every so-manieth step as well; 0: before and after alone."""
-    threads: int = Field(default=2, ge=1)
-    log: tuple[str, ...] = ("tensorboard",)
-    """Trackers by name, beside the JSON lines that are always written."""
-
-    @model_validator(mode="after")
-    def _read(self) -> "JobConfig":
-        if self.node_rewards and self.credit != "node":
-            raise ValueError("node_rewards: credit 'node' alone reads them")
-        if self.full and self.base_url:
-            raise ValueError(
-                "full: a server of one's own can swap adapters, and not whole models; leave base_url out"
-            )
-        if self.full and self.engine == "vllm":
-            raise ValueError(
-                "full: vLLM swaps adapters while it runs, and whole models only between GPUs; leave it out, or take the embedded engine"
-            )
-        started = {"engine", "replicas", "gpu_memory_utilization", "max_model_len", "tool_parser"}
-        if self.base_url and (wrong := sorted(self.model_fields_set & started)):
-            raise ValueError(
-                f"{wrong[0]}: base_url names servers that run already, which do not read it"
-            )
-        if self.node_rewards and self.nodes and not set(self.node_rewards) <= set(self.nodes):
-            raise ValueError(
-                f"node_rewards: expected nodes that train, found {sorted(self.node_rewards)}"
-            )
-        if self.world and self.graph in GRAPHS:
-            raise ValueError("world: the shop's own graphs have theirs")
-        if "warm_traces" in self.model_fields_set and self.warm_start is None:
-            raise ValueError("warm_traces: warm_start alone reads it")
-        if self.from_traces is not None:
-            wrong = sorted(self.model_fields_set & PLAYED)
-            if wrong:
-                raise ValueError(
-                    f"{wrong[0]}: training from a store does not read it, since nothing is played"
-                )
-            return self
-        wrong = sorted(self.model_fields_set & {"epochs", "least_ess", "method"})
-        if wrong:
-            raise ValueError(f"{wrong[0]}: training from a store (from_traces) alone reads it")
-        return self
-
-
-PLAYED = {
-    "graph", "world", "scenarios", "base_url", "engine", "replicas", "gpu_memory_utilization", "max_model_len", "tool_parser", "customer", "held_out", "held_out_seed", "eval_every", "group_size", "forks", "temperature",
-    "max_tokens", "concurrency", "staleness", "resample", "auto_adjust", "early_stopping", "patience", "kl_target", "shuffle_rewards",
-    "warm_start", "warm_traces",
-}  # fmt: skip
-"""What is said of how episodes are played and measured."""
-
-
-def check_config(values: dict[str, Any]) -> JobConfig:
-    """A config from options. Raises BadInput that names the option, what it was and what it may be."""
-    try:
-        return JobConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:  # of how settings go together
-            name, _, told = first["msg"].removeprefix("Value error, ").partition(": ")
-            raise BadInput(f"--{name.replace('_', '-')}: {told}.") from None
-        name = str(first["loc"][0]).replace("_", "-")
-        raise BadInput(f"--{name}: {first['msg']}, found {first['input']!r}.") from None
-
-
-def load_object(name: str, what: str) -> Any:
-    """`package.module:attribute`, looked up from the working directory too. Raises BadInput."""
-    module, _, attribute = name.partition(":")
-    if not attribute:
-        raise BadInput(f"Expected {what} to be 'service' or 'package.module:name', found {name!r}.")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise BadInput(f"Expected {what} {name!r} to be importable, found: {error}.") from None
-    except AttributeError:
-        raise BadInput(
-            f"Expected {attribute!r} in module {module!r}, found no such name."
-        ) from None
-
-
-def find_rollout(graph: str, customer: str | None = None, world: str | None = None) -> RolloutWith:
-    """How an episode of the named graph is run; `customer` is NAME@URL of a model that plays the customer."""
-    if graph in GRAPHS:
-        return functools.partial(converse, graph=graph, customer=_customer_model(customer))
-    if customer is not None:
-        raise BadInput(f"--customer: only the shop's own graphs talk to one, found {graph!r}.")
-    found = OwnGraph(load_object(graph, "--graph"), graph, world=_world(world))
-    rollout: RolloutWith = found.rollout
-    return rollout
-
-
-def find_hold(graph: str, customer: str | None = None, world: str | None = None) -> HoldWith:
-    """As `find_rollout`, for episodes that can be forked."""
-    if graph in GRAPHS:
-        return functools.partial(hold, graph=graph, customer=_customer_model(customer))
-    held: HoldWith = OwnGraph(load_object(graph, "--graph"), graph, world=_world(world)).hold
-    return held
-
-
-def _world(name: str | None) -> Callable[[Scenario], Any] | None:
-    if name is None:
-        return None
-    found: Callable[[Scenario], Any] = load_object(name, "--world")
-    return found
-
-
-def _customer_model(customer: str | None) -> BaseChatModel | None:
-    if customer is None:
-        return None
-    name, at, url = customer.partition("@")
-    if not (name and at and url.startswith(("http://", "https://"))):
-        raise BadInput(
-            f"--customer: expected NAME@URL, such as gpt-x@https://host/v1, found {customer!r}."
-        )
-    key = os.environ.get("OPENAI_API_KEY", "EMPTY")
-    return connect(url, name, api_key=key, exact=False).model_copy(
-        update={"max_tokens": 120, "temperature": 0.7}
-    )
-
-
-class FunctionReward:
-    """A plain function of a trace as a reward: a number, a Score, or None."""
-
-    def __init__(self, function: Callable[[Trace], Any], name: str) -> None:
-        self.function = function
-        self.name = name
-
-    async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
-        scores: list[Score | None] = []
-        for trace in traces:
-            value = self.function(trace) if scorable(trace) else None
-            if isinstance(value, int | float):
-                if not math.isfinite(value):
-                    raise RunBroken(
-                        f"Expected a finite number, a Score or None of the reward {self.name!r}, found {value} for trace {trace.id!r}."
-                    )
-                value = Score(value=value)
-            scores.append(value)
-        return scores
-
-
-NAMED: dict[str, Callable[[], Reward]] = {
-    "seed": seed_reward,
-    "outcome": OutcomeReward,
-    "rules": RulesReward,
-    "discipline": DisciplineReward,
-    "disclosure": DisclosureReward,
-    "effort": EffortReward,
-    "latency": LatencyReward,
-    "language": LanguageReward,
-    "manner": MannerReward,
-    "helpfulness": HelpfulnessReward,
-    "safety": SafetyReward,
-    "fairness": objectives.FairnessReward,
-}
-"""Rewards by name, beside `shop`, for `--reward` and the commands below `rewards`."""
-
-
-def find_reward(reward: str | None) -> Reward:
-    """The shop's reward, one by its name (`NAMED`), feedback of one kind (`feedback:csat:1:5`), business objectives (`objectives:csat=0.5,gross_margin=0.5`),
-    an object with our protocol, or a function of a trace."""
-    if reward in (None, "shop"):
-        return shop_reward()
-    assert reward is not None
-    if reward in NAMED:
-        return NAMED[reward]()
-    if reward.startswith("gdpo:"):
-        return _gdpo(reward)
-    if reward.startswith("feedback:"):
-        return _feedback_reward(reward)
-    if reward.startswith(("judge:", "judge-relative:")):
-        return _judge(reward)
-    if reward.startswith("neural:"):
-        from stateset_agents.trainers.reward_model import NeuralReward
-
-        return NeuralReward(Path(reward.removeprefix("neural:")))
-    if reward.startswith("objectives:"):
-        return objectives_reward(objectives.told(reward))
-    found = load_object(reward, "--reward")
-    if inspect.isclass(found):
-        try:
-            found = found()
-        except TypeError as error:
-            raise BadInput(
-                f"--reward {reward}: expected a class that needs no arguments, found: {error}"
-            ) from None
-    if inspect.isfunction(found):
-        return FunctionReward(found, reward)
-    if not callable(found):
-        raise BadInput(f"Expected {reward!r} to be callable, found {type(found).__name__}.")
-    result: Reward = found
-    return result
-
-
-def _judge(told: str) -> Reward:
-    """A judge within the settings' budget; what it said is kept in `judge.db` beside the runs."""
-    settings = load_settings()
-    budget = Budget(tokens=settings.judge_tokens, usd=settings.judge_usd)
-    judge = judge_named(told, budget=budget, concurrency=settings.judge_concurrency)
-    settings.runs.mkdir(parents=True, exist_ok=True)
-    return CachedReward(judge, settings.runs / "judge.db")
-
-
-def _gdpo(told: str) -> Reward:
-    """`gdpo:outcome=1,rules=0.3`: rewards by name, each normalised within the group."""
-    weights = {}
-    for part in told.removeprefix("gdpo:").split(","):
-        name, _, weight = part.partition("=")
-        try:
-            weights[NAMED[name]()] = float(weight or 1.0)
-        except (KeyError, ValueError):
-            raise BadInput(
-                f"--reward: expected gdpo:NAME=WEIGHT,… of {', '.join(NAMED)}, found {part!r}."
-            ) from None
-    return CompositeReward(weights, how="gdpo")
-
-
-def _feedback_reward(told: str) -> Reward:
-    _, key, *ends = told.split(":")
-    try:
-        low, high = map(float, ends) if ends else (0.0, 1.0)
-    except ValueError:
-        raise BadInput(
-            f"--reward: expected feedback:KEY or feedback:KEY:LOW:HIGH, such as feedback:csat:1:5, found {told!r}."
-        ) from None
-    return FeedbackReward(key, low=low, high=high)
-
-
-def find_scenarios(
-    config: JobConfig, *, only_measured: bool = False
-) -> tuple[list[Scenario], list[Scenario]]:
-    """Training and held-out scenarios: generated, or a file's. In a file those of the splits development
-    and held_out are measured on; where there are none, every fourth, or all with `only_measured`."""
-    if config.scenarios is None:
-        if config.graph not in GRAPHS:
-            raise BadInput(
-                f"--graph {config.graph} needs --scenarios FILE: only the shop's own graphs have theirs."
-            )
-        intents = intents_of(config.graph)
-        endless = generate_scenarios(seed=config.seed, split="train", intents=intents)
-        training = list(itertools.islice(endless, config.steps * config.groups))
-        unseen = generate_scenarios(seed=config.held_out_seed, split="held_out", intents=intents)
-        return training, list(itertools.islice(unseen, config.held_out))
-    every = load_scenarios(Path(config.scenarios))
-    measured = [scenario.split in ("development", "held_out") for scenario in every]
-    if only_measured:
-        held_out = [s for s, mine in zip(every, measured, strict=True) if mine] or every
-        return [], held_out[: config.held_out]
-    if not any(measured):
-        measured = [number % 4 == 3 for number in range(len(every))]
-    held_out = [s for s, mine in zip(every, measured, strict=True) if mine]
-    training = [s for s, mine in zip(every, measured, strict=True) if not mine]
-    if not (training and held_out):
-        raise BadInput(
-            f"--scenarios: expected some to train on and some to measure on, found {len(training)} and "
-            f"{len(held_out)} in {config.scenarios!r}. Without splits every fourth is measured on."
-        )
-    return training, held_out[: config.held_out]
 
 
 async def evaluate(
@@ -434,24 +112,6 @@ def _told(report: Report) -> Callable[[str], None]:
     return lambda told: report("engine", {"told": told})
 
 
-def find_node_rewards(config: JobConfig) -> dict[str, Reward]:
-    """Rewards of their own, by node."""
-    return {node: find_reward(name) for node, name in config.node_rewards.items()}
-
-
-def find_limits(config: JobConfig) -> list[Limit]:
-    """Limits by name, or what a function of ours and yours says of a trace."""
-    found = []
-    for name, share in config.limits.items():
-        if name not in COSTS and ":" not in name:
-            raise BadInput(
-                f"--limit: expected {', '.join(COSTS)} or module:function, found {name!r}."
-            )
-        cost = COSTS[name] if name in COSTS else load_object(name, "--limit")
-        found.append(Limit(name=name, share=share, cost=cost))
-    return found
-
-
 async def _warm(
     config: JobConfig, run: Path, tokenizer: Any, reward: Reward, url: str, base_name: str, report: Report
 ) -> tuple[Path | None, str]:  # fmt: skip
@@ -504,16 +164,6 @@ def link_weights(run: Path, weights: Path) -> None:
     link = run / "adapter"
     if not link.is_symlink():
         link.symlink_to(weights.relative_to(run))
-
-
-def load_config(run: Path) -> JobConfig:
-    """The config of a run. What is as it would be unsaid was not said."""
-    stored = run / "config.json"
-    if not stored.is_file():
-        raise BadInput(f"Expected a run with config.json at {str(run)!r}, found none.")
-    plain = JobConfig().model_dump(mode="json")
-    values = json.loads(stored.read_text())
-    return check_config({k: v for k, v in values.items() if v != plain.get(k, ...)})
 
 
 async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, Any]:

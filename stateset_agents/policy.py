@@ -25,7 +25,7 @@ from stateset_agents import token_in
 from stateset_agents.errors import PolicyRefused
 from stateset_agents.providers import ProviderPolicy
 from stateset_agents.servers import Servers, close_connections, servers_at
-from stateset_agents.settings import load_settings
+from stateset_agents.settings import policy_key
 from stateset_agents.trace import Sampling, agent_of
 
 __all__ = [
@@ -337,8 +337,7 @@ def connect(
     """A token-exact policy at an OpenAI-compatible URL that ends in `/v1`, or at several with commas between them. Without a
     key, STATESET_POLICY_KEY is sent where it is set. `patience`: for how many seconds a call is tried again while servers are away."""
     if api_key is None:
-        settings = load_settings()
-        api_key = settings.policy_key.get_secret_value() if settings.policy_key else ""
+        api_key = policy_key()
     servers = servers_at(base_url, api_key)
     return Policy(
         model=model,

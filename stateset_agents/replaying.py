@@ -9,7 +9,8 @@ from stateset_agents.engines import find_adapter, served_policy
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs import replay
 from stateset_agents.graphs.replay import Swap, counterfactual
-from stateset_agents.jobs import check_config, load_object
+from stateset_agents.job_config import check_config
+from stateset_agents.named import load_object
 from stateset_agents.policy import connect
 from stateset_agents.settings import load_settings
 from stateset_agents.trace import Trace

@@ -17,7 +17,7 @@ from stateset_agents.engines import serve_adapter, served_policy
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs import agent, orchestrator
 from stateset_agents.graphs.domains import DOMAINS
-from stateset_agents.jobs import GRAPHS, JobConfig
+from stateset_agents.job_config import GRAPHS, JobConfig
 from stateset_agents.policy import Policy, connect
 from stateset_agents.server.app import Served, build
 from stateset_agents.server.conversations import Conversations, kept_in

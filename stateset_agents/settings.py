@@ -67,3 +67,9 @@ def load_settings() -> Settings:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         raise BadInput(f"Setting {name!r}: {first['msg']}, found {first['input']!r}.") from None
+
+
+def policy_key() -> str:
+    """The policy server's key; '' where there is none."""
+    key = load_settings().policy_key
+    return key.get_secret_value() if key else ""

@@ -12,16 +12,15 @@ from stateset_agents.engines import model_path, served_policy
 from stateset_agents.errors import BadInput
 from stateset_agents.evaluation import measure
 from stateset_agents.graphs.mixed import pairs as mixed_pairs
-from stateset_agents.jobs import (
-    JobConfig,
-    Report,
+from stateset_agents.job_config import JobConfig
+from stateset_agents.jobs import Report, link_weights
+from stateset_agents.named import (
     find_hold,
     find_limits,
     find_node_rewards,
     find_reward,
     find_rollout,
     find_scenarios,
-    link_weights,
 )
 from stateset_agents.policy import connect
 from stateset_agents.reward import Score

@@ -25,6 +25,7 @@ class Double:
         self.running = self.most = self.loads = 0
         self.healthy = self.adapters = True
         self.port = 0
+        self.request: web.Request = None  # type: ignore[assignment]  # the last one
         self.key = ""
         self._numbers = itertools.count(1)
         self._runner: web.AppRunner | None = None
@@ -55,6 +56,7 @@ class Double:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        self.request = request
         number = next(self._numbers)
         self.asked.append(body)
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.trainer import in_float64
 from stateset_agents.errors import BadInput
-from stateset_agents.jobs import check_config
+from stateset_agents.job_config import check_config
 from stateset_agents.trainers.algorithms import ALGORITHMS
 from stateset_agents.trainers.algorithms.algorithm import centred, normalised
 from stateset_agents.trainers.algorithms.dapo import overlong

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from stateset_agents.errors import BadInput
-from stateset_agents.jobs import find_reward
+from stateset_agents.named import find_reward
 from stateset_agents.reward import About, Score
 from stateset_agents.rewards.composite import CompositeReward
 from stateset_agents.trace import Trace

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from stateset_agents.errors import BadInput
-from stateset_agents.jobs import find_reward
+from stateset_agents.named import find_reward
 from stateset_agents.reward import Score
 from stateset_agents.rewards.cache import CachedReward
 from stateset_agents.rewards.conformance import problems

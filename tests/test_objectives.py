@@ -15,8 +15,8 @@ from stateset_agents.cli import app
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs.mixed import Mixed, mixed
 from stateset_agents.graphs.rollout import converse
-from stateset_agents.jobs import find_reward
 from stateset_agents.kpi import Point, Tally, bucket, front, point
+from stateset_agents.named import find_reward
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.reward import EachTrace, Score
 from stateset_agents.rewards.calibration import auc, calibrate

@@ -7,7 +7,8 @@ from langchain_core.messages import HumanMessage
 
 from stateset_agents.cli.training import _check_model
 from stateset_agents.errors import BadInput, ContextFull, PolicyRefused, PolicyUnreachable
-from stateset_agents.jobs import check_config, evaluate_job, new_run
+from stateset_agents.job_config import check_config
+from stateset_agents.jobs import evaluate_job, new_run
 from stateset_agents.providers import ProviderPolicy
 from stateset_agents.traces.store import TraceStore
 

@@ -21,7 +21,7 @@ from stateset_agents.engines import SEED_POLICY
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs.mixed import variants
 from stateset_agents.graphs.rollout import converse
-from stateset_agents.jobs import check_config
+from stateset_agents.job_config import check_config
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Scenario
 from stateset_agents.store_jobs import collect_job, recorded_job

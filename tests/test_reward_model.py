@@ -11,7 +11,7 @@ import torch
 from stateset_agents.engines import SEED_POLICY
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs.mixed import pairs
-from stateset_agents.jobs import find_reward
+from stateset_agents.named import find_reward
 from stateset_agents.rewards.conformance import problems
 from stateset_agents.tools.scenarios import scenarios
 from stateset_agents.trace import Feedback, Trace

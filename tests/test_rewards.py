@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stateset_agents.jobs import find_reward
+from stateset_agents.named import find_reward
 from stateset_agents.reward import About, EachTrace, Reward, Score
 from stateset_agents.rewards.audit import audit
 from stateset_agents.rewards.cache import CachedReward

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stateset_agents.jobs import load_config
+from stateset_agents.job_config import load_config
 from stateset_agents.traces.store import TraceStore
 
 ROOT = Path(__file__).parents[1]

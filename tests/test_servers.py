@@ -1,6 +1,7 @@
 """The pool of policy servers: retries that sample into one trace once, the breaker, room, homes of conversations, versions."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ async def test_a_server_that_is_back_is_given_its_versions_before_it_is_asked(
         await asyncio.sleep(0.5)
         await server.start()
         _, sent = await call
-        assert sent.tries >= 1
+        assert sent.tries > 1
         assert server.versions == {"run-v1": str(tmp_path / "one")}
 
 
@@ -195,18 +196,32 @@ async def test_a_wrong_key_is_named() -> None:
         await connect(server.url, "policy", api_key="right").ainvoke([HumanMessage("hi")])
 
 
-async def test_a_stream_that_breaks_off_is_not_asked_for_again() -> None:
+async def test_a_stream_that_broke_off_is_not_asked_for_again_and_one_that_never_began_is() -> None:
     async with doubles(1) as (server,):
 
-        async def breaks(number: int, body: dict[str, Any]) -> None:
+        async def broken(number: int, body: dict[str, Any]) -> web.StreamResponse:
+            if number == 1:
+                raise Drop
+            response = web.StreamResponse()
+            await response.prepare(server.request)
+            delta = {"index": 0, "delta": {"content": "hel"}, "finish_reason": None}
+            event = {"id": "c", "model": "policy", "choices": [delta]}
+            await response.write(f"data: {json.dumps(event)}\n\n".encode())
             raise Drop
 
-        server.act = breaks
-        policy = connect(server.url, "policy").model_copy(update={"disable_streaming": False})
-        with pytest.raises(PolicyUnreachable):
-            async for _ in policy.astream([HumanMessage("hi")]):
-                pass
-        assert len(server.asked) == 1
+        server.act = broken
+        policy = connect(server.url, "policy", patience=10)
+        policy = policy.model_copy(update={"disable_streaming": False})
+        said = list[str]()
+
+        async def read() -> None:
+            async for chunk in policy.astream([HumanMessage("hi")]):
+                said.append(chunk.text)
+
+        with pytest.raises(PolicyUnreachable, match="broke off"):
+            await read()
+        assert "".join(said) == "hel"
+        assert len(server.asked) == 2
 
 
 async def test_an_episode_whose_servers_are_gone_is_failed_and_never_a_score(

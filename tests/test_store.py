@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stateset_agents.errors import BadInput
-from stateset_agents.jobs import find_reward
+from stateset_agents.named import find_reward
 from stateset_agents.reward import Score
 from stateset_agents.rewards.feedback import FeedbackReward
 from stateset_agents.trace import Feedback, ModelCall, ToolCall, Trace

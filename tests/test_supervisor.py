@@ -12,7 +12,8 @@ import pytest
 
 from stateset_agents.engines import SEED_POLICY, engine_of, launch_of
 from stateset_agents.errors import BadInput, PolicyUnreachable
-from stateset_agents.jobs import check_config, evaluate_job
+from stateset_agents.job_config import check_config
+from stateset_agents.jobs import evaluate_job
 from stateset_agents.server import supervisor
 from stateset_agents.server.supervisor import Launch, free_port, supervised
 from stateset_agents.server.vllm import process as vllm
@@ -165,6 +166,8 @@ def test_vllm_that_is_missing_or_of_another_version_is_named(
     (tmp_path / "old" / ".ready").touch()
     monkeypatch.setenv("STATESET_VLLM", str(tmp_path / "old"))
     assert engine_of("auto") == "vllm"
+    with pytest.raises(BadInput, match="--full: vLLM swaps adapters"):
+        launch_of(check_config({"engine": "vllm", "full": True}), 1, tmp_path)
     with pytest.raises(BadInput, match="max-model-len: vLLM reads it"):
         launch_of(check_config({"engine": "embedded", "max_model_len": 100}), 1, tmp_path)
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from stateset_agents import jobs, store_jobs
+from stateset_agents import job_config, store_jobs
 from stateset_agents.engines import SEED_POLICY
 from stateset_agents.errors import BadInput, RunBroken
 from stateset_agents.evaluation import paired_gain, wilson
@@ -159,7 +159,7 @@ def test_a_killed_run_skips_and_repeats_no_scenario(run: Path, tmp_path: Path) -
 
 async def learn_from(store: Path, folder: Path, **options: Any) -> dict[str, Any]:
     folder.mkdir()
-    config = jobs.check_config({"groups": 2, "from_traces": str(store), "log": (), **options})
+    config = job_config.check_config({"groups": 2, "from_traces": str(store), "log": (), **options})
     return await store_jobs.recorded_job(config, folder, lambda line: None)
 
 

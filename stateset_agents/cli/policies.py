@@ -32,11 +32,11 @@ def chat(
     temperature: float = 0.0,
 ) -> None:
     """Talk to a policy as a customer of the shop, and see the tool calls as they happen."""
-    from stateset_agents import engines, jobs
+    from stateset_agents import engines, job_config
     from stateset_agents.chat import chat_loop
 
     adapter = engines.find_adapter(policy) if policy else None
-    config = jobs.check_config({"model": model, **engines.where(base_url, engine)})
+    config = job_config.check_config({"model": model, **engines.where(base_url, engine)})
     asyncio.run(chat_loop(config, adapter, seed=seed, temperature=temperature))
 
 
@@ -76,13 +76,15 @@ def serve(
     port: int = 8000,
 ) -> None:
     """Answer OpenAI's chat protocol with a graph and its policy."""
-    from stateset_agents import engines, jobs
+    from stateset_agents import engines, job_config
     from stateset_agents.serving import serve_graph
     from stateset_agents.settings import load_settings
 
     adapter = engines.find_adapter(policy) if policy else None
     settings = load_settings()
-    config = jobs.check_config({"graph": graph, "model": model, **engines.where(base_url, engine)})
+    config = job_config.check_config(
+        {"graph": graph, "model": model, **engines.where(base_url, engine)}
+    )
     key = settings.api_key.get_secret_value() if settings.api_key else None
     asyncio.run(
         serve_graph(
@@ -170,13 +172,15 @@ def policy_serve(
     ] = None,
 ) -> None:
     """Serve a policy with vLLM or the embedded engine, and start it again when it dies."""
-    from stateset_agents import engines, jobs
+    from stateset_agents import engines, job_config
 
     values = {
         "model": model, "engine": engine, "replicas": replicas, "rank": rank, "max_model_len": max_model_len,
         "gpu_memory_utilization": gpu_memory_utilization, "tool_parser": tool_parser,
     }  # fmt: skip
-    config = jobs.check_config({name: value for name, value in values.items() if value is not None})
+    config = job_config.check_config(
+        {name: value for name, value in values.items() if value is not None}
+    )
     adapter = engines.find_adapter(policy) if policy else None
     asyncio.run(
         engines.serve(

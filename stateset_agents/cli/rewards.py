@@ -24,7 +24,7 @@ def rewards_audit(reward: Named) -> None:
     from rich.table import Table
 
     from stateset_agents.errors import BadInput
-    from stateset_agents.jobs import find_reward
+    from stateset_agents.named import find_reward
     from stateset_agents.rewards.audit import audit
 
     found = asyncio.run(audit(find_reward(reward)))
@@ -50,7 +50,7 @@ def rewards_check(reward: Named) -> None:
     """Whether a reward keeps the protocol and what it declares."""
     import asyncio
 
-    from stateset_agents.jobs import find_reward
+    from stateset_agents.named import find_reward
     from stateset_agents.rewards.conformance import problems
 
     found = asyncio.run(problems(find_reward(reward)))
@@ -75,7 +75,7 @@ def rewards_grade(
     import math
 
     from stateset_agents.cli.sources import open_store
-    from stateset_agents.jobs import find_reward
+    from stateset_agents.named import find_reward
 
     judged = find_reward(reward)
     values: list[float] = []
@@ -119,7 +119,7 @@ def rewards_calibrate(
 
     from stateset_agents.cli.sources import open_store
     from stateset_agents.errors import BadInput
-    from stateset_agents.jobs import find_reward
+    from stateset_agents.named import find_reward
     from stateset_agents.rewards.calibration import Calibration, calibrate, drift
 
     judged = find_reward(reward)

@@ -249,7 +249,7 @@ def collect(
     out: Annotated[Path | None, typer.Option(help="Where runs are written.")] = None,
 ) -> None:  # fmt: skip
     """Play training scenarios with a policy as it is and keep the episodes, for `train --from-traces`."""
-    from stateset_agents import engines, jobs, store_jobs
+    from stateset_agents import engines, job_config, jobs, store_jobs
     from stateset_agents.settings import load_settings
     from stateset_agents.terminal import TrainingView
 
@@ -257,7 +257,7 @@ def collect(
     values = asked(ctx)
     values.pop("policy", None)
     values |= engines.where(values.pop("base_url", None), values.get("engine"))
-    config = jobs.check_config({"threads": settings.threads, **values})
+    config = job_config.check_config({"threads": settings.threads, **values})
     adapter = engines.find_adapter(policy) if policy else None
     _ready(config, _missing(config), dry_run=False)
     _quiet_libraries()
@@ -287,18 +287,18 @@ def _nothing_else(ctx: typer.Context, *allowed: str) -> None:
 
 
 def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry_run: bool) -> None:
-    from stateset_agents import engines, jobs
+    from stateset_agents import engines, job_config, jobs
     from stateset_agents.errors import PolicyUnreachable, RunBroken
     from stateset_agents.settings import load_settings
 
     settings = load_settings()
     if resume is not None:
-        config = jobs.load_config(resume)
+        config = job_config.load_config(resume)
     else:
         values = {"threads": settings.threads, **values}
         if settings.base_url and "from_traces" not in values:
             values |= engines.where(values.pop("base_url", None), values.get("engine"))
-        config = jobs.check_config(values)
+        config = job_config.check_config(values)
     missing = _missing(config)
     _ready(config, missing, dry_run=dry_run)
     from stateset_agents.terminal import TrainingView
@@ -345,20 +345,21 @@ def _ready(config: Any, missing: list[str], *, dry_run: bool) -> None:
 
 
 def _missing(config: Any, *, provider: bool = False) -> list[str]:
-    from stateset_agents import engines, jobs
+    from stateset_agents import engines, job_config, jobs, named
     from stateset_agents.errors import BadInput
     from stateset_agents.trainers.logs import check_names
 
     missing = []
     checks: list[Any] = [
         lambda: check_names(config.log),
-        lambda: jobs.find_rollout(config.graph, config.customer, config.world),
-        lambda: jobs.find_reward(config.reward),
-        lambda: jobs.find_node_rewards(config),
-        lambda: jobs.find_limits(config),
+        lambda: named.find_rollout(config.graph, config.customer, config.world),
+        lambda: named.find_reward(config.reward),
+        lambda: named.find_node_rewards(config),
+        lambda: named.find_limits(config),
         lambda: (
-            jobs.find_scenarios(config)
-            if config.from_traces is None and (config.scenarios or config.graph not in jobs.GRAPHS)
+            named.find_scenarios(config)
+            if config.from_traces is None
+            and (config.scenarios or config.graph not in job_config.GRAPHS)
             else 0
         ),
         lambda: _check_model(engines.model_path(config.model), provider=provider),
@@ -419,7 +420,7 @@ def evaluate(
     dry_run: bool = False,
 ) -> None:
     """Measure a policy on held-out scenarios."""
-    from stateset_agents import engines, jobs
+    from stateset_agents import engines, job_config, jobs
     from stateset_agents.errors import BadInput
     from stateset_agents.settings import load_settings
 
@@ -435,7 +436,7 @@ def evaluate(
         if provider
         else engines.where(base_url, engine)
     )
-    config = jobs.check_config(
+    config = job_config.check_config(
         {"graph": graph, "reward": reward, "scenarios": scenarios, "model": model,
          **asked_of, "customer": customer, "held_out": held_out,
          "held_out_seed": held_out_seed, "seed": seed, "steps": 1, "max_tokens": max_tokens, "world": world}
