@@ -17,6 +17,8 @@ from stateset_agents.errors import BadInput, PolicyUnreachable, StatesetError
 KEEPER = Path(__file__).with_name("keeper.py")
 RESTARTS = 5
 """How often in a row a server is started again before it is given up."""
+LOOKS = 12
+"""In a row without an answer, until a server counts as hung."""
 SOUND_SECONDS = 600
 """One that ran for so long starts counting anew."""
 
@@ -35,6 +37,8 @@ class Launch:
     """Ends in `/v1`."""
     seconds: float
     """Until it must be healthy."""
+    silent_seconds: float = 120.0
+    """Without a sign of health, until one that lives is ended and started again. A pause is waited for."""
     environment: Mapping[str, str] = field(default_factory=dict)
     explain: Callable[[int, list[str]], StatesetError | None] = lambda code, lines: None
     """What an exit code and the last lines of its log say of what is wrong, where that is known."""
@@ -71,15 +75,12 @@ class Supervised:
                 env={**os.environ, **self.launch.environment},
             )  # fmt: skip
         began = told = time.monotonic()
-        root = self.url.removesuffix("/v1")
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+        async with aiohttp.ClientSession() as session:
             while (now := time.monotonic()) < began + self.launch.seconds:
                 if self._process.returncode is not None:
                     raise self._ended()
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-                    async with session.get(f"{root}/health") as answer:
-                        if answer.status == 200:
-                            return
+                if await self._healthy(session, 5):
+                    return
                 if now - told >= 2:
                     told = now
                     self.say(f"{self.launch.name} is starting ({now - began:.0f} s)")
@@ -90,16 +91,44 @@ class Supervised:
             f"Its last lines:\n{self.last_lines()}"
         )
 
+    async def _healthy(self, session: aiohttp.ClientSession, seconds: float) -> bool:
+        timeout = aiohttp.ClientTimeout(total=seconds)
+        root = self.url.removesuffix("/v1")
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+            async with session.get(f"{root}/health", timeout=timeout) as answer:
+                return answer.status == 200
+        return False
+
+    async def _until_gone(self) -> PolicyUnreachable | None:
+        """Wait until it dies. One that hangs is ended, and what it hung for is the answer.
+
+        Looks are counted and not seconds: a machine that slept, or a parent that was stopped, finds its server well.
+        """
+        assert self._process is not None
+        pause, in_vain = self.launch.silent_seconds / LOOKS, 0
+        async with aiohttp.ClientSession() as session:
+            while in_vain < LOOKS:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._process.wait(), pause)
+                    return None
+                in_vain = 0 if await self._healthy(session, pause) else in_vain + 1
+        error = PolicyUnreachable(
+            f"Expected {self.launch.name} to answer /health, found that it lives and did not for {self.launch.silent_seconds:g} s "
+            "and more."
+        )
+        await self._end()
+        return error
+
     async def watch(self) -> None:
-        """Start it again whenever it dies, later each time."""
+        """Start it again whenever it dies or hangs, later each time."""
         failures = 0
         while True:
             assert self._process is not None
             began = time.monotonic()
-            await self._process.wait()
+            hung = await self._until_gone()
             if self._ending:
                 return
-            error: StatesetError = self._ended()
+            error: StatesetError = hung or self._ended()
             failures = 0 if time.monotonic() - began > SOUND_SECONDS else failures
             while True:
                 failures += 1
@@ -109,13 +138,13 @@ class Supervised:
                     return
                 pause = min(30.0, 0.5 * 2.0 ** (failures - 1))
                 self.say(
-                    f"{self.launch.name} died ({_first(error)}); starting again in {pause:g} s"
+                    f"{self.launch.name} {'hung' if hung else 'died'} ({_first(error)}); starting again in {pause:g} s"
                 )
                 await asyncio.sleep(pause)
                 try:
                     await self.start()
                 except StatesetError as again:
-                    error = again
+                    error, hung = again, None
                     continue
                 self.restarts += 1
                 self.say(f"{self.launch.name} is back")

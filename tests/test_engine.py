@@ -297,6 +297,26 @@ async def test_an_adapter_is_served_beside_the_base_and_dropped(
     torch.testing.assert_close(reported(before), reported(after), rtol=0, atol=1e-3)
 
 
+async def test_the_base_answers_without_adapters_also_beside_them_and_after_many(
+    served: str, tmp_path: Path
+) -> None:
+    """vLLM's own operations for the CPU put the last slot's adapter on the base model's tokens, once every slot was used."""
+    servers = Servers([served])
+    names = [f"one-of-{number}" for number in range(5)]
+    for number, name in enumerate(names):
+        adapter = an_adapter(tmp_path / name, str(SEED_POLICY), scale=0.1 + number / 100)
+        await publish(servers, name, adapter)
+    await asyncio.gather(*(ask(served, model=name, max_tokens=4) for name in names))
+    alone = await ask(served)
+    beside, *_ = await asyncio.gather(ask(served), *(ask(served, model=name) for name in names))
+    for answer in (alone, beside):
+        sampled = answer["choices"][0]["token_ids"]
+        wanted = plain_logprobs(answer["prompt_token_ids"], sampled)
+        torch.testing.assert_close(reported(answer), wanted, rtol=0, atol=1e-3)
+    for name in names:
+        await retire(servers, name)
+
+
 async def test_an_adapter_of_another_base_is_refused(served: str, tmp_path: Path) -> None:
     model, _ = load_base(str(SEED_POLICY))
     model.config.hidden_size *= 2

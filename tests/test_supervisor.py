@@ -30,13 +30,14 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
 
-def a_launch(code: str = SERVER, seconds: float = 20) -> Launch:
+def a_launch(code: str = SERVER, seconds: float = 20, silent_seconds: float = 120) -> Launch:
     port = free_port()
     return Launch(
         name="the server",
         command=(sys.executable, "-c", code, str(port)),
         url=f"http://127.0.0.1:{port}/v1",
         seconds=seconds,
+        silent_seconds=silent_seconds,
     )
 
 
@@ -106,6 +107,19 @@ async def test_a_restart_that_is_too_slow_does_not_end_the_watch(tmp_path: Path)
             while server.restarts < restarts:
                 await asyncio.sleep(0.05)
                 assert server.broken is None
+
+
+async def test_a_server_that_hangs_is_ended_and_started_again(tmp_path: Path) -> None:
+    told: list[str] = []
+    launch = a_launch(silent_seconds=1.2)
+    async with supervised(launch, tmp_path / "log", told.append) as server:
+        hanging = child_of(server.pid)
+        os.kill(hanging, signal.SIGSTOP)
+        while server.restarts == 0:
+            await asyncio.sleep(0.05)
+        await gone(hanging)
+    assert "hung" in told[0]
+    assert "/health" in told[0]
 
 
 def test_no_server_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ SUPPORTED = ((0, 32), (0, 34))
 """From, and below."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The bounds on an adapter's rank that vLLM knows."""
+PLUGIN = "stateset_vllm"
 BUILD = (
     "Build its environment with `stateset-agents policy install-vllm` (in a checkout: `make vllm`)."
 )
@@ -144,6 +145,9 @@ def launch(
     if adapters:
         command += ["--lora-modules", *(f"{one}={path}" for one, path in adapters.items())]
     environment = {
+        "PYTHONPATH": os.pathsep.join(
+            [str(_plugin(folder)), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "OMP_WAIT_POLICY": "passive",
@@ -181,6 +185,19 @@ def launch(
         environment=environment,
         explain=_explain,
     )
+
+
+def _plugin(folder: Path) -> Path:
+    """A folder for PYTHONPATH in which vLLM finds our plugin, as it would find an installed one."""
+    made = folder / "vllm-plugin"
+    told = made / f"{PLUGIN}-1.dist-info"
+    told.mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(__file__).with_name("plugin.py"), made / f"{PLUGIN}.py")
+    (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PLUGIN}\nVersion: 1\n")
+    (told / "entry_points.txt").write_text(
+        f"[vllm.general_plugins]\n{PLUGIN} = {PLUGIN}:register\n"
+    )
+    return made.resolve()
 
 
 MEANINGS = (

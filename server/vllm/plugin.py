@@ -1,0 +1,60 @@
+"""What vLLM loads of ours into each of its processes: its own plugin mechanism, so nothing of its files is touched.
+
+Runs in vLLM's environment, which has none of our packages, and imports nothing of ours.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+OPS = ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
+"""vLLM's products of tokens with adapters, on a CPU; the others are made of these."""
+
+
+def register() -> None:
+    """Called by vLLM in each of its processes, before it makes a model."""
+    mend_tokens_without_adapter()
+
+
+def mend_tokens_without_adapter() -> None:
+    """Keep adapters off the tokens of the base model, on a CPU.
+
+    vLLM marks those with the index -1, and its operations for the CPU take that as the last slot: once every slot was used, the base
+    model answers with an adapter on it (vLLM's pull requests 48421 and 49656). Operations that keep off such tokens are left alone.
+    """
+    from vllm.lora.ops import torch_ops
+    from vllm.lora.ops.torch_ops import lora_ops
+
+    if not touches_tokens_without(lora_ops.bgmv_expand):
+        return
+    from vllm.lora.punica_wrapper import punica_cpu
+
+    for name in OPS:
+        mended = where_there_is_one(getattr(lora_ops, name))
+        for module in (lora_ops, torch_ops, punica_cpu):
+            setattr(module, name, mended)
+
+
+def touches_tokens_without(expand: Callable[..., None]) -> bool:
+    """Whether a token without an adapter is changed by one."""
+    output = torch.zeros(1, 1)
+    expand(torch.ones(1, 1), torch.ones(1, 1, 1, 1), output, torch.tensor([-1]))
+    return bool(output.any())
+
+
+def where_there_is_one(op: Callable[..., None]) -> Callable[..., None]:
+    """`op` for the tokens that have an adapter; the output of the others stays what it is, or nothing where it would be replaced."""
+
+    def mended(
+        inputs: Any, weights: Any, output: Any, indices: Any, *more: Any, **named: Any
+    ) -> None:
+        rows = (indices >= 0).nonzero().squeeze(1)
+        if len(rows) == len(indices):
+            op(inputs, weights, output, indices, *more, **named)
+        elif len(rows):
+            part = output[rows]
+            op(inputs[rows], weights, part, indices[rows], *more, **named)
+            output[rows] = part
+
+    return mended
