@@ -86,12 +86,12 @@ async def dropping(target: str, found: Found, every: int = 10) -> AsyncIterator[
                     told = await answer.read()
             except aiohttp.ClientError:
                 request.transport.abort()
-                raise
+                return web.Response()  # to nobody
             if request.path == DROPPED and answer.status == 200:
                 if next(numbers) % every == 0:
                     found.dropped += 1
                     request.transport.abort()
-                    raise aiohttp.ClientConnectionError("dropped")
+                    return web.Response()
                 found.answers += 1
             kind = answer.headers.get("content-type", "application/json")
             return web.Response(body=told, status=answer.status, headers={"content-type": kind})
@@ -151,20 +151,26 @@ async def chaos(folder: Path, seconds: float, at: Supervised | None = None) -> F
                                   "concurrency": 16, "threads": 1, "log": ()}  # fmt: skip
         for seed in itertools.count(1):
             run = new_run(folder / "runs")
-            suffering = asyncio.create_task(torment(at, found, rng, began + seconds))
+            # From when a run has found its server until it ends: one that finds none says so, and does not begin.
+            suffering: list[asyncio.Task[None]] = []
+
+            def begin(
+                event: str, told: object, suffering: list[asyncio.Task[None]] = suffering
+            ) -> None:
+                if event == "start":
+                    suffering.append(asyncio.create_task(torment(at, found, rng, began + seconds)))
+
             try:
-                summary = await train_job(
-                    check_config({**values, "seed": seed}), run, lambda event, told: None
-                )
+                summary = await train_job(check_config({**values, "seed": seed}), run, begin)
             finally:
-                suffering.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await suffering
+                for task in suffering:
+                    task.cancel()
+                await asyncio.gather(*suffering, return_exceptions=True)
             with contextlib.suppress(ProcessLookupError, FileNotFoundError, IndexError):
                 os.killpg(server_group(at), signal.SIGCONT)
             found.steps += summary["steps"]
             judge(run, found)
-            print(f"run {seed}: {found}", flush=True)
+            print(f"run {seed}, {time.monotonic() - began:.0f} s: {found}", flush=True)
             if time.monotonic() - began >= seconds:
                 break
     found.seconds = time.monotonic() - began

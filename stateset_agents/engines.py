@@ -49,6 +49,10 @@ class Asked(Protocol):
     @property
     def full(self) -> bool: ...
     @property
+    def staleness(self) -> int: ...
+    @property
+    def nodes(self) -> tuple[str, ...]: ...
+    @property
     def rank(self) -> int: ...
     @property
     def concurrency(self) -> int: ...
@@ -86,21 +90,20 @@ def check(config: Asked) -> None:
 def launch_of(
     config: Asked, port: int, folder: Path, *, host: str = "127.0.0.1", threads: int = 1,
     slots: int | None = None, adapters: dict[str, str] | None = None, extra: tuple[str, ...] = (),
-    also: Sequence[Path] = (),
+    also: Sequence[Path] = (), weights: Path | None = None,
 ) -> Launch:  # fmt: skip
-    """What starts the engine that a job asks for, with room for the adapters `also`. Raises BadInput where it cannot be started, or what was said is not for it."""
+    """What starts the engine that a job asks for, with room for the adapters `also`, and with other `weights` of its model where they are
+    given. Raises BadInput where it cannot be started, or what was said is not for it."""
     settings = load_settings()
     path, key = model_path(config.model), policy_key()
     slots = slots or (config.concurrency + config.concurrency // 2 if config.concurrency else 384)
     if engine_of(config.engine) == "vllm":
-        if config.full:
-            raise BadInput(
-                "--full: vLLM swaps adapters while it runs, and whole models only between GPUs; leave it out, or give --engine embedded."
-            )
+        _check_one_at_a_time(config, also)
         return vllm.launch(
             path, port, python=vllm.find_python(settings.vllm), folder=folder, host=host, threads=threads, slots=slots,
             rank=max([config.rank, *map(_rank, also)]), max_model_len=config.max_model_len, parser=config.tool_parser,
-            gpu_memory_utilization=config.gpu_memory_utilization, adapters=adapters, key=key, extra=extra,
+            gpu_memory_utilization=config.gpu_memory_utilization, adapters=adapters, weights=weights, whole=config.full, key=key,
+            extra=extra,
         )  # fmt: skip
     for name in ("gpu_memory_utilization", "max_model_len", "tool_parser"):
         if getattr(config, name) is not None:
@@ -112,6 +115,29 @@ def launch_of(
     return embedded.launch(
         path, port, host=host, threads=threads, slots=slots, adapters=adapters, key=key
     )
+
+
+def _check_one_at_a_time(config: Asked, also: Sequence[Path]) -> None:
+    """vLLM holds many adapters, and one whole model. Raises BadInput where two would be needed at once."""
+    if config.full and config.staleness:
+        raise BadInput(
+            "--staleness: expected 0 with --full on vLLM, which holds one whole model at a time; train adapters, or give --engine embedded."
+        )
+    if config.full and config.nodes:
+        raise BadInput(
+            "--node: expected none with --full on vLLM, which holds one whole model at a time, and the other nodes need the base; train "
+            "adapters, or give --engine embedded."
+        )
+    if whole := next((path for path in also if is_whole(path)), None):
+        raise BadInput(
+            f"Expected an adapter beside the model on vLLM, which holds one whole model at a time, found the whole one {str(whole)!r}. "
+            "Give --engine embedded."
+        )
+
+
+def is_whole(weights: Path) -> bool:
+    """Whether a folder that training left holds a whole model, and no adapter."""
+    return not (weights / "adapter_config.json").is_file()
 
 
 def _rank(adapter: Path) -> int:
@@ -128,17 +154,23 @@ async def policy_server(
     *,
     exact: bool = True,
     also: Sequence[Path] = (),
+    weights: Path | None = None,
 ) -> AsyncIterator[tuple[str, str]]:
     """The policy's base URL, or several with commas between them, and its base model's name: external servers', or an engine's that is
-    started. Where what is sampled has to be known (`exact`), what they can do is asked first. Raises BadInput where one cannot be started,
-    PolicyRefused and NotExact where one cannot do it."""
+    started, with other `weights` where they are given. Where what is sampled has to be known (`exact`), what they can do is asked first.
+    Raises BadInput where one cannot be started, PolicyRefused and NotExact where one cannot do it."""
     try:
         if config.base_url is not None:
             yield config.base_url, await _model_at(config.base_url, exact)
             return
-        launches = [launch_of(config, free_port(), run, also=also) for _ in range(config.replicas)]
+        launches = [
+            launch_of(config, free_port(), run, also=also, weights=weights)
+            for _ in range(config.replicas)
+        ]
         async with _running(launches, run, say):
             url = ",".join(one.url for one in launches)
+            if config.full and engine_of(config.engine) == "vllm":
+                connect(url, "").servers.in_place = run / "in-place"
             yield url, await _model_at(url, exact)
     finally:
         await close_connections()
@@ -204,12 +236,27 @@ async def served_policy(
     exact: bool = True, also: Sequence[Path] = (),
 ) -> AsyncIterator[tuple[str, str]]:  # fmt: skip
     """Like `policy_server`, with an adapter loaded: its URL and the name to ask for. `also` are adapters that are loaded later."""
+    weights, adapter = _apart(config, adapter)
     every = [*also, *([adapter] if adapter is not None else [])]
-    async with policy_server(config, folder, say, exact=exact, also=every) as (url, base_name):
+    async with policy_server(config, folder, say, exact=exact, also=every, weights=weights) as (
+        url,
+        base_name,
+    ):
         if adapter is None:
             yield url, base_name
             return
         yield url, await serve_adapter(url, adapter)
+
+
+def _apart(config: Asked, adapter: Path | None) -> tuple[Path | None, Path | None]:
+    """A whole model that vLLM is to be started with, and what is loaded once an engine runs."""
+    if adapter is None or config.base_url is not None:
+        return None, adapter
+    return (
+        (adapter, None)
+        if engine_of(config.engine) == "vllm" and is_whole(adapter)
+        else (None, adapter)
+    )
 
 
 async def serve(
@@ -227,12 +274,13 @@ async def serve(
     ports = range(port, port + config.replicas)
     for one in ports:
         port_is_free(host, one)
+    weights, adapter = _apart(config, adapter)
     loads = {"policy-trained": str(adapter)} if adapter else None
     with tempfile.TemporaryDirectory() as folder:
         launches = [
             launch_of(
                 config, one, Path(folder), host=host, threads=threads, slots=slots, adapters=loads, extra=extra,
-                also=[adapter] if adapter else [],
+                also=[adapter] if adapter else [], weights=weights,
             )
             for one in ports
         ]  # fmt: skip

@@ -33,6 +33,10 @@ class Able:
     """The ids of a fixed message, by which another tokenizer is known."""
 
 
+PATIENCE = 30.0
+"""Seconds that a server which was there may take to be there again."""
+
+
 async def probe(servers: Servers, *, adapters: bool = False) -> Able:
     """Ask every server. `adapters`: refuse one that cannot load any. Raises PolicyUnreachable where one is away, PolicyRefused where it
     refuses to answer or to load adapters, and NotExact where it does not say what it sampled."""
@@ -80,7 +84,8 @@ async def _one_token(servers: Servers, model: str, temperature: float) -> dict[s
         "model": model, "messages": _ASKED, "tools": [_TOOL], "max_tokens": 1, "temperature": temperature, "seed": 0,
         "logprobs": True, "top_logprobs": 3, "return_token_ids": True,
     }  # fmt: skip
-    answer, _ = await servers.post("/chat/completions", body)
+    # It has answered already, so one answer that is lost is no reason to give it up.
+    answer, _ = await servers.post("/chat/completions", body, patience=PATIENCE)
     choice = answer["choices"][0]
     if not answer.get("prompt_token_ids") or not choice.get("token_ids"):
         raise NotExact(

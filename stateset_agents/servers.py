@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 
 from stateset_agents.errors import ContextFull, PolicyRefused, PolicyUnreachable
+from stateset_agents.in_place import adapter_of_nothing
 
 AT_ONCE = 256
 """Calls under way at one server; further ones wait here, where they cost nothing."""
@@ -27,6 +28,10 @@ ANSWER_SECONDS = 120.0
 LONGEST_PAUSE = 5.0
 """Seconds between two looks at a server that is away, at the most."""
 ROOM_SECONDS = 5.0
+RELOAD_SECONDS = 600.0
+"""How long a server may take to read a whole model."""
+AT_ROOT = ("/tokenize", "/pause", "/resume", "/collective_rpc", "/reset_prefix_cache")
+"""What vLLM has beside `/v1`, and not below it."""
 BROKEN = 3
 """How often a call may break servers that stay alive."""
 HOMES = 65_536
@@ -89,6 +94,8 @@ class Servers:
         self.key, self.at_once = key, at_once
         self.published: dict[str, Path] = {}
         """Versions that every server is to know, with their weights: one that was restarted is given them again."""
+        self.in_place: Path | None = None
+        """Where an adapter that adds nothing may be written, where whole models are published and the servers hold one at a time."""
         self.tokenizes = True
         """Whether they render messages into ids (`/tokenize`); found out by asking."""
         self._homes: OrderedDict[str, Server] = OrderedDict()
@@ -298,10 +305,7 @@ class Servers:
         self, server: Server, path: str, body: dict[str, Any]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A request under way; its response where that is 200, what went wrong as the exception that says what to do else."""
-        base = (
-            server.url.removesuffix("/v1") if path == "/tokenize" else server.url
-        )  # as vLLM has it
-        where = f"{base}{path}"
+        where = _where(server, path)
         try:
             async with session_here().post(where, json=body, headers=self.headers) as response:
                 if response.status == 200:
@@ -329,13 +333,13 @@ class Servers:
             raise _Lost(f"{type(error).__name__}: {told}") from None
 
     async def ask(
-        self, server: Server, method: str, path: str, body: dict[str, Any] | None = None
-    ) -> Any:
+        self, server: Server, method: str, path: str, body: dict[str, Any] | None = None, *, seconds: float = 60
+    ) -> Any:  # fmt: skip
         """What one server says to a question that samples nothing. Raises PolicyUnreachable and PolicyRefused."""
-        where = f"{server.url}{path}"
+        where = _where(server, path)
         try:
             async with session_here().request(
-                method, where, json=body, headers=self.headers, timeout=aiohttp.ClientTimeout(total=60)
+                method, where, json=body, headers=self.headers, timeout=aiohttp.ClientTimeout(total=seconds)
             ) as response:  # fmt: skip
                 text = await response.text()
                 if response.status != 200:
@@ -354,8 +358,28 @@ class Servers:
             path = self.published.get(name)
             if path is None or name in await self._served(server):
                 return
+            if self.in_place is not None and not (path / "adapter_config.json").is_file():
+                await self._put_in_place(server, path, self.in_place, name)
+                return
             body = {"lora_name": name, "lora_path": str(path.resolve())}
             await self.ask(server, "POST", "/load_lora_adapter", body)
+
+    async def _put_in_place(self, server: Server, weights: Path, folder: Path, name: str) -> None:
+        """Answers under way are waited for, later calls wait, and no other version's name is left."""
+        nothing = adapter_of_nothing(weights, folder)
+        await self.ask(server, "POST", "/pause?mode=wait", seconds=ANSWER_SECONDS)
+        try:
+            for model in (await self.ask(server, "GET", "/models"))["data"]:
+                if model.get("parent"):
+                    older = {"lora_name": model["id"]}
+                    await self.ask(server, "POST", "/unload_lora_adapter", older)
+            reload = {"method": "put_in_place", "args": [str(weights.resolve())]}
+            await self.ask(server, "POST", "/collective_rpc", reload, seconds=RELOAD_SECONDS)
+            await self.ask(server, "POST", "/reset_prefix_cache")
+            named = {"lora_name": name, "lora_path": str(nothing)}
+            await self.ask(server, "POST", "/load_lora_adapter", named)
+        finally:
+            await self.ask(server, "POST", "/resume")
 
 
 def _let_in(waiter: asyncio.Future[None]) -> None:
@@ -394,6 +418,11 @@ class _Tries:
             server.failed(gone)
         else:
             server.last = str(gone)
+
+
+def _where(server: Server, path: str) -> str:
+    base = server.url.removesuffix("/v1") if path.partition("?")[0] in AT_ROOT else server.url
+    return f"{base}{path}"
 
 
 def _reason(text: str) -> str:

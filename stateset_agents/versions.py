@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stateset_agents.errors import BadInput, PolicyRefused, PolicyUnreachable
+from stateset_agents.in_place import read_header
 from stateset_agents.servers import Server, Servers
 
 PATIENCE = 300.0
@@ -28,6 +29,8 @@ async def publish(
     not take it, and PolicyUnreachable where none is there within `patience` seconds.
     """
     check_adapter(path)
+    if servers.in_place is not None:
+        servers.published.clear()  # one at a time
     servers.published[name] = path
     deadline = time.monotonic() + patience
     while True:
@@ -89,20 +92,10 @@ def check_adapter(path: Path) -> None:
 
 
 def _check_whole(file: Path) -> None:
-    """By the file's own header: eight bytes with its length, then where each tensor ends."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        try:
-            header: dict[str, Any] = json.loads(opened.read(length)) if length < size else {}
-        except ValueError:
-            header = {}
-    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-    wanted = 8 + length + max(ends, default=0)
-    if not ends or size != wanted:
+    if read_header(file) is None:
         raise BadInput(
-            f"Expected the weights in {str(file)!r} to be whole, found {size} bytes "
-            f"{f'of {wanted}' if ends else 'without a header'}. They were not written to their end; publish them again."
+            f"Expected the weights in {str(file)!r} to be whole, found {file.stat().st_size} bytes that are not what their header says. "
+            "They were not written to their end; publish them again."
         )
 
 
@@ -111,7 +104,7 @@ async def _told(servers: Servers, one: Server, name: str) -> None:
     for model in (await servers.ask(one, "GET", "/models"))["data"]:
         if model["id"] == name:
             here = str(servers.published[name].resolve())
-            if model.get("root") not in (None, here):
+            if servers.in_place is None and model.get("root") not in (None, here):
                 raise PolicyRefused(
                     f"Expected {name!r} to be free at {one.url}, found another adapter loaded already: {model['root']}."
                 )

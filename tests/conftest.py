@@ -109,7 +109,11 @@ def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised
         pytest.skip("no vLLM on this machine: `make vllm` builds its environment")
     folder = tmp_path_factory.mktemp("vllm")
     launch = vllm.launch(
-        str(SEED_POLICY), free_port(), python=vllm.find_python(environment), folder=folder
+        str(SEED_POLICY),
+        free_port(),
+        python=vllm.find_python(environment),
+        folder=folder,
+        whole=True,
     )
     with held(launch, folder / "engine.log") as running:
         yield running

@@ -14,13 +14,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stateset_agents.engines import SEED_POLICY
-from stateset_agents.errors import ContextFull, PolicyRefused
+from stateset_agents.errors import BadInput, ContextFull, PolicyRefused
 from stateset_agents.meters import read_meters
 from stateset_agents.policy import connect
 from stateset_agents.probing import probe
 from stateset_agents.server.engine import protocol
 from stateset_agents.server.engine.app import Engine, build
 from stateset_agents.server.engine.models import load_base
+from stateset_agents.server.supervisor import Supervised
 from stateset_agents.servers import Servers, servers_at
 from stateset_agents.tools.prompts import SERVICE_PROMPT
 from stateset_agents.tools.toolset import SERVICE_TOOLS
@@ -50,9 +51,9 @@ async def ask(url: str, **options: Any) -> Any:
 
 
 def plain_logprobs(
-    prompt: list[int], sampled: list[int], adapter: Path | None = None
+    prompt: list[int], sampled: list[int], adapter: Path | None = None, *, base: Path = SEED_POLICY
 ) -> torch.Tensor:
-    model: Any = AutoModelForCausalLM.from_pretrained(SEED_POLICY, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if adapter is not None:
         model = peft.PeftModel.from_pretrained(model, str(adapter))
     with torch.no_grad():
@@ -315,6 +316,51 @@ async def test_the_base_answers_without_adapters_also_beside_them_and_after_many
         torch.testing.assert_close(reported(answer), wanted, rtol=0, atol=1e-3)
     for name in names:
         await retire(servers, name)
+
+
+def a_whole_model(folder: Path, seed: int) -> Path:
+    """The seed policy with other weights, in every tensor."""
+    model, _ = load_base(str(SEED_POLICY))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * parameter.std() * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
+async def test_whole_models_are_put_in_place_of_one_another_under_names_of_their_own(
+    vllm_server: Supervised, tmp_path: Path
+) -> None:
+    """vLLM holds one at a time: an answer under a version's name is that version's, or none."""
+    servers, url = Servers([vllm_server.url]), vllm_server.url
+    servers.in_place = tmp_path / "in-place"
+    ids = (await ask(url))["prompt_token_ids"]  # its prefix is in the cache
+    try:
+        for step in (1, 2):
+            weights = a_whole_model(tmp_path / str(step), step)
+            await publish(servers, f"run-v{step}", weights)
+            answer = await ask(url, model=f"run-v{step}")
+            assert answer["model"] == f"run-v{step}"
+            assert answer["prompt_token_ids"] == ids
+            sampled = answer["choices"][0]["token_ids"]
+            wanted = plain_logprobs(ids, sampled, base=weights)
+            torch.testing.assert_close(reported(answer), wanted, rtol=0, atol=1e-3)
+        assert "run-v1" not in await served_models(servers)
+        with pytest.raises(PolicyRefused, match="run-v1"):
+            await servers.post("/chat/completions", {"model": "run-v1", "messages": MESSAGES})
+        half = a_whole_model(tmp_path / "half", 3) / "model.safetensors"
+        half.write_bytes(half.read_bytes()[:-100])
+        with pytest.raises(BadInput, match="to be whole"):
+            await publish(servers, "run-v3", half.parent)
+        again = await ask(url, model="run-v2")
+        assert again["choices"][0]["token_ids"] == sampled
+    finally:
+        await publish(servers, "run-v4", SEED_POLICY)
+        await retire(servers, "run-v4")
+    again = await ask(url)
+    wanted = plain_logprobs(ids, again["choices"][0]["token_ids"])
+    torch.testing.assert_close(reported(again), wanted, rtol=0, atol=1e-3)
 
 
 async def test_an_adapter_of_another_base_is_refused(served: str, tmp_path: Path) -> None:

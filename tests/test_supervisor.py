@@ -180,8 +180,11 @@ def test_vllm_that_is_missing_or_of_another_version_is_named(
     (tmp_path / "old" / ".ready").touch()
     monkeypatch.setenv("STATESET_VLLM", str(tmp_path / "old"))
     assert engine_of("auto") == "vllm"
-    with pytest.raises(BadInput, match="--full: vLLM swaps adapters"):
-        launch_of(check_config({"engine": "vllm", "full": True}), 1, tmp_path)
+    for beside in ({"staleness": 1}, {"nodes": ("reply",)}):
+        with pytest.raises(BadInput, match="one whole model at a time"):
+            launch_of(check_config({"engine": "vllm", "full": True, **beside}), 1, tmp_path)
+    with pytest.raises(BadInput, match="found the whole one"):
+        launch_of(check_config({"engine": "vllm"}), 1, tmp_path, also=[tmp_path / "whole"])
     with pytest.raises(BadInput, match="max-model-len: vLLM reads it"):
         launch_of(check_config({"engine": "embedded", "max_model_len": 100}), 1, tmp_path)
 

@@ -58,3 +58,22 @@ def where_there_is_one(op: Callable[..., None]) -> Callable[..., None]:
             output[rows] = part
 
     return mended
+
+
+class Weights:
+    """What vLLM's workers can do beside their own (`--worker-extension-cls`)."""
+
+    model_runner: Any
+
+    def put_in_place(self, weights: str) -> None:
+        """Replace the model's weights by those in a folder of transformers'."""
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+        from vllm.platforms import current_platform
+
+        self.model_runner.reload_weights(weights_path=weights)
+        if not current_platform.is_cpu():
+            return
+        for module in self.model_runner.get_model().modules():
+            # One that shares the embedding's weights keeps its packed copy of the old ones.
+            if isinstance(module, ParallelLMHead):
+                module.quant_method.process_weights_after_loading(module)

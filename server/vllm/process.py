@@ -110,15 +110,18 @@ def launch(
     gpu_memory_utilization: float | None = None,
     parser: str | None = None,
     adapters: Mapping[str, str] | None = None,
+    weights: Path | None = None,
+    whole: bool = False,
     key: str = "",
     extra: tuple[str, ...] = (),
 ) -> Launch:
-    """vLLM with `model` as `name`. `slots` are sequences at once, `rank` the largest of an adapter, `parser` vLLM's name of the reader of
-    tool calls (the chat template tells, without it), `extra` further options of vLLM's own. Raises BadInput where no reader is known."""
+    """vLLM with `model` as `name`, with other `weights` of it where they are given. `slots` are sequences at once, `rank` the largest of
+    an adapter, `parser` vLLM's name of the reader of tool calls (the chat template tells, without it), `whole` whether other weights may
+    be put in place while it runs, `extra` further options of vLLM's own. Raises BadInput where no reader is known."""
     cpu = shutil.which("nvidia-smi") is None
     template = chat_template(model)
     command = [
-        str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name,
+        str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(weights or model), "--tokenizer", model, "--served-model-name", name,
         "--host", host, "--port", str(port), "--max-num-seqs", str(slots), "--uvicorn-log-level", "warning",
         # What a token's log-probability is reported of must be what it was drawn from, and nothing of the model's own settings may
         # change that unsaid.
@@ -127,8 +130,8 @@ def launch(
         "--enable-lora", "--max-loras", "4", "--max-cpu-loras", "16",
         "--max-lora-rank", str(next((bound for bound in RANKS if bound >= rank), RANKS[-1])),
     ]  # fmt: skip
-    if template is None:
-        template = default_chat_template()
+    if template is None or weights is not None:
+        template = template or default_chat_template()
         (folder / "chat_template.jinja").write_text(template)
         command += ["--chat-template", str(folder / "chat_template.jinja")]
     reader = parser or tool_parser(template)
@@ -154,6 +157,9 @@ def launch(
     }
     if Path(model).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
+    if whole:  # the endpoints that reach its weights; they are for this machine alone
+        environment["VLLM_SERVER_DEV_MODE"] = "1"
+        command += ["--worker-extension-cls", f"{PLUGIN}.Weights"]
     if cpu:
         # float32, as the trainer computes; blocks of 32 tokens, since a prefix is shared by whole blocks; threads where the system puts
         # them: bound ones would leave a core to vLLM alone, and every replica to the same.
