@@ -27,6 +27,7 @@ from stateset_agents.settings import load_settings, policy_key
 from stateset_agents.versions import check_adapter, publish, served_models
 
 SEED_POLICY = Path(__file__).parent / "seed_policy"
+ALL = vllm.Share()
 
 
 class Asked(Protocol):
@@ -84,16 +85,18 @@ def engine_of(asked: str | None) -> str:
 def check(config: Asked) -> None:
     """Raises BadInput where the engine that is asked for cannot be started."""
     if config.base_url is None:
-        launch_of(config, 0, Path(tempfile.gettempdir()))
+        with tempfile.TemporaryDirectory() as folder:
+            launch_of(config, 0, Path(folder))
+        _shares(config)
 
 
 def launch_of(
     config: Asked, port: int, folder: Path, *, host: str = "127.0.0.1", threads: int = 1,
     slots: int | None = None, adapters: dict[str, str] | None = None, extra: tuple[str, ...] = (),
-    also: Sequence[Path] = (), weights: Path | None = None,
+    also: Sequence[Path] = (), weights: Path | None = None, share: vllm.Share = ALL,
 ) -> Launch:  # fmt: skip
-    """What starts the engine that a job asks for, with room for the adapters `also`, and with other `weights` of its model where they are
-    given. Raises BadInput where it cannot be started, or what was said is not for it."""
+    """What starts the engine that a job asks for, with room for the adapters `also`, with other `weights` of its model where they are
+    given, and with its `share` of the GPUs. Raises BadInput where it cannot be started, or what was said is not for it."""
     settings = load_settings()
     path, key = model_path(config.model), policy_key()
     slots = slots or (config.concurrency + config.concurrency // 2 if config.concurrency else 384)
@@ -102,8 +105,8 @@ def launch_of(
         return vllm.launch(
             path, port, python=vllm.find_python(settings.vllm), folder=folder, host=host, threads=threads, slots=slots,
             rank=max([config.rank, *map(_rank, also)]), max_model_len=config.max_model_len, parser=config.tool_parser,
-            gpu_memory_utilization=config.gpu_memory_utilization, adapters=adapters, weights=weights, whole=config.full, key=key,
-            extra=extra,
+            gpu_memory_utilization=config.gpu_memory_utilization or share.memory, devices=share.devices, adapters=adapters,
+            weights=weights, whole=config.full, key=key, extra=extra,
         )  # fmt: skip
     for name in ("gpu_memory_utilization", "max_model_len", "tool_parser"):
         if getattr(config, name) is not None:
@@ -115,6 +118,12 @@ def launch_of(
     return embedded.launch(
         path, port, host=host, threads=threads, slots=slots, adapters=adapters, key=key
     )
+
+
+def _shares(config: Asked, *, training: bool = False) -> list[vllm.Share]:
+    if engine_of(config.engine) != "vllm":
+        return [ALL] * config.replicas
+    return vllm.share_out(vllm.gpus(), config.replicas, training=training)
 
 
 def _check_one_at_a_time(config: Asked, also: Sequence[Path]) -> None:
@@ -155,17 +164,18 @@ async def policy_server(
     exact: bool = True,
     also: Sequence[Path] = (),
     weights: Path | None = None,
+    training: bool = False,
 ) -> AsyncIterator[tuple[str, str]]:
     """The policy's base URL, or several with commas between them, and its base model's name: external servers', or an engine's that is
-    started, with other `weights` where they are given. Where what is sampled has to be known (`exact`), what they can do is asked first.
+    started, with other `weights` where they are given, beside a trainer or alone. Where what is sampled has to be known (`exact`), what they can do is asked first.
     Raises BadInput where one cannot be started, PolicyRefused and NotExact where one cannot do it."""
     try:
         if config.base_url is not None:
             yield config.base_url, await _model_at(config.base_url, exact)
             return
         launches = [
-            launch_of(config, free_port(), run, also=also, weights=weights)
-            for _ in range(config.replicas)
+            launch_of(config, free_port(), run, also=also, weights=weights, share=share)
+            for share in _shares(config, training=training)
         ]
         async with _running(launches, run, say):
             url = ",".join(one.url for one in launches)
@@ -280,9 +290,9 @@ async def serve(
         launches = [
             launch_of(
                 config, one, Path(folder), host=host, threads=threads, slots=slots, adapters=loads, extra=extra,
-                also=[adapter] if adapter else [], weights=weights,
+                also=[adapter] if adapter else [], weights=weights, share=share,
             )
-            for one in ports
+            for one, share in zip(ports, _shares(config), strict=True)
         ]  # fmt: skip
         print(
             f"starting {launches[0].name}{f' {len(launches)} times' if len(launches) > 1 else ''}",

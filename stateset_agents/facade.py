@@ -59,7 +59,7 @@ class MultiTurnAgent:
         )
         folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory()))
         self.base_url, self.version = await self._exit.enter_async_context(
-            engines.policy_server(config, folder, exact=False)
+            engines.policy_server(config, folder, exact=False, training=True)
         )
         self._policy = connect(self.base_url, self.version)
 

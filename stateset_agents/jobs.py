@@ -182,7 +182,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     (run / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
     tokenizer = AutoTokenizer.from_pretrained(model_path(config.model))
     with TraceStore(run / "traces.db") as store:
-        async with policy_server(config, run, _told(report)) as (url, base_name):
+        async with policy_server(config, run, _told(report), training=True) as (url, base_name):
             report("start", {"training": len(training), "held_out": len(held_out), "run": run})
             policy = connect(url, base_name, patience=load_settings().away_seconds)
             await check_tokenizer(policy.servers, base_name, tokenizer)

@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         callspec = getattr(item, "callspec", None)
         of_vllm = callspec is not None and callspec.params.get("served") == "vllm"
-        of_vllm = of_vllm or "vllm_server" in getattr(item, "fixturenames", ())
+        of_vllm = of_vllm or "vllm_is_there" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("vllm" if of_vllm else item.path.name))
 
 
@@ -100,13 +100,19 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
-    """A real vLLM with the seed policy; one for all tests."""
-    environment = load_settings().vllm
-    if not vllm.installed(environment):
+def vllm_is_there() -> None:
+    if not vllm.installed(load_settings().vllm):
         # Where it is said that a server must be there (CI), its absence is a failure and no skip.
         assert not os.environ.get("STATESET_TEST_NO_SKIPS"), "no vLLM: run `make vllm`"
         pytest.skip("no vLLM on this machine: `make vllm` builds its environment")
+
+
+@pytest.fixture(scope="session")
+def vllm_server(
+    vllm_is_there: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Supervised]:
+    """A real vLLM with the seed policy; one for all tests."""
+    environment = load_settings().vllm
     folder = tmp_path_factory.mktemp("vllm")
     launch = vllm.launch(
         str(SEED_POLICY),

@@ -189,6 +189,44 @@ def test_vllm_that_is_missing_or_of_another_version_is_named(
         launch_of(check_config({"engine": "embedded", "max_model_len": 100}), 1, tmp_path)
 
 
+def test_servers_and_the_trainer_share_the_gpus_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shares(found: int, replicas: int, training: bool) -> list[tuple[str | None, float | None]]:
+        names = [str(n) for n in range(found)]
+        return [
+            (one.devices, one.memory) for one in vllm.share_out(names, replicas, training=training)
+        ]
+
+    assert shares(0, 2, True) == [(None, None)] * 2
+    assert shares(4, 1, False) == [(None, None)]
+    assert shares(4, 2, False) == [("0,1", None), ("2,3", None)]
+    assert shares(1, 1, True) == [("0", vllm.BESIDE_TRAINING)]
+    assert shares(4, 3, True) == [("1", None), ("2", None), ("3", None)]
+    with pytest.raises(BadInput, match="a GPU for each server, and one for the trainer, found 2"):
+        shares(2, 2, True)
+
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert vllm.gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5,7")
+    assert vllm.gpus() == ["3", "5", "7"]
+    launch = vllm.launch(
+        str(SEED_POLICY),
+        1,
+        python=Path("python"),
+        folder=tmp_path,
+        devices="3",
+        gpu_memory_utilization=0.45,
+    )
+    assert launch.environment["CUDA_VISIBLE_DEVICES"] == "3"
+    assert "--gpu-memory-utilization 0.45" in " ".join(launch.command)
+    assert "--enforce-eager" not in launch.command
+
+
 def test_the_reader_of_tool_calls_is_chosen_by_the_template() -> None:
     assert vllm.tool_parser(vllm.chat_template(str(SEED_POLICY)) or "") == "hermes"
     assert vllm.tool_parser("{{ '<tool_call><function=' + name }}") == "qwen3_coder"
