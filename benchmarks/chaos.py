@@ -165,7 +165,8 @@ async def chaos(folder: Path, seconds: float, at: Supervised | None = None) -> F
             finally:
                 for task in suffering:
                     task.cancel()
-                await asyncio.gather(*suffering, return_exceptions=True)
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
             with contextlib.suppress(ProcessLookupError, FileNotFoundError, IndexError):
                 os.killpg(server_group(at), signal.SIGCONT)
             found.steps += summary["steps"]

@@ -17,7 +17,7 @@ from stateset_agents.errors import BadInput, PolicyUnreachable, StatesetError
 KEEPER = Path(__file__).with_name("keeper.py")
 RESTARTS = 5
 """How often in a row a server is started again before it is given up."""
-LOOKS = 12
+LOOKS = 6
 """In a row without an answer, until a server counts as hung."""
 SOUND_SECONDS = 600
 """One that ran for so long starts counting anew."""
@@ -37,7 +37,7 @@ class Launch:
     """Ends in `/v1`."""
     seconds: float
     """Until it must be healthy."""
-    silent_seconds: float = 120.0
+    silent_seconds: float = 60.0
     """Without a sign of health, until one that lives is ended and started again. A pause is waited for."""
     environment: Mapping[str, str] = field(default_factory=dict)
     explain: Callable[[int, list[str]], StatesetError | None] = lambda code, lines: None
@@ -105,7 +105,7 @@ class Supervised:
         Looks are counted and not seconds: a machine that slept, or a parent that was stopped, finds its server well.
         """
         assert self._process is not None
-        pause, in_vain = self.launch.silent_seconds / LOOKS, 0
+        pause, in_vain = self.launch.silent_seconds / (2 * LOOKS), 0  # a look may take as long
         async with aiohttp.ClientSession() as session:
             while in_vain < LOOKS:
                 with contextlib.suppress(TimeoutError):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import secrets
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 from stateset_agents.chat_template import default_chat_template
 from stateset_agents.errors import BadInput
+from stateset_agents.in_place import InPlace, adapter_of_nothing
 from stateset_agents.policy import Render, close_connections, connect
 from stateset_agents.probing import probe
 from stateset_agents.server.supervisor import (
@@ -82,36 +84,36 @@ def engine_of(asked: str | None) -> str:
     return engine
 
 
-def check(config: Asked) -> None:
-    """Raises BadInput where the engine that is asked for cannot be started."""
+def check(config: Asked, *, training: bool = False) -> None:
+    """Raises BadInput where the engine that is asked for cannot be started, beside a trainer or alone."""
     if config.base_url is None:
         with tempfile.TemporaryDirectory() as folder:
             launch_of(config, 0, Path(folder))
-        _shares(config)
+        _shares(config, training=training)
 
 
 def launch_of(
     config: Asked, port: int, folder: Path, *, host: str = "127.0.0.1", threads: int = 1,
     slots: int | None = None, adapters: dict[str, str] | None = None, extra: tuple[str, ...] = (),
-    also: Sequence[Path] = (), weights: Path | None = None, share: vllm.Share = ALL,
+    also: Sequence[Path] = (), weights: Path | None = None, share: vllm.Share = ALL, whole: str = "", name: str = "policy",
 ) -> Launch:  # fmt: skip
-    """What starts the engine that a job asks for, with room for the adapters `also`, with other `weights` of its model where they are
-    given, and with its `share` of the GPUs. Raises BadInput where it cannot be started, or what was said is not for it."""
+    """What starts the engine that a job asks for, its model as `name`, with room for the adapters `also`, with other `weights` of its
+    model where they are given, with its `share` of the GPUs, and with a key for who may put whole models in place. Raises BadInput where it cannot be started, or what was said is not for it."""
     settings = load_settings()
     path, key = model_path(config.model), policy_key()
     slots = slots or (config.concurrency + config.concurrency // 2 if config.concurrency else 384)
     if engine_of(config.engine) == "vllm":
-        _check_one_at_a_time(config, also)
+        _check_one_at_a_time(config, also, weights)
         return vllm.launch(
-            path, port, python=vllm.find_python(settings.vllm), folder=folder, host=host, threads=threads, slots=slots,
+            path, port, name=name, python=vllm.find_python(settings.vllm), folder=folder, host=host, threads=threads, slots=slots,
             rank=max([config.rank, *map(_rank, also)]), max_model_len=config.max_model_len, parser=config.tool_parser,
             gpu_memory_utilization=config.gpu_memory_utilization or share.memory, devices=share.devices, adapters=adapters,
-            weights=weights, whole=config.full, key=key, extra=extra,
+            weights=weights, whole=whole, key=key, extra=extra,
         )  # fmt: skip
-    for name in ("gpu_memory_utilization", "max_model_len", "tool_parser"):
-        if getattr(config, name) is not None:
+    for option in ("gpu_memory_utilization", "max_model_len", "tool_parser"):
+        if getattr(config, option) is not None:
             raise BadInput(
-                f"--{name.replace('_', '-')}: vLLM reads it, and the engine is the embedded one (--engine vllm)."
+                f"--{option.replace('_', '-')}: vLLM reads it, and the engine is the embedded one (--engine vllm)."
             )
     from stateset_agents.server.engine import process as embedded
 
@@ -126,7 +128,7 @@ def _shares(config: Asked, *, training: bool = False) -> list[vllm.Share]:
     return vllm.share_out(vllm.gpus(), config.replicas, training=training)
 
 
-def _check_one_at_a_time(config: Asked, also: Sequence[Path]) -> None:
+def _check_one_at_a_time(config: Asked, also: Sequence[Path], weights: Path | None) -> None:
     """vLLM holds many adapters, and one whole model. Raises BadInput where two would be needed at once."""
     if config.full and config.staleness:
         raise BadInput(
@@ -142,6 +144,29 @@ def _check_one_at_a_time(config: Asked, also: Sequence[Path]) -> None:
             f"Expected an adapter beside the model on vLLM, which holds one whole model at a time, found the whole one {str(whole)!r}. "
             "Give --engine embedded."
         )
+    if weights is not None and also:
+        raise BadInput(
+            f"Expected no adapter beside the whole model {str(weights)!r} on vLLM, found {str(also[0])!r}: it is of the base, which vLLM "
+            "would not hold. Give --engine embedded."
+        )
+    if weights is not None:
+        check_adapter(weights)
+        _check_same_model(model_path(config.model), weights)
+
+
+SHAPE = ("architectures", "vocab_size", "hidden_size", "num_hidden_layers")
+
+
+def _check_same_model(model: str, weights: Path) -> None:
+    from transformers import AutoConfig
+
+    base, found = (AutoConfig.from_pretrained(str(one)).to_dict() for one in (model, weights))
+    for name in SHAPE:
+        if base.get(name) != found.get(name):
+            raise BadInput(
+                f"Expected weights of {model!r} in {str(weights)!r}, found another {name}: {found.get(name)} in the place of "
+                f"{base.get(name)}. Give the --model that was trained."
+            )
 
 
 def is_whole(weights: Path) -> bool:
@@ -173,14 +198,20 @@ async def policy_server(
         if config.base_url is not None:
             yield config.base_url, await _model_at(config.base_url, exact)
             return
+        in_place = None
+        if config.full and training and engine_of(config.engine) == "vllm":
+            nothing = adapter_of_nothing(_folder_of(config.model), run / "in-place")
+            in_place = InPlace(nothing, secrets.token_hex(16))
         launches = [
-            launch_of(config, free_port(), run, also=also, weights=weights, share=share)
+            launch_of(
+                config, free_port(), run, also=also, weights=weights, share=share,
+                whole=in_place.key if in_place else "", name=name_of(weights) if weights else "policy",
+            )
             for share in _shares(config, training=training)
-        ]
+        ]  # fmt: skip
         async with _running(launches, run, say):
             url = ",".join(one.url for one in launches)
-            if config.full and engine_of(config.engine) == "vllm":
-                connect(url, "").servers.in_place = run / "in-place"
+            connect(url, "").servers.in_place = in_place
             yield url, await _model_at(url, exact)
     finally:
         await close_connections()
@@ -290,7 +321,7 @@ async def serve(
         launches = [
             launch_of(
                 config, one, Path(folder), host=host, threads=threads, slots=slots, adapters=loads, extra=extra,
-                also=[adapter] if adapter else [], weights=weights, share=share,
+                also=[adapter] if adapter else [], weights=weights, share=share, name="policy-trained" if weights else "policy",
             )
             for one, share in zip(ports, _shares(config), strict=True)
         ]  # fmt: skip
@@ -316,12 +347,29 @@ async def serve(
             print("stopping", flush=True)
 
 
+def name_of(weights: Path) -> str:
+    """A name for an adapter, or a whole model, that its weights give it. Raises BadInput where it is not whole."""
+    check_adapter(weights)
+    digest = hashlib.sha256()
+    for file in sorted(weights.glob("*model*.safetensors")):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return f"policy-{digest.hexdigest()[:12]}"
+
+
+def _folder_of(model: str) -> Path:
+    """Where a model's files lie; one of the hub's is fetched."""
+    path = Path(model_path(model))
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(path), allow_patterns=["*.safetensors", "*.json"]))
+
+
 async def serve_adapter(url: str, adapter: Path) -> str:
     """Load an adapter under a name that its weights give it; the name."""
-    check_adapter(adapter)
-    files = [adapter / name for name in ("adapter_model.safetensors", "model.safetensors")]
-    weights = next(file for file in files if file.is_file()).read_bytes()
-    name = f"policy-{hashlib.sha256(weights).hexdigest()[:12]}"
+    name = name_of(adapter)
     await publish(connect(url, "").servers, name, adapter)
     return name
 

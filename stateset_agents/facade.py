@@ -187,6 +187,11 @@ async def train(
         raise BadInput(
             f"{unread[0]}: expected a field of TrainConfig that `train` reads, found another. `stateset-agents train` has them all."
         )
+    if config.full and (agent.config.base_url or engines.engine_of(None) == "vllm"):
+        raise BadInput(
+            "full: expected the embedded engine (STATESET_ENGINE=embedded) behind the agent, which takes whole models as they come, found "
+            "another server. `stateset-agents train --full --engine vllm` starts a vLLM that takes them."
+        )
     run = jobs.new_run(Path(output_dir) if output_dir is not None else Path("runs"))
     path = engines.model_path(agent.config.model_name)
 

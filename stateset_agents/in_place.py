@@ -5,11 +5,23 @@ or holds another version, does not know the name, and what it answers says what 
 """
 
 import json
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from stateset_agents.errors import BadInput
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """What a pool needs for it."""
+
+    nothing: Path
+    """An adapter that adds nothing."""
+    key: str
+    """What the servers ask for before they let anybody near their weights."""
+
 
 RANK = 8
 """The smallest that vLLM has room for."""
@@ -30,14 +42,18 @@ def read_header(file: Path) -> dict[str, Any] | None:
 
 
 def adapter_of_nothing(weights: Path, folder: Path) -> Path:
-    """Make `folder` an adapter that adds zero to one layer of the model at `weights`. Raises BadInput where it has none that is known."""
+    """Make `folder` an adapter that adds zero to one layer of the model at `weights`. Raises BadInput where it has none that is known.
+
+    A layer of attention, where there is one: experts take adapters in a form of their own.
+    """
     files = sorted(weights.glob("model*.safetensors"))
     shapes = {
         name: tensor["shape"]
         for file in files
         for name, tensor in (read_header(file) or {}).items()
     }
-    name = next((one for one in sorted(shapes) if one.endswith("_proj.weight")), None)
+    fitting = [one for one in shapes if one.endswith("_proj.weight") and ".experts." not in one]
+    name = min(fitting, key=lambda one: ("attn" not in one, one), default=None)
     if name is None:
         raise BadInput(
             f"Expected layers that an adapter fits on (…_proj) in {str(weights)!r}, found none; train adapters, or give --engine embedded."

@@ -67,7 +67,7 @@ async def _probed(servers: Servers, one: Server) -> Able:
     _check_heat(one.url, warm, hot)
     renders = True
     try:
-        await alone.post("/tokenize", {"model": model, "messages": _ASKED})
+        await alone.post("/tokenize", {"model": model, "messages": _ASKED}, patience=PATIENCE)
     except PolicyUnreachable:
         renders = False
     return Able(

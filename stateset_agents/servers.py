@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 
 from stateset_agents.errors import ContextFull, PolicyRefused, PolicyUnreachable
-from stateset_agents.in_place import adapter_of_nothing
+from stateset_agents.in_place import InPlace
 
 AT_ONCE = 256
 """Calls under way at one server; further ones wait here, where they cost nothing."""
@@ -30,7 +30,8 @@ LONGEST_PAUSE = 5.0
 ROOM_SECONDS = 5.0
 RELOAD_SECONDS = 600.0
 """How long a server may take to read a whole model."""
-AT_ROOT = ("/tokenize", "/pause", "/resume", "/collective_rpc", "/reset_prefix_cache")
+ABOUT_WEIGHTS = ("/pause", "/resume", "/collective_rpc", "/reset_prefix_cache")
+AT_ROOT = ("/tokenize", *ABOUT_WEIGHTS)
 """What vLLM has beside `/v1`, and not below it."""
 BROKEN = 3
 """How often a call may break servers that stay alive."""
@@ -94,8 +95,8 @@ class Servers:
         self.key, self.at_once = key, at_once
         self.published: dict[str, Path] = {}
         """Versions that every server is to know, with their weights: one that was restarted is given them again."""
-        self.in_place: Path | None = None
-        """Where an adapter that adds nothing may be written, where whole models are published and the servers hold one at a time."""
+        self.in_place: InPlace | None = None
+        """Set where whole models are published and each server holds one at a time."""
         self.tokenizes = True
         """Whether they render messages into ids (`/tokenize`); found out by asking."""
         self._homes: OrderedDict[str, Server] = OrderedDict()
@@ -337,14 +338,19 @@ class Servers:
     ) -> Any:  # fmt: skip
         """What one server says to a question that samples nothing. Raises PolicyUnreachable and PolicyRefused."""
         where = _where(server, path)
+        headers = self.headers
+        if self.in_place is not None and path.partition("?")[0] in ABOUT_WEIGHTS:
+            headers = {**headers, "x-weights-key": self.in_place.key}
         try:
             async with session_here().request(
-                method, where, json=body, headers=self.headers, timeout=aiohttp.ClientTimeout(total=seconds)
+                method, where, json=body, headers=headers, timeout=aiohttp.ClientTimeout(total=seconds)
             ) as response:  # fmt: skip
                 text = await response.text()
                 if response.status != 200:
                     raise refusal(where, response.status, _reason(text))
-                return json.loads(text) if method == "GET" else None
+                return (
+                    json.loads(text) if "json" in response.headers.get("content-type", "") else None
+                )
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise PolicyUnreachable(
                 f"Expected a policy server at {server.url}, found {type(error).__name__}: {error}. "
@@ -353,33 +359,35 @@ class Servers:
 
     async def load(self, server: Server, name: str) -> None:
         """Have one server serve a published version, once for however many ask; one that is published no more is left out."""
-        key = (id(asyncio.get_running_loop()), server.url, name)
+        whole = self.in_place is not None
+        key = (id(asyncio.get_running_loop()), server.url, "" if whole else name)
         async with self._loading.setdefault(key, asyncio.Lock()):
             path = self.published.get(name)
             if path is None or name in await self._served(server):
                 return
-            if self.in_place is not None and not (path / "adapter_config.json").is_file():
+            if self.in_place is not None:
                 await self._put_in_place(server, path, self.in_place, name)
                 return
             body = {"lora_name": name, "lora_path": str(path.resolve())}
             await self.ask(server, "POST", "/load_lora_adapter", body)
 
-    async def _put_in_place(self, server: Server, weights: Path, folder: Path, name: str) -> None:
-        """Answers under way are waited for, later calls wait, and no other version's name is left."""
-        nothing = adapter_of_nothing(weights, folder)
+    async def _put_in_place(self, server: Server, weights: Path, how: InPlace, name: str) -> None:
+        """No other version's name is left, answers under way are waited for, and later calls wait. Where it fails the server stays
+        paused, so that nobody is answered with weights of which nobody knows which they are; the next try goes on from there."""
+        for model in (await self.ask(server, "GET", "/models"))["data"]:
+            if model.get("parent"):
+                await self.ask(server, "POST", "/unload_lora_adapter", {"lora_name": model["id"]})
         await self.ask(server, "POST", "/pause?mode=wait", seconds=ANSWER_SECONDS)
-        try:
-            for model in (await self.ask(server, "GET", "/models"))["data"]:
-                if model.get("parent"):
-                    older = {"lora_name": model["id"]}
-                    await self.ask(server, "POST", "/unload_lora_adapter", older)
-            reload = {"method": "put_in_place", "args": [str(weights.resolve())]}
-            await self.ask(server, "POST", "/collective_rpc", reload, seconds=RELOAD_SECONDS)
-            await self.ask(server, "POST", "/reset_prefix_cache")
-            named = {"lora_name": name, "lora_path": str(nothing)}
-            await self.ask(server, "POST", "/load_lora_adapter", named)
-        finally:
-            await self.ask(server, "POST", "/resume")
+        put = {"method": "put_in_place", "args": [str(weights.resolve())]}
+        await self.ask(server, "POST", "/collective_rpc", put, seconds=RELOAD_SECONDS)
+        reset = await self.ask(server, "POST", "/reset_prefix_cache")
+        if not reset["success"]:
+            raise PolicyUnreachable(
+                f"Expected {server.url} to forget its prefix cache, found that it is in use. Nobody else may ask it while it is trained."
+            )
+        named = {"lora_name": name, "lora_path": str(how.nothing)}
+        await self.ask(server, "POST", "/load_lora_adapter", named)
+        await self.ask(server, "POST", "/resume")
 
 
 def _let_in(waiter: asyncio.Future[None]) -> None:

@@ -87,6 +87,14 @@ def check_adapter(path: Path) -> None:
         raise BadInput(
             f"Expected weights (adapter_model.safetensors) in {str(path)!r}, found none."
         )
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        named = set(json.loads(index.read_text())["weight_map"].values())
+        if missing := sorted(named - {file.name for file in weights}):
+            raise BadInput(
+                f"Expected {len(named)} files of weights in {str(path)!r}, found {missing[0]} missing. They were not written to their end; "
+                "publish them again."
+            )
     for file in weights:
         _check_whole(file)
 

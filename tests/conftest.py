@@ -99,6 +99,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield running.url
 
 
+WEIGHTS_KEY = "a key for the weights"
+
+
 @pytest.fixture(scope="session")
 def vllm_is_there() -> None:
     if not vllm.installed(load_settings().vllm):
@@ -119,7 +122,7 @@ def vllm_server(
         free_port(),
         python=vllm.find_python(environment),
         folder=folder,
-        whole=True,
+        whole=WEIGHTS_KEY,
     )
     with held(launch, folder / "engine.log") as running:
         yield running

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stateset_agents.engines import SEED_POLICY
 from stateset_agents.errors import BadInput, ContextFull, PolicyRefused
+from stateset_agents.in_place import InPlace, adapter_of_nothing
 from stateset_agents.meters import read_meters
 from stateset_agents.policy import connect
 from stateset_agents.probing import probe
@@ -26,6 +27,7 @@ from stateset_agents.servers import Servers, servers_at
 from stateset_agents.tools.prompts import SERVICE_PROMPT
 from stateset_agents.tools.toolset import SERVICE_TOOLS
 from stateset_agents.versions import publish, retire, served_models
+from tests.conftest import WEIGHTS_KEY
 
 TOOLS: Any = [tool.schema() for tool in SERVICE_TOOLS]
 MESSAGES: Any = [
@@ -40,7 +42,7 @@ async def post(url: str, path: str, body: Any, status: int = 200) -> Any:
         session.post(f"{url}{path}", json=body) as answer,
     ):
         assert answer.status == status, await answer.text()
-        assert answer.headers["x-request-id"]
+        assert status == 403 or answer.headers["x-request-id"]
         return await answer.json() if "json" in answer.headers["content-type"] else None
 
 
@@ -334,7 +336,10 @@ async def test_whole_models_are_put_in_place_of_one_another_under_names_of_their
 ) -> None:
     """vLLM holds one at a time: an answer under a version's name is that version's, or none."""
     servers, url = Servers([vllm_server.url]), vllm_server.url
-    servers.in_place = tmp_path / "in-place"
+    nothing = adapter_of_nothing(SEED_POLICY, tmp_path / "nothing")
+    servers.in_place = InPlace(nothing, WEIGHTS_KEY)
+    for path in ("/collective_rpc", "/pause", "/server_info"):
+        await post(url.removesuffix("/v1"), path, {"method": "put_in_place"}, status=403)
     ids = (await ask(url))["prompt_token_ids"]  # its prefix is in the cache
     try:
         for step in (1, 2):

@@ -1,7 +1,9 @@
 """A server as a child process, and what vLLM's failures are told as."""
 
 import asyncio
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from stateset_agents.engines import SEED_POLICY, engine_of, launch_of
 from stateset_agents.errors import BadInput, PolicyUnreachable
+from stateset_agents.in_place import adapter_of_nothing
 from stateset_agents.job_config import check_config
 from stateset_agents.jobs import evaluate_job
 from stateset_agents.server import supervisor
@@ -185,6 +190,22 @@ def test_vllm_that_is_missing_or_of_another_version_is_named(
             launch_of(check_config({"engine": "vllm", "full": True, **beside}), 1, tmp_path)
     with pytest.raises(BadInput, match="found the whole one"):
         launch_of(check_config({"engine": "vllm"}), 1, tmp_path, also=[tmp_path / "whole"])
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(BadInput, match="no adapter beside the whole model"):
+        launch_of(check_config({"engine": "vllm"}), 1, tmp_path, also=[adapter], weights=tmp_path)
+    other = tmp_path / "other"
+    shutil.copytree(SEED_POLICY, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "vocab_size": 99}))
+    with pytest.raises(BadInput, match="found another vocab_size: 99"):
+        launch_of(check_config({"engine": "vllm"}), 1, tmp_path, weights=other)
+    (other / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-2.safetensors"}})
+    )
+    with pytest.raises(BadInput, match=r"model-2\.safetensors missing"):
+        launch_of(check_config({"engine": "vllm"}), 1, tmp_path, weights=other)
     with pytest.raises(BadInput, match="max-model-len: vLLM reads it"):
         launch_of(check_config({"engine": "embedded", "max_model_len": 100}), 1, tmp_path)
 
@@ -232,6 +253,29 @@ def test_the_reader_of_tool_calls_is_chosen_by_the_template() -> None:
     assert vllm.tool_parser("{{ '<tool_call><function=' + name }}") == "qwen3_coder"
     assert vllm.tool_parser("[TOOL_CALLS] [") == "mistral"
     assert vllm.tool_parser("{{ messages }}") is None
+
+
+def test_an_adapter_of_nothing_is_put_on_attention_and_on_no_expert(tmp_path: Path) -> None:
+    shapes = {
+        "model.layers.0.mlp.experts.0.down_proj.weight": [4, 8],
+        "model.layers.0.mlp.down_proj.weight": [4, 8],
+        "model.layers.0.self_attn.o_proj.weight": [6, 4],
+    }
+    save_file(
+        {name: torch.ones(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors"
+    )
+    made = load_file(
+        adapter_of_nothing(tmp_path, tmp_path / "nothing") / "adapter_model.safetensors"
+    )
+    assert {name.removeprefix("base_model.model.model.layers.0."): list(one.shape) for name, one in made.items()} == {
+        "self_attn.o_proj.lora_A.weight": [8, 4], "self_attn.o_proj.lora_B.weight": [6, 8]
+    }  # fmt: skip
+    assert not any(one.any() for one in made.values())
+    save_file(
+        {"transformer.h.0.attn.c_attn.weight": torch.ones(4, 4)}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(BadInput, match="layers that an adapter fits on"):
+        adapter_of_nothing(tmp_path, tmp_path / "nothing")
 
 
 def test_what_starts_vllm_asks_for_exact_tokens(tmp_path: Path) -> None:

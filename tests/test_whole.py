@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stateset_agents.engines import find_adapter, served_policy
+from stateset_agents.engines import find_adapter, name_of, served_policy
 from stateset_agents.job_config import check_config
 from stateset_agents.jobs import new_run, train_job
 from stateset_agents.policy import connect
@@ -25,4 +25,4 @@ async def test_what_is_sampled_after_each_step_is_of_the_weights_it_left(tmp_pat
     config = check_config({"engine": "vllm"})
     async with served_policy(config, find_adapter(run), tmp_path) as (url, name):
         answer = await connect(url, name).ainvoke("hello")
-    assert answer.response_metadata["model_name"] == "policy"
+    assert answer.response_metadata["model_name"] == name == name_of(find_adapter(run))

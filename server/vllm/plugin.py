@@ -3,7 +3,10 @@
 Runs in vLLM's environment, which has none of our packages, and imports nothing of ours.
 """
 
-from collections.abc import Callable
+import hashlib
+import os
+import secrets
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import torch
@@ -77,3 +80,30 @@ class Weights:
             # One that shares the embedding's weights keeps its packed copy of the old ones.
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)
+
+
+OPEN = ("/v1/", "/health", "/ping", "/version", "/load", "/metrics", "/tokenize", "/detokenize")
+"""What vLLM answers to everybody, or asks its own key for."""
+KEY, HEADER = "STATESET_WEIGHTS_KEY", b"x-weights-key"
+
+
+class Guard:
+    """Asks for a key before everything else that vLLM answers in development mode (`--middleware`): its own key is for `/v1` alone, and
+    what reaches weights and workers would be open to every process, and web page, of the machine."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self.app = app
+        self.digest = hashlib.sha256(os.environ[KEY].encode()).digest()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan" or scope["path"].startswith(OPEN) or self.knows(scope):
+            await self.app(scope, receive, send)
+            return
+        told = b'{"error": {"message": "Expected the key of this server\'s weights, found none or another."}}'
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 403, "headers": headers})
+        await send({"type": "http.response.body", "body": told})
+
+    def knows(self, scope: Any) -> bool:
+        given = dict(scope["headers"]).get(HEADER, b"")
+        return secrets.compare_digest(hashlib.sha256(given).digest(), self.digest)

@@ -156,14 +156,14 @@ def launch(
     parser: str | None = None,
     adapters: Mapping[str, str] | None = None,
     weights: Path | None = None,
-    whole: bool = False,
+    whole: str = "",
     devices: str | None = None,
     key: str = "",
     extra: tuple[str, ...] = (),
 ) -> Launch:
     """vLLM with `model` as `name`, with other `weights` of it where they are given. `slots` are sequences at once, `rank` the largest of
-    an adapter, `parser` vLLM's name of the reader of tool calls (the chat template tells, without it), `whole` whether other weights may
-    be put in place while it runs, `devices` the GPUs it sees (all, without it), `extra` further options of vLLM's own. Raises BadInput where
+    an adapter, `parser` vLLM's name of the reader of tool calls (the chat template tells, without it), `whole` a key for
+    whoever may put other weights in place while it runs (nobody, without it), `devices` the GPUs it sees (all, without it), `extra` further options of vLLM's own. Raises BadInput where
     no reader is known."""
     cpu = shutil.which("nvidia-smi") is None
     template = chat_template(model)
@@ -204,9 +204,10 @@ def launch(
     }
     if Path(model).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
-    if whole:  # the endpoints that reach its weights; they are for this machine alone
-        environment["VLLM_SERVER_DEV_MODE"] = "1"
+    if whole:
+        environment |= {"VLLM_SERVER_DEV_MODE": "1", "STATESET_WEIGHTS_KEY": whole}
         command += ["--worker-extension-cls", f"{PLUGIN}.Weights"]
+        command += ["--middleware", f"{PLUGIN}.Guard"]
     if cpu:
         # float32, as the trainer computes; blocks of 32 tokens, since a prefix is shared by whole blocks; threads where the system puts
         # them: bound ones would leave a core to vLLM alone, and every replica to the same.

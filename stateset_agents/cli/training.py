@@ -299,7 +299,7 @@ def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry
         if settings.base_url and "from_traces" not in values:
             values |= engines.where(values.pop("base_url", None), values.get("engine"))
         config = job_config.check_config(values)
-    missing = _missing(config)
+    missing = _missing(config, training=True)
     _ready(config, missing, dry_run=dry_run)
     from stateset_agents.terminal import TrainingView
 
@@ -344,7 +344,7 @@ def _ready(config: Any, missing: list[str], *, dry_run: bool) -> None:
         raise BadInput("; ".join(missing))
 
 
-def _missing(config: Any, *, provider: bool = False) -> list[str]:
+def _missing(config: Any, *, training: bool = False, provider: bool = False) -> list[str]:
     from stateset_agents import engines, job_config, jobs, named
     from stateset_agents.errors import BadInput
     from stateset_agents.trainers.logs import check_names
@@ -364,7 +364,11 @@ def _missing(config: Any, *, provider: bool = False) -> list[str]:
         ),
         lambda: _check_model(engines.model_path(config.model), provider=provider),
         lambda: jobs.check_warm_start(config),
-        lambda: engines.check(config) if config.from_traces is None and not provider else 0,
+        lambda: (
+            engines.check(config, training=training)
+            if config.from_traces is None and not provider
+            else 0
+        ),
     ]
     for check in checks:
         try:
