@@ -24,12 +24,13 @@ from stateset_agents.server.supervisor import (
     supervised,
 )
 from stateset_agents.server.vllm import process as vllm
+from stateset_agents.server.vllm.gpus import Share, gpus, share_out
 from stateset_agents.servers import Servers
 from stateset_agents.settings import load_settings, policy_key
 from stateset_agents.versions import check_adapter, publish, served_models
 
 SEED_POLICY = Path(__file__).parent / "seed_policy"
-ALL = vllm.Share()
+ALL = Share()
 
 
 class Asked(Protocol):
@@ -95,10 +96,11 @@ def check(config: Asked, *, training: bool = False) -> None:
 def launch_of(
     config: Asked, port: int, folder: Path, *, host: str = "127.0.0.1", threads: int = 1,
     slots: int | None = None, adapters: dict[str, str] | None = None, extra: tuple[str, ...] = (),
-    also: Sequence[Path] = (), weights: Path | None = None, share: vllm.Share = ALL, whole: str = "", name: str = "policy",
+    also: Sequence[Path] = (), weights: Path | None = None, share: Share = ALL, whole: str = "", name: str = "policy",
 ) -> Launch:  # fmt: skip
     """What starts the engine that a job asks for, its model as `name`, with room for the adapters `also`, with other `weights` of its
-    model where they are given, with its `share` of the GPUs, and with a key for who may put whole models in place. Raises BadInput where it cannot be started, or what was said is not for it."""
+    model where they are given, with its `share` of the GPUs, and with a key for who may put whole models in place. Raises BadInput where
+    it cannot be started, or what was said is not for it."""
     settings = load_settings()
     path, key = model_path(config.model), policy_key()
     slots = slots or (config.concurrency + config.concurrency // 2 if config.concurrency else 384)
@@ -122,10 +124,10 @@ def launch_of(
     )
 
 
-def _shares(config: Asked, *, training: bool = False) -> list[vllm.Share]:
+def _shares(config: Asked, *, training: bool = False) -> list[Share]:
     if engine_of(config.engine) != "vllm":
         return [ALL] * config.replicas
-    return vllm.share_out(vllm.gpus(), config.replicas, training=training)
+    return share_out(gpus(), config.replicas, training=training)
 
 
 def _check_one_at_a_time(config: Asked, also: Sequence[Path], weights: Path | None) -> None:
@@ -192,8 +194,8 @@ async def policy_server(
     training: bool = False,
 ) -> AsyncIterator[tuple[str, str]]:
     """The policy's base URL, or several with commas between them, and its base model's name: external servers', or an engine's that is
-    started, with other `weights` where they are given, beside a trainer or alone. Where what is sampled has to be known (`exact`), what they can do is asked first.
-    Raises BadInput where one cannot be started, PolicyRefused and NotExact where one cannot do it."""
+    started, with other `weights` where they are given, beside a trainer or alone. Where what is sampled has to be known (`exact`), what
+    they can do is asked first. Raises BadInput where one cannot be started, PolicyRefused and NotExact where one cannot do it."""
     try:
         if config.base_url is not None:
             yield config.base_url, await _model_at(config.base_url, exact)

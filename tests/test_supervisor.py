@@ -22,6 +22,7 @@ from stateset_agents.jobs import evaluate_job
 from stateset_agents.server import supervisor
 from stateset_agents.server.supervisor import Launch, free_port, supervised
 from stateset_agents.server.vllm import process as vllm
+from stateset_agents.server.vllm.gpus import BESIDE_TRAINING, gpus, share_out
 from stateset_agents.traces.store import TraceStore
 
 SERVER = """
@@ -215,14 +216,12 @@ def test_servers_and_the_trainer_share_the_gpus_out(
 ) -> None:
     def shares(found: int, replicas: int, training: bool) -> list[tuple[str | None, float | None]]:
         names = [str(n) for n in range(found)]
-        return [
-            (one.devices, one.memory) for one in vllm.share_out(names, replicas, training=training)
-        ]
+        return [(one.devices, one.memory) for one in share_out(names, replicas, training=training)]
 
     assert shares(0, 2, True) == [(None, None)] * 2
     assert shares(4, 1, False) == [(None, None)]
     assert shares(4, 2, False) == [("0,1", None), ("2,3", None)]
-    assert shares(1, 1, True) == [("0", vllm.BESIDE_TRAINING)]
+    assert shares(1, 1, True) == [("0", BESIDE_TRAINING)]
     assert shares(4, 3, True) == [("1", None), ("2", None), ("3", None)]
     with pytest.raises(BadInput, match="a GPU for each server, and one for the trainer, found 2"):
         shares(2, 2, True)
@@ -232,9 +231,9 @@ def test_servers_and_the_trainer_share_the_gpus_out(
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert vllm.gpus() == ["0", "1"]
+    assert gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5,7")
-    assert vllm.gpus() == ["3", "5", "7"]
+    assert gpus() == ["3", "5", "7"]
     launch = vllm.launch(
         str(SEED_POLICY),
         1,

