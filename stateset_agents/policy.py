@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
@@ -21,7 +21,7 @@ from langchain_core.runnables.config import ensure_config
 from langchain_openai import ChatOpenAI
 from pydantic import Field, SecretStr
 
-from stateset_agents import token_in
+from stateset_agents import blocking, token_in
 from stateset_agents.errors import PolicyRefused
 from stateset_agents.providers import ProviderPolicy
 from stateset_agents.servers import Servers, close_connections, servers_at
@@ -54,6 +54,8 @@ class Sampled:
     """How often the call was sent before this answer came."""
 
 
+blocking.finally_(close_connections)
+
 Render = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], list[int]]
 
 WAITING = 4096
@@ -79,7 +81,7 @@ class Policy(ChatOpenAI):
     """A served policy. Invoked or streamed, sync or async, bound to tools or not, it asks for the ids and
     log-probabilities of what it samples, and leaves them for the recorder.
 
-    Async calls go to the servers' pooled connections: the official client takes about 8 ms of CPU a
+    Calls go to the servers' pooled connections: the official client takes about 8 ms of CPU a
     call, which is more than a small engine takes to answer, and knows one server alone.
     """
 
@@ -144,8 +146,29 @@ class Policy(ChatOpenAI):
         **kwargs: Any,
     ) -> ChatResult:
         payload = self._get_request_payload(messages, stop=stop, **kwargs)
-        if "response_format" in payload or self._use_responses_api(payload):
+        if self._official(payload):
             return await super()._agenerate(messages, stop, run_manager, **kwargs)
+        return await self._answered(messages, payload)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        payload = self._get_request_payload(messages, stop=stop, **kwargs)
+        if self._official(payload):
+            return super()._generate(messages, stop, run_manager, **kwargs)
+        return blocking.wait_for(self._answered(messages, payload))
+
+    def _official(self, payload: dict[str, Any]) -> bool:
+        """Whether the official client takes a call: it reads answers of a given form."""
+        return "response_format" in payload or self._use_responses_api(payload)
+
+    async def _answered(
+        self, messages: Sequence[BaseMessage], payload: dict[str, Any]
+    ) -> ChatResult:
         body, session, asked = await self._body(messages, payload)
         answer, sent = await self.servers.post(
             "/chat/completions", body, session=session, patience=self.patience
@@ -180,6 +203,21 @@ class Policy(ChatOpenAI):
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(made.text, chunk=made)
                 yield made
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        stream_usage: bool | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        chunks = self._astream(messages, stop, None, stream_usage=stream_usage, **kwargs)
+        for made in blocking.iterate(chunks):
+            if run_manager is not None:
+                run_manager.on_llm_new_token(made.text, chunk=made)
+            yield made
 
     async def _body(
         self, messages: Sequence[BaseMessage], payload: dict[str, Any]

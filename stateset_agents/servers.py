@@ -8,6 +8,7 @@ that was sent more than once says so (`ModelCall.tries`). An answer that has beg
 import asyncio
 import contextlib
 import json
+import threading
 import time
 import weakref
 from collections import Counter, OrderedDict, deque
@@ -102,6 +103,7 @@ class Servers:
         self._homes: OrderedDict[str, Server] = OrderedDict()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._reading: Counter[str] = Counter()
+        self._counting = threading.Lock()  # synchronous callers have a loop in another thread
         self._loading: dict[tuple[int, str, str], asyncio.Lock] = {}
 
     @property
@@ -114,11 +116,13 @@ class Servers:
     def reading(self, names: Iterable[str]) -> Iterator[None]:
         """While an episode runs: the versions it asks for are not unloaded."""
         mine = list(names)
-        self._reading.update(mine)
+        with self._counting:
+            self._reading.update(mine)
         try:
             yield
         finally:
-            self._reading.subtract(mine)
+            with self._counting:
+                self._reading.subtract(mine)
 
     def read(self, name: str) -> bool:
         """Whether an episode that runs asks for it."""
@@ -169,11 +173,13 @@ class Servers:
 
     @contextlib.contextmanager
     def _at(self, server: Server) -> Iterator[None]:
-        server.running += 1
+        with self._counting:
+            server.running += 1
         try:
             yield
         finally:
-            server.running -= 1
+            with self._counting:
+                server.running -= 1
             self._wake()
 
     def unreachable(self, tries: int) -> PolicyUnreachable:

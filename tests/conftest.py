@@ -14,6 +14,7 @@ import pytest
 os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from stateset_agents import blocking
 from stateset_agents.engines import SEED_POLICY
 from stateset_agents.policy import close_connections
 from stateset_agents.scenario import Scenario
@@ -51,6 +52,7 @@ def training() -> list[Scenario]:
 async def no_connection_outlives_its_test() -> AsyncIterator[None]:
     yield
     await close_connections()
+    blocking.close()
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,72 @@ async def test_an_answer_that_is_lost_is_asked_for_again_with_the_same_seed_and_
         assert (tokens.sampled_ids, tokens.tries) == ((2, 1), 2)
 
 
+async def test_a_synchronous_node_is_answered_as_any_other(engine: str) -> None:
+    """A lost answer is asked for again, a later call carries its prompt as ids, and a stream comes as it is made."""
+    async with doubles(1) as (server,):
+
+        async def first_is_lost(number: int, body: dict[str, Any]) -> web.Response | None:
+            if number == 1:
+                raise Drop
+            return None
+
+        server.act = first_is_lost
+        policy = connect(server.url, "policy", patience=10)
+        message = await asyncio.to_thread(policy.invoke, [HumanMessage("hi")])
+        tokens = fetch(message.response_metadata["id"])
+        assert tokens is not None
+        assert (tokens.sampled_ids, tokens.tries) == ((2, 1), 2)
+
+    policy = connect(engine, "policy").sampling(Sampling(version="policy", seed=5))
+
+    def conversation() -> tuple[Any, Any, list[str]]:
+        said: list[BaseMessage] = [
+            SystemMessage(SERVICE_PROMPT),
+            HumanMessage("Where is my order?"),
+        ]
+        first = policy.invoke(said)
+        second = policy.invoke([*said, first, HumanMessage("It is W1.")])
+        streaming = policy.model_copy(update={"disable_streaming": False})
+        return first, second, [chunk.text for chunk in streaming.stream(said)]
+
+    first, second, streamed = await asyncio.to_thread(conversation)
+    one, two = (fetch(message.response_metadata["id"]) for message in (first, second))
+    assert one is not None
+    assert two is not None
+    before = [*one.prompt_ids, *one.sampled_ids]
+    assert list(two.prompt_ids[: len(before)]) == before
+    assert len(streamed) > 2
+    assert "".join(streamed)
+
+
+async def test_a_caller_that_leaves_a_synchronous_stream_leaves_the_server() -> None:
+    async with doubles(1) as (server,):
+
+        async def endless(number: int, body: dict[str, Any]) -> web.StreamResponse:
+            response = web.StreamResponse()
+            await response.prepare(server.request)
+            while True:
+                delta = {"index": 0, "delta": {"content": "la "}, "finish_reason": None}
+                event = {"id": "c", "model": "policy", "choices": [delta]}
+                await response.write(f"data: {json.dumps(event)}\n\n".encode())
+                await asyncio.sleep(0.01)
+
+        server.act = endless
+        policy = connect(server.url, "policy").model_copy(update={"disable_streaming": False})
+
+        def two() -> list[str]:
+            chunks = policy.stream([HumanMessage("hi")])
+            return [next(chunks).text, next(chunks).text]
+
+        assert await asyncio.to_thread(two) == ["la ", "la "]
+        for _ in range(200):
+            if server.running == 0:
+                break
+            await asyncio.sleep(0.02)
+        assert server.running == 0
+        assert policy.servers.servers[0].running == 0
+
+
 async def test_without_patience_a_lost_answer_is_an_error_at_once() -> None:
     async with doubles(1) as (server,):
 
