@@ -336,6 +336,7 @@ async def serve(
         ) as running:
             url = ",".join(one.url for one in launches)
             able = await probe(connect(url, "").servers, adapters=True)
+            await close_connections()
             print(f"policy {able.model!r} at {url} (stop with Ctrl-C)", flush=True)
             stopped = asyncio.Event()
             for number in (signal.SIGINT, signal.SIGTERM):
