@@ -28,14 +28,18 @@ from stateset_agents.tools.world import generate
 from tests import servers
 
 
+def of_vllm(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    served = callspec is not None and callspec.params.get("served") == "vllm"
+    return served or "vllm_is_there" in getattr(item, "fixturenames", ())
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, a file's tests stay together, and those of vLLM in one process, which starts one."""
+    """Side by side, a file's tests stay together, and those of vLLM in one process, which starts one; they take longest and go first."""
+    items.sort(key=lambda item: not of_vllm(item))
     for item in items:
-        callspec = getattr(item, "callspec", None)
-        of_vllm = callspec is not None and callspec.params.get("served") == "vllm"
-        of_vllm = of_vllm or "vllm_is_there" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("vllm" if of_vllm else item.path.name))
+        item.add_marker(pytest.mark.xdist_group("vllm" if of_vllm(item) else item.path.name))
 
 
 @pytest.fixture(scope="session")
