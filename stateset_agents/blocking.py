@@ -2,13 +2,17 @@
 
 import asyncio
 import atexit
+import contextlib
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError, Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+ENDED = "Expected an answer, found that the loop of synchronous callers was ended, as it is with the process."
 
 _lock = threading.Lock()
 _running: dict[int, tuple[asyncio.AbstractEventLoop, threading.Thread]] = {}
@@ -21,11 +25,20 @@ def finally_(end: Callable[[], Coroutine[Any, Any, None]]) -> None:
     _ends.append(end)
 
 
+def is_here() -> bool:
+    """Whether this is that loop's thread."""
+    running = _running.get(os.getpid())
+    return running is not None and running[1] is threading.current_thread()
+
+
 def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine comes to, in the caller's context. A caller that is interrupted cancels it."""
-    future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
+    """What a coroutine comes to, in the caller's context. A caller that is interrupted cancels it. Raises RuntimeError on the loop
+    itself, which would wait for itself."""
+    future = _started(coroutine)
     try:
         return future.result()
+    except CancelledError:
+        raise RuntimeError(ENDED) from None
     except BaseException:
         future.cancel()
         raise
@@ -39,12 +52,15 @@ def iterate(items: AsyncIterator[T]) -> Iterator[T]:
         try:
             async for item in items:
                 queue.put(("item", item))
+        except asyncio.CancelledError:
+            queue.put(("error", RuntimeError(ENDED)))
+            raise
         except BaseException as error:
             queue.put(("error", error))
             raise
         queue.put(("end", None))
 
-    future = asyncio.run_coroutine_threadsafe(pump(), _loop())
+    future = _started(pump())
     try:
         while True:
             kind, told = queue.get()
@@ -57,27 +73,40 @@ def iterate(items: AsyncIterator[T]) -> Iterator[T]:
         future.cancel()
 
 
-def _loop() -> asyncio.AbstractEventLoop:
+def _started(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    if is_here():
+        coroutine.close()
+        raise RuntimeError("Expected a synchronous caller, found the loop that answers those.")
     with _lock:
         if os.getpid() not in _running:
             loop = asyncio.new_event_loop()
             thread = threading.Thread(target=loop.run_forever, name="stateset-calls", daemon=True)
             thread.start()
             _running[os.getpid()] = loop, thread
-        return _running[os.getpid()][0]
+        return asyncio.run_coroutine_threadsafe(coroutine, _running[os.getpid()][0])
 
 
 def close() -> None:
-    """End the loop, once what was asked for at the end is done. The next call begins another."""
+    """Cancel what is under way, do what was asked for at the end, and end the loop. The next call begins another."""
     with _lock:
         loop, thread = _running.pop(os.getpid(), (None, None))
     if loop is None or thread is None:
         return
-    for end in _ends:
+
+    async def end() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for one in _ends:
+            await one()
+
+    with contextlib.suppress(TimeoutError):  # one that is held up ends with the process
         asyncio.run_coroutine_threadsafe(end(), loop).result(5)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(5)
-    loop.close()
+    if not thread.is_alive():
+        loop.close()
 
 
 atexit.register(close)

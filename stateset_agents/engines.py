@@ -7,7 +7,7 @@ import json
 import secrets
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -198,7 +198,12 @@ async def policy_server(
     they can do is asked first. Raises BadInput where one cannot be started, PolicyRefused and NotExact where one cannot do it."""
     try:
         if config.base_url is not None:
-            yield config.base_url, await _model_at(config.base_url, exact)
+            able_to_learn = training and not config.full
+            with waited_for(config.base_url):
+                yield (
+                    config.base_url,
+                    await _model_at(config.base_url, exact, adapters=able_to_learn),
+                )
             return
         in_place = None
         if config.full and training and engine_of(config.engine) == "vllm":
@@ -214,9 +219,19 @@ async def policy_server(
         async with _running(launches, run, say):
             url = ",".join(one.url for one in launches)
             connect(url, "").servers.in_place = in_place
-            yield url, await _model_at(url, exact)
+            with waited_for(url):
+                yield url, await _model_at(url, exact)
     finally:
         await close_connections()
+
+
+@contextlib.contextmanager
+def waited_for(url: str) -> Iterator[None]:
+    """While the block runs, servers that are away are waited for; after it nobody does, a node in a thread of its own included."""
+    try:
+        yield
+    finally:
+        connect(url, "").servers.jobs += 1
 
 
 @contextlib.asynccontextmanager
@@ -268,9 +283,13 @@ async def check_tokenizer(servers: Servers, model: str, tokenizer: Any) -> None:
         )
 
 
-async def _model_at(url: str, exact: bool) -> str:
+async def _model_at(url: str, exact: bool, *, adapters: bool = False) -> str:
     servers = connect(url, "").servers
-    return (await probe(servers)).model if exact else (await served_models(servers))[0]
+    return (
+        (await probe(servers, adapters=adapters)).model
+        if exact
+        else (await served_models(servers))[0]
+    )
 
 
 @contextlib.asynccontextmanager

@@ -6,6 +6,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from stateset_agents.tools.scenarios import scenarios as generate_scenarios
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.config import ONE
-from stateset_agents.trainers.gate import Gate
+from stateset_agents.trainers.gate import MOST, Gate
 from stateset_agents.usable import LEARNED_FROM, Usable
 from stateset_agents.versions import publish
 
@@ -175,6 +176,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     from stateset_agents.trainers.learner import version
 
     clock = _clock(run)
+    _make_room_for_threads(config)
     rollout = find_rollout(config.graph, config.customer, config.world)
     reward = find_reward(config.reward)
     training, held_out = find_scenarios(config)
@@ -335,6 +337,13 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     return summary
 
 
+def _make_room_for_threads(config: JobConfig) -> None:
+    """Synchronous nodes run in threads: one for each episode, where Python has a few more than there are cores. Beside them what is
+    written and trained."""
+    threads = ThreadPoolExecutor((config.concurrency or MOST) + 16)
+    asyncio.get_running_loop().set_default_executor(threads)
+
+
 def _clock(run: Path) -> Callable[[], float]:
     """Seconds that a run has worked, those before a kill included; every reading is kept in the run."""
     kept = run / "seconds.json"
@@ -377,6 +386,7 @@ async def evaluate_job(
     config: JobConfig, run: Path, adapter: Path | None, temperature: float, report: Report
 ) -> Measurement:
     """Measure a policy on held-out scenarios; traces and the result are kept in `run`."""
+    _make_room_for_threads(config)
     rollout = find_rollout(config.graph, config.customer, config.world)
     reward = find_reward(config.reward)
     _, held_out = find_scenarios(config, only_measured=True)

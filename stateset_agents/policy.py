@@ -188,6 +188,13 @@ class Policy(ChatOpenAI):
         if self._should_stream_usage(stream_usage, **kwargs):
             kwargs["stream_options"] = {"include_usage": True}
         payload = self._get_request_payload(messages, stop=stop, **kwargs)
+        if self._official(payload):
+            official = super()._astream(
+                messages, stop, run_manager, stream_usage=stream_usage, **kwargs
+            )
+            async for read in official:
+                yield read
+            return
         body, session, asked = await self._body(messages, payload)
         kind: type = AIMessageChunk
         events = self.servers.stream(
@@ -213,6 +220,12 @@ class Policy(ChatOpenAI):
         stream_usage: bool | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
+        if "response_format" in kwargs:
+            official = super()._stream(
+                messages, stop, run_manager, stream_usage=stream_usage, **kwargs
+            )
+            yield from official
+            return
         chunks = self._astream(messages, stop, None, stream_usage=stream_usage, **kwargs)
         for made in blocking.iterate(chunks):
             if run_manager is not None:
@@ -288,8 +301,9 @@ class Policy(ChatOpenAI):
                 leave(tokens)
                 stopped = chunk["choices"][0].get("stop_reason")
                 _remember(tokens, _message(pieces), stopped, chunk.get("asked"))
-            while len(_streams) > WAITING:  # streams that nobody read to their end
-                del _streams[next(iter(_streams))]
+            if len(_streams) > WAITING:  # streams that nobody read to their end
+                for unread in list(_streams)[:-WAITING]:
+                    _streams.pop(unread, None)
         made = super()._convert_chunk_to_generation_chunk(
             chunk, default_chunk_class, base_generation_info
         )

@@ -13,12 +13,13 @@ import time
 import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+from stateset_agents import blocking
 from stateset_agents.errors import ContextFull, PolicyRefused, PolicyUnreachable
 from stateset_agents.in_place import InPlace
 
@@ -68,6 +69,8 @@ class Server:
     last: str = ""
     """What it failed with."""
     looking: bool = False
+    loading: threading.Lock = field(default_factory=threading.Lock)
+    """One load at a time, whichever loop asks for it."""
 
     def failed(self, lost: _Lost) -> None:
         self.failures += 1
@@ -104,7 +107,9 @@ class Servers:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._reading: Counter[str] = Counter()
         self._counting = threading.Lock()  # synchronous callers have a loop in another thread
-        self._loading: dict[tuple[int, str, str], asyncio.Lock] = {}
+        self.jobs = 0
+        """How many jobs have ended that waited for these servers: a call that began before one did waits no longer. A synchronous node
+        in a thread of its own hears of it in no other way."""
 
     @property
     def urls(self) -> list[str]:
@@ -190,9 +195,7 @@ class Servers:
             "Start one with `stateset-agents policy serve`, or give --base-url."
         )
 
-    async def free(
-        self, session: str, deadline: float, failed: Sequence[Server], tries: int
-    ) -> Server:
+    async def free(self, session: str, failed: Sequence[Server], tries: "_Tries") -> Server:
         """A server that is well, has room and did not just fail: the conversation's own, whose cache knows it, or the one with
         least to do. Raises PolicyUnreachable where none is found until the deadline."""
         while True:
@@ -201,7 +204,8 @@ class Servers:
                 least = min(well, key=lambda one: one.running)
                 home = self._homes.get(session)
                 best = home if home in well and home.running <= 2 * least.running + 8 else least
-                if best.running < self.at_once:
+                # A synchronous caller keeps its thread until it is answered, and may keep those from ending that it would wait for.
+                if best.running < self.at_once or blocking.is_here():
                     if session:
                         self._homes[session] = best
                         self._homes.move_to_end(session)
@@ -219,8 +223,8 @@ class Servers:
                 await self._look(one)
             if any(not one.away_until for one in due):
                 continue
-            if time.monotonic() >= deadline:
-                raise self.unreachable(tries)
+            if not tries.patient:
+                raise self.unreachable(tries.count)
             await asyncio.sleep(0.05)
 
     async def _room(self) -> None:
@@ -237,11 +241,13 @@ class Servers:
             raise
 
     def _wake(self) -> None:
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done() and not waiter.get_loop().is_closed():
-                waiter.get_loop().call_soon_threadsafe(_let_in, waiter)
-                return
+        with contextlib.suppress(IndexError):  # another thread woke the last one
+            while True:
+                waiter = self._waiting.popleft()
+                if not waiter.done():
+                    with contextlib.suppress(RuntimeError):  # its loop has ended
+                        waiter.get_loop().call_soon_threadsafe(_let_in, waiter)
+                        return
 
     async def _look(self, server: Server) -> None:
         """Whether a server that was away is back. What it should know it is told before anybody asks it."""
@@ -365,9 +371,9 @@ class Servers:
 
     async def load(self, server: Server, name: str) -> None:
         """Have one server serve a published version, once for however many ask; one that is published no more is left out."""
-        whole = self.in_place is not None
-        key = (id(asyncio.get_running_loop()), server.url, "" if whole else name)
-        async with self._loading.setdefault(key, asyncio.Lock()):
+        while not server.loading.acquire(blocking=False):
+            await asyncio.sleep(0.02)
+        try:
             path = self.published.get(name)
             if path is None or name in await self._served(server):
                 return
@@ -376,6 +382,8 @@ class Servers:
                 return
             body = {"lora_name": name, "lora_path": str(path.resolve())}
             await self.ask(server, "POST", "/load_lora_adapter", body)
+        finally:
+            server.loading.release()
 
     async def _put_in_place(self, server: Server, weights: Path, how: InPlace, name: str) -> None:
         """No other version's name is left, answers under way are waited for, and later calls wait. Where it fails the server stays
@@ -406,7 +414,7 @@ class _Tries:
 
     def __init__(self, servers: Servers, session: str, patience: float) -> None:
         self.servers, self.session = servers, session
-        self.deadline = time.monotonic() + patience
+        self.deadline, self.jobs = time.monotonic() + patience, servers.jobs
         self.count = 0
         self._failed: list[Server] = []
         self._broke = 0
@@ -417,13 +425,18 @@ class _Tries:
         if self._broke >= BROKEN:
             raise self.servers.unreachable(self.count)
         fresh = [s for s in self.servers.servers if not s.away_until and s not in self._failed]
-        if self._failed and not fresh and time.monotonic() < self.deadline:
+        if self._failed and not fresh and self.patient:
             await asyncio.sleep(self._pause)
             self._pause = min(2 * self._pause, 2.0)
             self._failed.clear()
-        server = await self.servers.free(self.session, self.deadline, self._failed, self.count)
+        server = await self.servers.free(self.session, self._failed, self)
         self.count += 1
         return server
+
+    @property
+    def patient(self) -> bool:
+        """Whether servers that are away are waited for."""
+        return time.monotonic() < self.deadline and self.jobs == self.servers.jobs
 
     def failed(self, server: Server, gone: "_Lost | _Busy") -> None:
         self._failed.append(server)
@@ -458,14 +471,16 @@ def refusal(where: str, status: int, reason: str) -> ContextFull | PolicyRefused
 
 
 _known: dict[tuple[tuple[str, ...], str], Servers] = {}
+_finding = threading.Lock()
 
 
 def servers_at(base_url: str, key: str = "") -> Servers:
     """The servers at a base URL that ends in `/v1`, or at several with commas between them."""
     urls = tuple(url.strip().rstrip("/") for url in base_url.split(",") if url.strip())
-    if (urls, key) not in _known:
-        _known[urls, key] = Servers(urls, key)
-    return _known[urls, key]
+    with _finding:
+        if (urls, key) not in _known:
+            _known[urls, key] = Servers(urls, key)
+        return _known[urls, key]
 
 
 _sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = (

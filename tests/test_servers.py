@@ -18,9 +18,9 @@ from langchain_core.messages import (
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
+from stateset_agents import blocking, token_in
 from stateset_agents import servers as pool
-from stateset_agents import token_in
-from stateset_agents.engines import SEED_POLICY, check_tokenizer
+from stateset_agents.engines import SEED_POLICY, check_tokenizer, waited_for
 from stateset_agents.errors import BadInput, NotExact, PolicyRefused, PolicyUnreachable
 from stateset_agents.graphs.rollout import converse
 from stateset_agents.policy import connect, fetch
@@ -128,6 +128,68 @@ async def test_a_caller_that_leaves_a_synchronous_stream_leaves_the_server() -> 
             await asyncio.sleep(0.02)
         assert server.running == 0
         assert policy.servers.servers[0].running == 0
+
+
+async def test_a_synchronous_node_outlives_no_job_that_waited_for_its_servers() -> None:
+    """The graph is cancelled, and its thread hears nothing of it."""
+    async with doubles(1) as (server,):
+        policy = connect(server.url, "policy", patience=60)
+        await server.stop()
+
+        def node() -> None:
+            policy.invoke([HumanMessage("hi")])
+
+        with waited_for(server.url):
+            asking = asyncio.create_task(asyncio.to_thread(node))
+            await asyncio.sleep(0.3)
+        with pytest.raises(PolicyUnreachable):
+            await asyncio.wait_for(asking, 10)
+        await server.start()
+        again = asyncio.create_task(asyncio.to_thread(policy.invoke, [HumanMessage("hi")]))
+        assert (await again).text
+
+
+async def test_synchronous_calls_end_with_the_process_and_wait_for_no_place() -> None:
+    async with doubles(1) as (server,):
+        never = asyncio.Event()
+
+        async def held(number: int, body: dict[str, Any]) -> None:
+            if number <= 2:
+                await never.wait()
+
+        server.act = held
+        servers = servers_at(server.url)
+        servers.at_once = 2
+        policy = connect(server.url, "policy")
+        both = [asyncio.create_task(policy.ainvoke([HumanMessage("hi")])) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        message = await asyncio.to_thread(policy.invoke, [HumanMessage("hi")])
+        assert message.text
+        for task in both:
+            task.cancel()
+        await asyncio.gather(*both, return_exceptions=True)
+
+        async def longer(number: int, body: dict[str, Any]) -> None:
+            await never.wait()
+
+        server.act = longer
+        asking = asyncio.create_task(asyncio.to_thread(policy.invoke, [HumanMessage("hi")]))
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(blocking.close)
+        with pytest.raises(RuntimeError, match="was ended"):
+            await asyncio.wait_for(asking, 5)
+
+
+async def test_two_loops_that_load_a_version_at_once_load_it_once(tmp_path: Path) -> None:
+    async with doubles(1) as (server,):
+        policy = connect(server.url, "run-v1", patience=10)
+        await publish(policy.servers, "run-v1", adapter(tmp_path / "one"))
+        server.versions.clear()  # it was restarted
+        loads = server.loads
+        asked = [asyncio.to_thread(policy.invoke, [HumanMessage("hi")]) for _ in range(3)]
+        asked += [policy.ainvoke([HumanMessage("hi")]) for _ in range(3)]
+        assert len(await asyncio.gather(*asked)) == 6
+        assert server.loads == loads + 1
 
 
 async def test_without_patience_a_lost_answer_is_an_error_at_once() -> None:
