@@ -198,12 +198,8 @@ async def policy_server(
     they can do is asked first. Raises BadInput where one cannot be started, PolicyRefused and NotExact where one cannot do it."""
     try:
         if config.base_url is not None:
-            able_to_learn = training and not config.full
             with waited_for(config.base_url):
-                yield (
-                    config.base_url,
-                    await _model_at(config.base_url, exact, adapters=able_to_learn),
-                )
+                yield config.base_url, await _model_at(config.base_url, exact, adapters=training)
             return
         in_place = None
         if config.full and training and engine_of(config.engine) == "vllm":

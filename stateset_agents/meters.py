@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from stateset_agents.connections import session_here
 from stateset_agents.errors import PolicyUnreachable
-from stateset_agents.servers import Server, Servers, session_here
+from stateset_agents.servers import Server, Servers
 
 _LINE = re.compile(r"^vllm:(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 

@@ -22,9 +22,10 @@ from langchain_openai import ChatOpenAI
 from pydantic import Field, SecretStr
 
 from stateset_agents import blocking, token_in
+from stateset_agents.connections import close_connections
 from stateset_agents.errors import PolicyRefused
 from stateset_agents.providers import ProviderPolicy
-from stateset_agents.servers import Servers, close_connections, servers_at
+from stateset_agents.servers import Servers, servers_at
 from stateset_agents.settings import policy_key
 from stateset_agents.trace import Sampling, agent_of
 

@@ -10,7 +10,6 @@ import contextlib
 import json
 import threading
 import time
-import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +19,12 @@ from typing import Any
 import aiohttp
 
 from stateset_agents import blocking
+from stateset_agents.connections import ANSWER_SECONDS, session_here
 from stateset_agents.errors import ContextFull, PolicyRefused, PolicyUnreachable
 from stateset_agents.in_place import InPlace
 
 AT_ONCE = 256
 """Calls under way at one server; further ones wait here, where they cost nothing."""
-ANSWER_SECONDS = 120.0
-"""How long an answer may take before its server counts as gone."""
 LONGEST_PAUSE = 5.0
 """Seconds between two looks at a server that is away, at the most."""
 ROOM_SECONDS = 5.0
@@ -481,29 +479,3 @@ def servers_at(base_url: str, key: str = "") -> Servers:
         if (urls, key) not in _known:
             _known[urls, key] = Servers(urls, key)
         return _known[urls, key]
-
-
-_sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def session_here() -> aiohttp.ClientSession:
-    """The pooled connections of this event loop."""
-    loop = asyncio.get_running_loop()
-    session = _sessions.get(loop)
-    if session is None or session.closed:
-        session = aiohttp.ClientSession(
-            # Uvicorn, and so vLLM, closes a connection that was idle for five seconds. We close it first.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
-            timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=10),
-        )
-        _sessions[loop] = session
-    return session
-
-
-async def close_connections() -> None:
-    """Close this event loop's pooled connections."""
-    session = _sessions.pop(asyncio.get_running_loop(), None)
-    if session is not None:
-        await session.close()

@@ -5,11 +5,12 @@ import itertools
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
 from aiohttp import web
-
-Act = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
+from safetensors.torch import save_file
 
 
 class Double:
@@ -109,6 +110,12 @@ class Drop(Exception):
     """The connection is cut: what was sampled is lost."""
 
 
+async def lose_the_first(number: int, body: dict[str, Any]) -> None:
+    """An `act`: the first answer is lost, the others come."""
+    if number == 1:
+        raise Drop
+
+
 def answer(number: int, body: dict[str, Any], said: str = "hello") -> dict[str, Any]:
     choice = {
         "index": 0,
@@ -146,3 +153,11 @@ async def doubles(count: int, seconds: float = 0.0) -> AsyncIterator[list[Double
     finally:
         for one in made:
             await one.stop()
+
+
+def small_adapter(folder: Path) -> Path:
+    """Whole by its header, and of no model."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    save_file({"a": torch.zeros(4, 4)}, folder / "adapter_model.safetensors")
+    return folder

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from aiohttp import web
 from langchain_core.messages import (
     AIMessage,
@@ -15,12 +14,11 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from stateset_agents import blocking, token_in
+from stateset_agents import connections, token_in
 from stateset_agents import servers as pool
-from stateset_agents.engines import SEED_POLICY, check_tokenizer, waited_for
+from stateset_agents.engines import SEED_POLICY, check_tokenizer
 from stateset_agents.errors import BadInput, NotExact, PolicyRefused, PolicyUnreachable
 from stateset_agents.graphs.rollout import converse
 from stateset_agents.policy import connect, fetch
@@ -31,7 +29,7 @@ from stateset_agents.tools.prompts import SERVICE_PROMPT
 from stateset_agents.tools.toolset import SERVICE_TOOLS
 from stateset_agents.trace import Sampling
 from stateset_agents.versions import check_adapter, publish, retire
-from tests.policy_double import Double, Drop, answer, doubles, entry
+from tests.policy_double import Double, Drop, answer, doubles, entry, lose_the_first, small_adapter
 
 BODY: dict[str, Any] = {
     "model": "policy",
@@ -46,13 +44,7 @@ def pooled(made: list[Double]) -> Servers:
 
 async def test_an_answer_that_is_lost_is_asked_for_again_with_the_same_seed_and_marked() -> None:
     async with doubles(1) as (server,):
-
-        async def first_is_lost(number: int, body: dict[str, Any]) -> web.Response | None:
-            if number == 1:
-                raise Drop
-            return None
-
-        server.act = first_is_lost
+        server.act = lose_the_first
         policy = connect(server.url, "policy", patience=10).sampling(
             Sampling(version="policy", seed=5)
         )
@@ -62,134 +54,6 @@ async def test_an_answer_that_is_lost_is_asked_for_again_with_the_same_seed_and_
         assert tokens is not None
         # The tokens are those of the answer that came, and of no other.
         assert (tokens.sampled_ids, tokens.tries) == ((2, 1), 2)
-
-
-async def test_a_synchronous_node_is_answered_as_any_other(engine: str) -> None:
-    """A lost answer is asked for again, a later call carries its prompt as ids, and a stream comes as it is made."""
-    async with doubles(1) as (server,):
-
-        async def first_is_lost(number: int, body: dict[str, Any]) -> web.Response | None:
-            if number == 1:
-                raise Drop
-            return None
-
-        server.act = first_is_lost
-        policy = connect(server.url, "policy", patience=10)
-        message = await asyncio.to_thread(policy.invoke, [HumanMessage("hi")])
-        tokens = fetch(message.response_metadata["id"])
-        assert tokens is not None
-        assert (tokens.sampled_ids, tokens.tries) == ((2, 1), 2)
-
-    policy = connect(engine, "policy").sampling(Sampling(version="policy", seed=5))
-
-    def conversation() -> tuple[Any, Any, list[str]]:
-        said: list[BaseMessage] = [
-            SystemMessage(SERVICE_PROMPT),
-            HumanMessage("Where is my order?"),
-        ]
-        first = policy.invoke(said)
-        second = policy.invoke([*said, first, HumanMessage("It is W1.")])
-        streaming = policy.model_copy(update={"disable_streaming": False})
-        return first, second, [chunk.text for chunk in streaming.stream(said)]
-
-    first, second, streamed = await asyncio.to_thread(conversation)
-    one, two = (fetch(message.response_metadata["id"]) for message in (first, second))
-    assert one is not None
-    assert two is not None
-    before = [*one.prompt_ids, *one.sampled_ids]
-    assert list(two.prompt_ids[: len(before)]) == before
-    assert len(streamed) > 2
-    assert "".join(streamed)
-
-
-async def test_a_caller_that_leaves_a_synchronous_stream_leaves_the_server() -> None:
-    async with doubles(1) as (server,):
-
-        async def endless(number: int, body: dict[str, Any]) -> web.StreamResponse:
-            response = web.StreamResponse()
-            await response.prepare(server.request)
-            while True:
-                delta = {"index": 0, "delta": {"content": "la "}, "finish_reason": None}
-                event = {"id": "c", "model": "policy", "choices": [delta]}
-                await response.write(f"data: {json.dumps(event)}\n\n".encode())
-                await asyncio.sleep(0.01)
-
-        server.act = endless
-        policy = connect(server.url, "policy").model_copy(update={"disable_streaming": False})
-
-        def two() -> list[str]:
-            chunks = policy.stream([HumanMessage("hi")])
-            return [next(chunks).text, next(chunks).text]
-
-        assert await asyncio.to_thread(two) == ["la ", "la "]
-        for _ in range(200):
-            if server.running == 0:
-                break
-            await asyncio.sleep(0.02)
-        assert server.running == 0
-        assert policy.servers.servers[0].running == 0
-
-
-async def test_a_synchronous_node_outlives_no_job_that_waited_for_its_servers() -> None:
-    """The graph is cancelled, and its thread hears nothing of it."""
-    async with doubles(1) as (server,):
-        policy = connect(server.url, "policy", patience=60)
-        await server.stop()
-
-        def node() -> None:
-            policy.invoke([HumanMessage("hi")])
-
-        with waited_for(server.url):
-            asking = asyncio.create_task(asyncio.to_thread(node))
-            await asyncio.sleep(0.3)
-        with pytest.raises(PolicyUnreachable):
-            await asyncio.wait_for(asking, 10)
-        await server.start()
-        again = asyncio.create_task(asyncio.to_thread(policy.invoke, [HumanMessage("hi")]))
-        assert (await again).text
-
-
-async def test_synchronous_calls_end_with_the_process_and_wait_for_no_place() -> None:
-    async with doubles(1) as (server,):
-        never = asyncio.Event()
-
-        async def held(number: int, body: dict[str, Any]) -> None:
-            if number <= 2:
-                await never.wait()
-
-        server.act = held
-        servers = servers_at(server.url)
-        servers.at_once = 2
-        policy = connect(server.url, "policy")
-        both = [asyncio.create_task(policy.ainvoke([HumanMessage("hi")])) for _ in range(2)]
-        await asyncio.sleep(0.2)
-        message = await asyncio.to_thread(policy.invoke, [HumanMessage("hi")])
-        assert message.text
-        for task in both:
-            task.cancel()
-        await asyncio.gather(*both, return_exceptions=True)
-
-        async def longer(number: int, body: dict[str, Any]) -> None:
-            await never.wait()
-
-        server.act = longer
-        asking = asyncio.create_task(asyncio.to_thread(policy.invoke, [HumanMessage("hi")]))
-        await asyncio.sleep(0.2)
-        await asyncio.to_thread(blocking.close)
-        with pytest.raises(RuntimeError, match="was ended"):
-            await asyncio.wait_for(asking, 5)
-
-
-async def test_two_loops_that_load_a_version_at_once_load_it_once(tmp_path: Path) -> None:
-    async with doubles(1) as (server,):
-        policy = connect(server.url, "run-v1", patience=10)
-        await publish(policy.servers, "run-v1", adapter(tmp_path / "one"))
-        server.versions.clear()  # it was restarted
-        loads = server.loads
-        asked = [asyncio.to_thread(policy.invoke, [HumanMessage("hi")]) for _ in range(3)]
-        asked += [policy.ainvoke([HumanMessage("hi")]) for _ in range(3)]
-        assert len(await asyncio.gather(*asked)) == 6
-        assert server.loads == loads + 1
 
 
 async def test_without_patience_a_lost_answer_is_an_error_at_once() -> None:
@@ -226,7 +90,7 @@ async def test_a_server_that_is_back_is_given_its_versions_before_it_is_asked(
 ) -> None:
     async with doubles(1) as (server,):
         servers = pooled([server])
-        await publish(servers, "run-v1", adapter(tmp_path / "one"))
+        await publish(servers, "run-v1", small_adapter(tmp_path / "one"))
         assert server.versions == {"run-v1": str(tmp_path / "one")}
         await server.stop()
         body = {**BODY, "model": "run-v1"}
@@ -241,7 +105,7 @@ async def test_a_server_that_is_back_is_given_its_versions_before_it_is_asked(
 async def test_a_server_that_forgot_a_version_meanwhile_is_told_again(tmp_path: Path) -> None:
     async with doubles(1) as (server,):
         servers = pooled([server])
-        await publish(servers, "run-v1", adapter(tmp_path / "one"))
+        await publish(servers, "run-v1", small_adapter(tmp_path / "one"))
         server.versions.clear()  # it died and came back between two calls
         found, _ = await servers.post("/chat/completions", {**BODY, "model": "run-v1"}, patience=10)
         assert found["model"] == "run-v1"
@@ -304,7 +168,7 @@ async def test_a_call_that_breaks_a_living_server_each_time_is_not_sent_for_ever
 async def test_a_server_that_stops_answering_is_left_for_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pool, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "ANSWER_SECONDS", 0.5)
     async with doubles(2) as made:
 
         async def hangs(number: int, body: dict[str, Any]) -> None:
@@ -368,26 +232,19 @@ async def test_an_episode_whose_servers_are_gone_is_failed_and_never_a_score(
         assert "tries" in (trace.error or "")
 
 
-def adapter(folder: Path) -> Path:
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text("{}")
-    save_file({"a": torch.zeros(4, 4)}, folder / "adapter_model.safetensors")
-    return folder
-
-
 async def test_versions_stay_while_an_episode_reads_them(tmp_path: Path) -> None:
     async with doubles(2) as made:
         servers = pooled(made)
         for number in range(4):
-            await publish(servers, f"run-v{number}", adapter(tmp_path / str(number)))
+            await publish(servers, f"run-v{number}", small_adapter(tmp_path / str(number)))
             if number == 1:
                 held = servers.reading(["run-v1"])
                 held.__enter__()
         for one in made:
             assert list(one.versions) == ["run-v1", "run-v2", "run-v3"]
         held.__exit__(None, None, None)
-        await publish(servers, "run-v4", adapter(tmp_path / "4"))
-        await publish(servers, "other-v9", adapter(tmp_path / "9"))
+        await publish(servers, "run-v4", small_adapter(tmp_path / "4"))
+        await publish(servers, "other-v9", small_adapter(tmp_path / "9"))
         for one in made:
             assert list(one.versions) == ["run-v3", "run-v4", "other-v9"]
         await retire(servers, "other-v9")
@@ -400,7 +257,7 @@ async def test_a_version_is_published_where_a_server_is_away_and_told_when_it_is
     async with doubles(2) as made:
         servers = pooled(made)
         await made[1].stop()
-        await publish(servers, "run-v1", adapter(tmp_path / "1"))
+        await publish(servers, "run-v1", small_adapter(tmp_path / "1"))
         assert list(made[0].versions) == ["run-v1"]
         await made[1].start()
         body = {**BODY, "model": "run-v1"}
@@ -423,7 +280,7 @@ async def test_a_version_is_published_where_a_server_is_away_and_told_when_it_is
     ],
 )
 async def test_a_half_written_adapter_is_named(harm: Any, told: str, tmp_path: Path) -> None:
-    folder = adapter(tmp_path / "adapter")
+    folder = small_adapter(tmp_path / "adapter")
     check_adapter(folder)
     harm(folder)
     async with doubles(1) as (server,):
@@ -603,7 +460,7 @@ async def test_who_waits_for_room_at_a_server_that_dies_is_told() -> None:
 async def test_a_version_is_loaded_once_however_many_ask_for_it(tmp_path: Path) -> None:
     async with doubles(1) as (server,):
         servers = pooled([server])
-        await publish(servers, "run-v1", adapter(tmp_path / "one"))
+        await publish(servers, "run-v1", small_adapter(tmp_path / "one"))
         server.versions.clear()
         server.loads = 0
         body = {**BODY, "model": "run-v1"}
