@@ -52,7 +52,7 @@ $(STAMP)dev: pyproject.toml constraints.txt
 # As many calls on the shop as asked for, other ones each time: make fuzz N=100000
 N ?= 100000
 fuzz: $(STAMP)dev
-	STATESET_FUZZ_CALLS=$(N) $(BIN)/python -m pytest -s tests/test_fuzz.py
+	STATESET_FUZZ_CALLS=$(N) $(BIN)/python -m pytest -s tests/tools/shop/test_fuzz.py
 
 clean:
 	rm -rf .venv .venv-vllm build dist *.egg-info

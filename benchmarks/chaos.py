@@ -23,14 +23,14 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from stateset_agents.engines import SEED_POLICY
-from stateset_agents.job_config import check_config
-from stateset_agents.jobs import new_run, train_job
+from stateset_agents.jobs.config import check_config
+from stateset_agents.jobs.policy_server import SEED_POLICY
+from stateset_agents.jobs.train import new_run, train_job
 from stateset_agents.server.supervisor import Supervised, free_port, supervised
 from stateset_agents.server.vllm import process as vllm
 from stateset_agents.settings import load_settings
+from stateset_agents.traces.lineage import problems
 from stateset_agents.traces.store import TraceStore
-from stateset_agents.traces.verification import problems
 
 DROPPED = "/v1/chat/completions"
 PAUSE_SECONDS = 10

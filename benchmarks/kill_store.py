@@ -6,15 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stateset_agents.traces.coding import digest
+from stateset_agents.traces.codec import digest
+from stateset_agents.traces.lineage import problems
 from stateset_agents.traces.store import TraceStore
-from stateset_agents.traces.verification import problems
 
 WRITES = """
 import itertools, random, sys
 from functools import partial
 from stateset_agents.trace import ModelCall, Trace
-from stateset_agents.traces.coding import digest
+from stateset_agents.traces.codec import digest
 from stateset_agents.traces.store import TraceStore
 
 store, rng = TraceStore(sys.argv[1]), random.Random(0)

@@ -25,8 +25,8 @@ def main(folder: Path) -> bool:
             check=True,
         )  # fmt: skip
         runs.append(next(out.iterdir()))
-    from stateset_agents.kpi import front, point
-    from stateset_agents.report import write_pareto
+    from stateset_agents.reporting.html import write_pareto
+    from stateset_agents.reporting.kpi import front, point
     from stateset_agents.traces.store import TraceStore
 
     points = []

@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from stateset_agents.graphs.mixed import mixed
-from stateset_agents.named import NAMED
+from stateset_agents.graphs.mixed_quality import mixed
+from stateset_agents.jobs.registry import NAMED
 from stateset_agents.reward import Reward
 from stateset_agents.rewards.composite import shop_reward
 from stateset_agents.rewards.objectives import PRESETS, ObjectivesReward
-from stateset_agents.tools.scenarios import ALL_INTENTS, scenarios
+from stateset_agents.tools.scenarios.generator import ALL_INTENTS, scenarios
 from stateset_agents.trace import Trace
 from stateset_agents.traces.store import TraceStore
 

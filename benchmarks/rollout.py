@@ -18,19 +18,19 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from stateset_agents.engines import SEED_POLICY
 from stateset_agents.graphs.rollout import converse
+from stateset_agents.jobs.policy_server import SEED_POLICY
 from stateset_agents.nodes.oracle import Oracle
-from stateset_agents.policy import close_connections, connect
+from stateset_agents.policy.chat_model import close_connections, connect
 from stateset_agents.scenario import Scenario
 from stateset_agents.server.engine.process import launch
 from stateset_agents.server.supervisor import free_port, supervised
-from stateset_agents.tools.scenarios import scenarios
+from stateset_agents.tools.scenarios.generator import scenarios
 from stateset_agents.trace import Sampling, Trace
-from stateset_agents.trainers.batches import Batch, Sample, batches
 from stateset_agents.trainers.config import TrainConfig
-from stateset_agents.trainers.grpo import grpo_trainer
 from stateset_agents.trainers.model import load_model
+from stateset_agents.trainers.packing.batches import Batch, Sample, batches
+from stateset_agents.trainers.tree_trainer import grpo_trainer
 from stateset_agents.trajectory import Trajectory, trajectory
 
 EPISODES = 48

@@ -29,19 +29,19 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.waiting_server import key
-from stateset_agents.engines import SEED_POLICY, launch_of, renderer
 from stateset_agents.graphs.rollout import converse
-from stateset_agents.job_config import check_config
-from stateset_agents.meters import Meters, read_meters
-from stateset_agents.policy import close_connections, connect
+from stateset_agents.jobs.config import check_config
+from stateset_agents.jobs.policy_server import SEED_POLICY, launch_of, renderer
+from stateset_agents.policy.chat_model import close_connections, connect
+from stateset_agents.policy.metrics import Meters, read_meters
+from stateset_agents.policy.pool import Servers
+from stateset_agents.policy.publishing import publish
 from stateset_agents.scenario import Scenario
 from stateset_agents.server.supervisor import Launch, free_port, supervised
-from stateset_agents.servers import Servers
-from stateset_agents.tools.scenarios import scenarios
+from stateset_agents.tools.scenarios.generator import scenarios
 from stateset_agents.trace import Trace
 from stateset_agents.trainers.config import TrainConfig
 from stateset_agents.trainers.rollouts import Plan, Player
-from stateset_agents.versions import publish
 
 ROUNDS = 3
 TOKENIZER = AutoTokenizer.from_pretrained(SEED_POLICY)

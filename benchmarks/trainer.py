@@ -34,11 +34,11 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from stateset_agents.engines import SEED_POLICY
-from stateset_agents.trainers import tree_attention
-from stateset_agents.trainers.batches import Sample, batches
+from stateset_agents.jobs.policy_server import SEED_POLICY
 from stateset_agents.trainers.config import TrainConfig
-from stateset_agents.trainers.grpo import grpo_trainer
+from stateset_agents.trainers.packing import tree_attention
+from stateset_agents.trainers.packing.batches import Sample, batches
+from stateset_agents.trainers.tree_trainer import grpo_trainer
 from stateset_agents.trajectory import Row, Trajectory
 
 EPISODES, CALLS, SAMPLED, TOOL = 8, 8, 50, 50

@@ -6,7 +6,7 @@ from langchain_core.messages import HumanMessage
 
 from stateset_agents import AgentConfig, MultiTurnAgent
 from stateset_agents.graphs import service
-from stateset_agents.tools.world import generate
+from stateset_agents.tools.shop.generate import generate
 
 
 async def main() -> None:

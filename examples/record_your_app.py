@@ -14,8 +14,8 @@ from langchain_core.messages import HumanMessage
 from langgraph.graph import START, MessagesState, StateGraph
 
 from stateset_agents import Trace, TraceStore, connect, record
-from stateset_agents.engines import SEED_POLICY
-from stateset_agents.policy import close_connections
+from stateset_agents.jobs.policy_server import SEED_POLICY
+from stateset_agents.policy.chat_model import close_connections
 from stateset_agents.server.engine.process import launch
 from stateset_agents.server.supervisor import free_port, supervised
 from stateset_agents.trace import Sampling

@@ -18,11 +18,11 @@ from langgraph.types import Checkpointer, RetryPolicy
 from stateset_agents.nodes import agent as nodes
 from stateset_agents.nodes.agent import AgentContext, Agents, AgentState
 from stateset_agents.tools.backend import Backend, ShopBackend
-from stateset_agents.tools.database import Database
 from stateset_agents.tools.executor import Executor
 from stateset_agents.tools.memory import Memory
 from stateset_agents.tools.rules import Rule, rules_text
-from stateset_agents.tools.shop import Shop
+from stateset_agents.tools.shop.database import Database
+from stateset_agents.tools.shop.sqlite import Shop
 from stateset_agents.tools.tool import Role, Tool
 from stateset_agents.tools.toolset import shop_rules
 

@@ -18,8 +18,8 @@ from stateset_agents.graphs.domains import DOMAINS
 from stateset_agents.nodes.agent import AgentContext, Agents, Bound
 from stateset_agents.nodes.orchestrator import NAME, Router, TeamState, first
 from stateset_agents.tools.backend import ShopBackend
-from stateset_agents.tools.database import Database
 from stateset_agents.tools.rules import Rule
+from stateset_agents.tools.shop.database import Database
 from stateset_agents.tools.tool import Role
 
 __all__ = ["NAME", "STEP_LIMIT", "build", "context", "over"]

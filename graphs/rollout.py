@@ -15,19 +15,19 @@ from stateset_agents.graphs.agent import STEP_LIMIT, build, over
 from stateset_agents.graphs.agent import context as context_of
 from stateset_agents.graphs.conversation import ConversationContext
 from stateset_agents.graphs.domains import DOMAINS
-from stateset_agents.graphs.ending import ending
 from stateset_agents.graphs.forking import Episode, Point, Points
+from stateset_agents.graphs.run_result import ending
 from stateset_agents.nodes.customer import CustomerSimulator, simulate
-from stateset_agents.policy import reading, sampling_as
+from stateset_agents.policy.chat_model import reading, sampling_as
 from stateset_agents.scenario import Scenario
 from stateset_agents.tools.backend import Backend
-from stateset_agents.tools.books import books, segment
-from stateset_agents.tools.complications import arrange_all
-from stateset_agents.tools.shop import Shop
-from stateset_agents.tools.world import generate
+from stateset_agents.tools.scenarios.near_misses import arrange_all
+from stateset_agents.tools.shop.accounting import books, segment
+from stateset_agents.tools.shop.generate import generate
+from stateset_agents.tools.shop.sqlite import Shop
 from stateset_agents.trace import Sampling, ToolCall, Trace
-from stateset_agents.traces.keeper import Episode as Calls
 from stateset_agents.traces.recorder import Recorder
+from stateset_agents.traces.sink import Episode as Calls
 
 _conversation = conversation.build()
 

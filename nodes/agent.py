@@ -29,7 +29,7 @@ from langgraph.types import Command, interrupt
 from pydantic import BaseModel, ConfigDict
 
 from stateset_agents.errors import BadInput
-from stateset_agents.statements import unsupported
+from stateset_agents.grounding import unsupported
 from stateset_agents.tools.backend import Backend
 from stateset_agents.tools.executor import Outcome
 from stateset_agents.tools.memory import Memory

@@ -7,9 +7,9 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
 
 from stateset_agents.errors import CustomerInvented
+from stateset_agents.grounding import specifics
 from stateset_agents.scenario import Customer, Scenario
-from stateset_agents.statements import specifics
-from stateset_agents.tools.replies import approves, reply
+from stateset_agents.tools.scenarios.replies import approves, reply
 
 
 class CustomerSimulator(Protocol):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stateset_agents.reward import Reward, Score, about_of
-from stateset_agents.rewards.probes import ATTACKS, SITUATIONS
+from stateset_agents.rewards.attacks import ATTACKS, SITUATIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

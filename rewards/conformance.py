@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from stateset_agents.reward import Reward, Score, about_of
-from stateset_agents.rewards.probes import ATTACKS, SITUATIONS
+from stateset_agents.rewards.attacks import ATTACKS, SITUATIONS
 from stateset_agents.trace import Trace
 
 

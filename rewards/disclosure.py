@@ -1,8 +1,8 @@
 """Disclosure: was the customer told what has to be told, with the amounts and dates that the tools gave?"""
 
+from stateset_agents.grounding import specifics
 from stateset_agents.reward import About, EachTrace, Score
-from stateset_agents.rewards.words import from_customer, from_tools
-from stateset_agents.statements import specifics
+from stateset_agents.rewards.evidence import from_customer, from_tools
 from stateset_agents.trace import Trace
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from stateset_agents.grounding import claims, specifics, states
 from stateset_agents.reward import About, EachTrace, Score, checked_weight
-from stateset_agents.rewards.manner import manner
-from stateset_agents.rewards.words import (
+from stateset_agents.rewards.evidence import (
     from_customer,
     from_tools,
     looked_up,
@@ -12,7 +12,7 @@ from stateset_agents.rewards.words import (
     states_from_customer,
     states_from_tools,
 )
-from stateset_agents.statements import claims, specifics, states
+from stateset_agents.rewards.manner import manner
 from stateset_agents.trace import ToolCall, Trace, words
 
 _READS = (

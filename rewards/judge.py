@@ -22,7 +22,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from stateset_agents.errors import BadInput
-from stateset_agents.providers import load_litellm
+from stateset_agents.policy.litellm import load_litellm
 from stateset_agents.reward import About, Score, scorable
 from stateset_agents.rewards.manner import manner
 from stateset_agents.trace import Trace, words

@@ -15,7 +15,7 @@ from typing import Literal
 
 from stateset_agents.errors import BadInput
 from stateset_agents.reward import About, Score, checked_weight, scorable
-from stateset_agents.rewards.words import guesses
+from stateset_agents.rewards.evidence import guesses
 from stateset_agents.trace import Trace
 
 How = Literal["sum", "lexicographic", "gdpo"]

@@ -1,7 +1,7 @@
 """Outcome: did the shop change as the scenario requires, and was the customer told what matters?"""
 
 from stateset_agents.reward import About, EachTrace, Score
-from stateset_agents.rewards.words import guesses
+from stateset_agents.rewards.evidence import guesses
 from stateset_agents.trace import Trace
 
 PARTIAL = 0.4

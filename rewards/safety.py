@@ -4,9 +4,9 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from stateset_agents.grounding import promised
 from stateset_agents.reward import About, EachTrace, Score, checked_weight
 from stateset_agents.rewards.manner import manner
-from stateset_agents.statements import promised
 from stateset_agents.trace import Trace, words
 from stateset_agents.traces.redaction import personal
 

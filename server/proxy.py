@@ -18,10 +18,10 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from stateset_agents.policy import Sampled, joined, sampled
+from stateset_agents.policy.chat_model import Sampled, joined, sampled
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.traces.conversion import openai_message, sampling
-from stateset_agents.traces.keeper import Keeper
+from stateset_agents.traces.sink import Keeper
 
 THREAD, NODE, CUSTOMER = "x-stateset-thread", "x-stateset-node", "x-stateset-customer"
 _HOP = {

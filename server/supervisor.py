@@ -14,7 +14,7 @@ import aiohttp
 
 from stateset_agents.errors import BadInput, PolicyUnreachable, StatesetError
 
-KEEPER = Path(__file__).with_name("keeper.py")
+KEEPER = Path(__file__).with_name("parent_guard.py")
 RESTARTS = 5
 """How often in a row a server is started again before it is given up."""
 LOOKS = 6

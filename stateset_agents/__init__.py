@@ -8,15 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stateset_agents.facade import (
+    from stateset_agents.api import (
         AgentConfig,
         AutoTrainer,
         ConversationEnvironment,
         MultiTurnAgent,
         train,
     )
-    from stateset_agents.graphs.embed import build_graph
-    from stateset_agents.policy import connect
+    from stateset_agents.graphs.build import build_graph
+    from stateset_agents.policy.chat_model import connect
     from stateset_agents.reward import Reward, Score
     from stateset_agents.rewards.composite import CompositeReward
     from stateset_agents.rewards.helpfulness import HelpfulnessReward
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AgentConfig": "facade",
-    "AutoTrainer": "facade",
+    "AgentConfig": "api",
+    "AutoTrainer": "api",
     "CompositeReward": "rewards.composite",
-    "ConversationEnvironment": "facade",
+    "ConversationEnvironment": "api",
     "HelpfulnessReward": "rewards.helpfulness",
     "ModelCall": "trace",
-    "MultiTurnAgent": "facade",
+    "MultiTurnAgent": "api",
     "Reward": "reward",
     "SafetyReward": "rewards.safety",
     "Sampling": "trace",
@@ -46,10 +46,10 @@ _HOMES = {
     "Trace": "trace",
     "TraceStore": "traces.store",
     "Trajectory": "trajectory",
-    "build_graph": "graphs.embed",
-    "connect": "policy",
+    "build_graph": "graphs.build",
+    "connect": "policy.chat_model",
     "record": "traces.recorder",
-    "train": "facade",
+    "train": "api",
 }
 
 __all__ = [

@@ -18,10 +18,10 @@ def main() -> None:
         names = zipfile.ZipFile(wheel).namelist()
         for needed in (
             "stateset_agents/seed_policy/model.safetensors",
-            "stateset_agents/tools/schema.sql",
+            "stateset_agents/tools/shop/schema.sql",
             "stateset_agents/tools/rules.yaml",
             "stateset_agents/tools/wording/pt/held_out.yaml",
-            "stateset_agents/chat_template.jinja",
+            "stateset_agents/seed_policy/chat_template.jinja",
             "stateset_agents/server/engine/app.py",
         ):
             assert needed in names, f"{needed} is missing from the wheel"
@@ -32,7 +32,7 @@ def main() -> None:
         run(python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel))
         run(python, "-m", "pip", "install", "--quiet", "pydantic", "typer", "rich", "pyyaml")
         code = (
-            "import stateset_agents; from stateset_agents.tools.scenarios import scenarios, score_acts;"
+            "import stateset_agents; from stateset_agents.tools.scenarios.generator import scenarios, score_acts;"
             "s = next(scenarios(seed=1, split='train')); assert score_acts(s, s.plan).success"
         )
         run(python, "-c", code, cwd=folder)

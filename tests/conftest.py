@@ -14,17 +14,17 @@ import pytest
 os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from stateset_agents import blocking
-from stateset_agents.engines import SEED_POLICY
-from stateset_agents.policy import close_connections
+from stateset_agents.jobs.policy_server import SEED_POLICY
+from stateset_agents.policy import blocking_portal
+from stateset_agents.policy.chat_model import close_connections
 from stateset_agents.scenario import Scenario
 from stateset_agents.server.engine import process as embedded
 from stateset_agents.server.supervisor import Launch, Supervised, free_port, supervised
 from stateset_agents.server.vllm import process as vllm
 from stateset_agents.settings import load_settings
-from stateset_agents.tools.postgres import PostgresShop
-from stateset_agents.tools.scenarios import scenarios
-from stateset_agents.tools.world import generate
+from stateset_agents.tools.scenarios.generator import scenarios
+from stateset_agents.tools.shop.generate import generate
+from stateset_agents.tools.shop.postgres import PostgresShop
 from tests import servers
 
 
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Side by side, a file's tests stay together, and those of vLLM in one process, which starts one; they take longest and go first."""
     items.sort(key=lambda item: not of_vllm(item))
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("vllm" if of_vllm(item) else item.path.name))
+        item.add_marker(pytest.mark.xdist_group("vllm" if of_vllm(item) else str(item.path)))
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +56,7 @@ def training() -> list[Scenario]:
 async def no_connection_outlives_its_test() -> AsyncIterator[None]:
     yield
     await close_connections()
-    blocking.close()
+    blocking_portal.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """What must hold in every shop at every moment, in SQL of its own: each query finds what is wrong."""
 
-from stateset_agents.tools.database import Database
+from stateset_agents.tools.shop.database import Database
 
 BROKEN = {
     "stock is never negative and never oversold": (

@@ -18,8 +18,8 @@ from stateset_agents.graphs import service
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Act
 from stateset_agents.tools.executor import Executor, Outcome
-from stateset_agents.tools.money import show
-from stateset_agents.tools.postgres import PostgresShop
+from stateset_agents.tools.shop.money import show
+from stateset_agents.tools.shop.postgres import PostgresShop
 
 THREAD: Any = {"configurable": {"thread_id": "one"}, "recursion_limit": 20}
 

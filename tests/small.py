@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from stateset_agents.engines import SEED_POLICY
-from stateset_agents.trainers import tree_attention
-from stateset_agents.trainers.batches import Sample
+from stateset_agents.jobs.policy_server import SEED_POLICY
 from stateset_agents.trainers.config import TrainConfig
-from stateset_agents.trainers.grpo import TreeGRPOTrainer, grpo_trainer
 from stateset_agents.trainers.model import load_model
+from stateset_agents.trainers.packing import tree_attention
+from stateset_agents.trainers.packing.batches import Sample
+from stateset_agents.trainers.tree_trainer import TreeGRPOTrainer, grpo_trainer
 from stateset_agents.trajectory import Row, Trajectory
 
 VOCABULARY = 97

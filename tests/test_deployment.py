@@ -5,13 +5,12 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import yaml
 
 from stateset_agents.settings import Settings
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "deployment/Dockerfile").read_text()
 
 

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from stateset_agents.tools.database import Database, Impossible
 from stateset_agents.tools.facts import facts_for, ids_in
 from stateset_agents.tools.rules import Facts, Rule, facts_of
+from stateset_agents.tools.shop.database import Database, Impossible
 from stateset_agents.tools.tool import Arguments, Desk, Session, Tool, ToolError
 from stateset_agents.tools.toolset import shop_rules
 

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from stateset_agents.tools.calendar import NOT_DELIVERED
-from stateset_agents.tools.database import Database
-from stateset_agents.tools.money import cents
+from stateset_agents.tools.shop.calendar import NOT_DELIVERED
+from stateset_agents.tools.shop.database import Database
+from stateset_agents.tools.shop.money import cents
 from stateset_agents.tools.tool import Arguments, Desk, Tool, ToolError
 
 _ID = re.compile(r"\b[A-Z]{1,4}-?\w*\d\w*(?:-\w+)*\b")

@@ -12,7 +12,7 @@ from typing import Any
 from langgraph.store.base import BaseStore, Item
 
 from stateset_agents.tools.backend import Foreign, Offer
-from stateset_agents.tools.catalogue import fenced
+from stateset_agents.tools.commerce.catalogue import fenced
 from stateset_agents.tools.executor import Outcome, refused
 from stateset_agents.tools.tool import Session
 

@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from stateset_agents.errors import BadInput
-from stateset_agents.tools.money import show
+from stateset_agents.tools.shop.money import show
 from stateset_agents.trace import ToolCall
 
 Facts = Mapping[str, Mapping[str, Any]]

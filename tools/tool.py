@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from stateset_agents.errors import BadInput
-from stateset_agents.tools.database import Database
-from stateset_agents.tools.money import cents
 from stateset_agents.tools.rules import Rule
+from stateset_agents.tools.shop.database import Database
+from stateset_agents.tools.shop.money import cents
 
 Role = Literal["customer", "staff", "merchant"]
 

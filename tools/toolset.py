@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping
 from importlib import resources
 
-from stateset_agents.tools import (
+from stateset_agents.tools.commerce import (
     catalogue,
     customers,
     inventory,

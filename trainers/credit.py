@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stateset_agents.trace import Trace
-from stateset_agents.trainers.batches import Sample
 from stateset_agents.trainers.config import Credit
+from stateset_agents.trainers.packing.batches import Sample
 from stateset_agents.trajectory import Row, Trajectory, trajectory
 
 Values = Sequence[float | None]

@@ -16,8 +16,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from stateset_agents.chat_template import default_chat_template
 from stateset_agents.errors import BadInput
+from stateset_agents.policy.chat_template import default_chat_template
 from stateset_agents.reward import Reward
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.trainers.checkpoint import save_weights

@@ -13,13 +13,13 @@ from stateset_agents.reward import Score
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.trainers.algorithms import ALGORITHMS
 from stateset_agents.trainers.algorithms.dapo import overlong
-from stateset_agents.trainers.batches import Sample
 from stateset_agents.trainers.checkpoint import Checkpoints
 from stateset_agents.trainers.config import ONE, TrainConfig
+from stateset_agents.trainers.constraints import Limit, Multipliers
 from stateset_agents.trainers.credit import Graded, samples
-from stateset_agents.trainers.grpo import grpo_trainer
-from stateset_agents.trainers.limits import Limit, Multipliers
 from stateset_agents.trainers.model import load_model
+from stateset_agents.trainers.packing.batches import Sample
+from stateset_agents.trainers.tree_trainer import grpo_trainer
 
 Scores = Sequence[Score | None]
 

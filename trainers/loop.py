@@ -18,11 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from stateset_agents.errors import BadInput, RunBroken
 from stateset_agents.reward import Reward
-from stateset_agents.rewards.watch import Watch
+from stateset_agents.rewards.gaming_monitor import Watch
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Trace
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.config import ONE, TrainConfig
+from stateset_agents.trainers.constraints import Limit
 from stateset_agents.trainers.curriculum import Curriculum
 from stateset_agents.trainers.learner import (
     Learner,
@@ -31,10 +32,9 @@ from stateset_agents.trainers.learner import (
     ended_for_nothing,
     version,
 )
-from stateset_agents.trainers.limits import Limit
-from stateset_agents.trainers.logs import Logs
 from stateset_agents.trainers.rollouts import Hold, Plan, Player, Rollout
 from stateset_agents.trainers.schedule import Schedule
+from stateset_agents.trainers.trackers import Logs
 from stateset_agents.trajectory import trajectory
 
 Publish = Callable[[str, Path, int], Awaitable[None]]

@@ -12,12 +12,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from stateset_agents.errors import BadInput
-from stateset_agents.trainers import tree_attention
-from stateset_agents.trainers.batches import Batch
 from stateset_agents.trainers.config import ONE, Precision
-from stateset_agents.trainers.head import logprobs_of
-from stateset_agents.trainers.tree_attention import Tree
-from stateset_agents.trainers.trie import fold
+from stateset_agents.trainers.packing import tree_attention
+from stateset_agents.trainers.packing.batches import Batch
+from stateset_agents.trainers.packing.chunked_logprobs import logprobs_of
+from stateset_agents.trainers.packing.tree_attention import Tree
+from stateset_agents.trainers.packing.trie import fold
 
 HELD: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,

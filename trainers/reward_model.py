@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
-from stateset_agents.chat_template import default_chat_template
 from stateset_agents.errors import BadInput
+from stateset_agents.policy.chat_template import default_chat_template
 from stateset_agents.reward import About, Score, scorable
 from stateset_agents.trace import Trace
 

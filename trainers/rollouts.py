@@ -9,8 +9,8 @@ from pydantic import Field
 
 from stateset_agents.scenario import Frozen, Scenario
 from stateset_agents.trace import Sampling, Trace
+from stateset_agents.trainers.concurrency import Gate
 from stateset_agents.trainers.config import TrainConfig
-from stateset_agents.trainers.gate import Gate
 
 Rollout = Callable[[Scenario, Sampling], Awaitable[Trace]]
 

@@ -19,10 +19,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from stateset_agents.chat_template import default_chat_template
-from stateset_agents.trainers import tree_attention
-from stateset_agents.trainers.tree_attention import Tree
-from stateset_agents.trainers.trie import fold
+from stateset_agents.policy.chat_template import default_chat_template
+from stateset_agents.trainers.packing import tree_attention
+from stateset_agents.trainers.packing.tree_attention import Tree
+from stateset_agents.trainers.packing.trie import fold
 
 HEAD = 64
 ROPE = 1e6

@@ -9,8 +9,8 @@ import time
 import torch
 import uvicorn
 
-from stateset_agents.chat_template import default_chat_template
 from stateset_agents.errors import BadInput
+from stateset_agents.policy.chat_template import default_chat_template
 from stateset_agents.server.engine.app import Engine, build
 from stateset_agents.server.engine.models import load_base
 

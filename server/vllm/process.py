@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from stateset_agents.chat_template import default_chat_template
 from stateset_agents.errors import BadInput, StatesetError
+from stateset_agents.policy.chat_template import default_chat_template
 from stateset_agents.server.supervisor import Launch
 
 SUPPORTED = ((0, 32), (0, 34))

@@ -33,7 +33,7 @@ def scenarios_generate(
     import itertools
 
     from stateset_agents.errors import BadInput
-    from stateset_agents.tools.scenarios import ALL_INTENTS, INTENTS, scenarios
+    from stateset_agents.tools.scenarios.generator import ALL_INTENTS, INTENTS, scenarios
     from stateset_agents.tools.wording import locales_of
 
     intents = tuple(intent) if intent else INTENTS
@@ -60,7 +60,7 @@ def scenarios_generate(
 def scenarios_check(file: Path) -> None:
     """Whether a file's scenarios are valid, and solvable where they have a plan."""
     from stateset_agents.scenario import load_scenarios
-    from stateset_agents.tools.scenarios import mutants, score_acts
+    from stateset_agents.tools.scenarios.generator import mutants, score_acts
 
     every = load_scenarios(file)
     planned = [s for s in every if s.plan and s.goal is not None and s.split != "user"]
@@ -86,7 +86,7 @@ def scenarios_survey(
     from rich.progress import track
     from rich.table import Table
 
-    from stateset_agents.tools.scenarios import ALL_INTENTS, survey
+    from stateset_agents.tools.scenarios.generator import ALL_INTENTS, survey
 
     table = Table(box=None)
     for column in (
@@ -114,7 +114,7 @@ def shop_create(
     seed: Annotated[int, typer.Option(help="Which generated shop.")] = 1,
 ) -> None:
     """Make a generated shop in a schema of a PostgreSQL database, for `serve` and `mcp --database`."""
-    from stateset_agents.tools.world import generate
+    from stateset_agents.tools.shop.generate import generate
 
     made = postgres(database, schema)
     try:
@@ -140,9 +140,9 @@ def shop_sell(
 ) -> None:
     """Let simulated customers buy for some days, and see what prices do."""
     from stateset_agents.errors import BadInput
-    from stateset_agents.tools.demand import Market
-    from stateset_agents.tools.money import cents, show
-    from stateset_agents.tools.world import generate
+    from stateset_agents.tools.scenarios.demand import Market
+    from stateset_agents.tools.shop.generate import generate
+    from stateset_agents.tools.shop.money import cents, show
 
     made = generate(seed, "train").clone()
     demand = Market(made, seed=market, visits=visits)
@@ -187,8 +187,8 @@ def rules_show(
     file: Annotated[Path | None, typer.Argument(help="The shop's own rules without it.")] = None,
 ) -> None:
     """What an agent is told of the rules, and what would make each of them bite."""
-    from stateset_agents.tools.calendar import NOT_DELIVERED
-    from stateset_agents.tools.complications import near_misses
+    from stateset_agents.tools.scenarios.near_misses import near_misses
+    from stateset_agents.tools.shop.calendar import NOT_DELIVERED
 
     for rule in rules_from(file):
         print(f"{rule.id} (version {rule.version}): {rule.told}")

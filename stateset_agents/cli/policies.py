@@ -32,11 +32,12 @@ def chat(
     temperature: float = 0.0,
 ) -> None:
     """Talk to a policy as a customer of the shop, and see the tool calls as they happen."""
-    from stateset_agents import engines, job_config
-    from stateset_agents.chat import chat_loop
+    from stateset_agents.cli.chat import chat_loop
+    from stateset_agents.jobs import config as job_config
+    from stateset_agents.jobs import policy_server
 
-    adapter = engines.find_adapter(policy) if policy else None
-    config = job_config.check_config({"model": model, **engines.where(base_url, engine)})
+    adapter = policy_server.find_adapter(policy) if policy else None
+    config = job_config.check_config({"model": model, **policy_server.where(base_url, engine)})
     asyncio.run(chat_loop(config, adapter, seed=seed, temperature=temperature))
 
 
@@ -76,21 +77,22 @@ def serve(
     port: int = 8000,
 ) -> None:
     """Answer OpenAI's chat protocol with a graph and its policy."""
-    from stateset_agents import engines, job_config
-    from stateset_agents.serving import serve_graph
+    from stateset_agents.jobs import config as job_config
+    from stateset_agents.jobs import policy_server
+    from stateset_agents.jobs.serve import serve_graph
     from stateset_agents.settings import load_settings
 
-    adapter = engines.find_adapter(policy) if policy else None
+    adapter = policy_server.find_adapter(policy) if policy else None
     settings = load_settings()
     config = job_config.check_config(
-        {"graph": graph, "model": model, **engines.where(base_url, engine)}
+        {"graph": graph, "model": model, **policy_server.where(base_url, engine)}
     )
     key = settings.api_key.get_secret_value() if settings.api_key else None
     asyncio.run(
         serve_graph(
             config, adapter, shop_from(database, schema, shop_seed, meaning), host=host, port=port, key=key,
             rules=rules_from(rules), guard=guard, state=state, traces=traces,
-            canary=engines.find_adapter(canary) if canary else None, canary_share=canary_share,
+            canary=policy_server.find_adapter(canary) if canary else None, canary_share=canary_share,
         )
     )  # fmt: skip
 
@@ -124,7 +126,7 @@ def policy_build(
     seed: int = 0,
 ) -> None:
     """Raise the seed policy from nothing (about half an hour on two cores)."""
-    from stateset_agents.seed_job import build_seed
+    from stateset_agents.jobs.seed_policy import build_seed
 
     build_seed(out, steps=steps, seed=seed)
 
@@ -172,7 +174,8 @@ def policy_serve(
     ] = None,
 ) -> None:
     """Serve a policy with vLLM or the embedded engine, and start it again when it dies."""
-    from stateset_agents import engines, job_config
+    from stateset_agents.jobs import config as job_config
+    from stateset_agents.jobs import policy_server
 
     values = {
         "model": model, "engine": engine, "replicas": replicas, "rank": rank, "max_model_len": max_model_len,
@@ -181,9 +184,9 @@ def policy_serve(
     config = job_config.check_config(
         {name: value for name, value in values.items() if value is not None}
     )
-    adapter = engines.find_adapter(policy) if policy else None
+    adapter = policy_server.find_adapter(policy) if policy else None
     asyncio.run(
-        engines.serve(
+        policy_server.serve(
             config, adapter, host=host, port=port, threads=threads, slots=slots, extra=tuple(options or ())
         )
     )  # fmt: skip

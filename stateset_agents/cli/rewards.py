@@ -24,7 +24,7 @@ def rewards_audit(reward: Named) -> None:
     from rich.table import Table
 
     from stateset_agents.errors import BadInput
-    from stateset_agents.named import find_reward
+    from stateset_agents.jobs.registry import find_reward
     from stateset_agents.rewards.audit import audit
 
     found = asyncio.run(audit(find_reward(reward)))
@@ -50,7 +50,7 @@ def rewards_check(reward: Named) -> None:
     """Whether a reward keeps the protocol and what it declares."""
     import asyncio
 
-    from stateset_agents.named import find_reward
+    from stateset_agents.jobs.registry import find_reward
     from stateset_agents.rewards.conformance import problems
 
     found = asyncio.run(problems(find_reward(reward)))
@@ -75,7 +75,7 @@ def rewards_grade(
     import math
 
     from stateset_agents.cli.sources import open_store
-    from stateset_agents.named import find_reward
+    from stateset_agents.jobs.registry import find_reward
 
     judged = find_reward(reward)
     values: list[float] = []
@@ -119,7 +119,7 @@ def rewards_calibrate(
 
     from stateset_agents.cli.sources import open_store
     from stateset_agents.errors import BadInput
-    from stateset_agents.named import find_reward
+    from stateset_agents.jobs.registry import find_reward
     from stateset_agents.rewards.calibration import Calibration, calibrate, drift
 
     judged = find_reward(reward)
@@ -174,8 +174,8 @@ def rewards_pareto(
 
     from stateset_agents.cli.sources import open_store
     from stateset_agents.errors import BadInput
-    from stateset_agents.kpi import front, point
-    from stateset_agents.report import write_pareto
+    from stateset_agents.reporting.html import write_pareto
+    from stateset_agents.reporting.kpi import front, point
     from stateset_agents.rewards.objectives import OBJECTIVES
 
     unknown = sorted(set(objective) - OBJECTIVES.keys())
@@ -227,12 +227,12 @@ def rewards_train(
     """Learn a reward from preferences; use it as `--reward neural:FOLDER`."""
     import asyncio
 
-    from stateset_agents import store_jobs
     from stateset_agents.cli.training import _quiet_libraries
+    from stateset_agents.jobs import offline
 
     _quiet_libraries()
     found = asyncio.run(
-        store_jobs.reward_model_job(out, store=store, feedback=feedback, pairs=pairs, model=model, epochs=epochs, seed=seed,
+        offline.reward_model_job(out, store=store, feedback=feedback, pairs=pairs, model=model, epochs=epochs, seed=seed,
                               report=lambda line: print(line, flush=True))
     )  # fmt: skip
     print(f"{found['accuracy']:.1%} of {found['held_out']} held-out pairs ranked right")

@@ -36,14 +36,14 @@ def shop_from(database: str | None, schema: str, seed: int, meaning: str | None 
     """The shop in a database, or else a generated one in memory that is gone with the process."""
     shop = _generated(seed) if database is None else _stored(database, schema)
     if meaning is not None:
-        from stateset_agents.tools.meaning import Meaning
+        from stateset_agents.tools.shop.embedding_search import Meaning
 
         shop.meaning = Meaning(meaning)
     return shop
 
 
 def _generated(seed: int) -> Any:
-    from stateset_agents.tools.world import generate
+    from stateset_agents.tools.shop.generate import generate
 
     return generate(seed, "train").clone()
 
@@ -71,7 +71,7 @@ def postgres(database: str, schema: str) -> Any:
             f"--database: expected postgresql://user@host/name, found {database[:40]!r}."
         )
     try:
-        from stateset_agents.tools.postgres import PostgresShop
+        from stateset_agents.tools.shop.postgres import PostgresShop
     except ImportError:
         raise BadInput("Expected psycopg, found none: install the extra 'postgres'.") from None
     return PostgresShop(database, schema=schema)

@@ -17,7 +17,7 @@ Place = Annotated[
 @traces.command("list")
 def traces_list(store: Place, phase: str | None = None, limit: int = 20) -> None:
     """The newest traces."""
-    from stateset_agents.terminal import trace_table
+    from stateset_agents.reporting.terminal import trace_table
 
     with open_store(store) as opened:
         trace_table(opened.newest(phase=phase, limit=limit), opened.count(phase))
@@ -26,7 +26,7 @@ def traces_list(store: Place, phase: str | None = None, limit: int = 20) -> None
 @traces.command("show")
 def traces_show(store: Place, trace: str) -> None:
     """One conversation with its tool calls, tokens and outcome."""
-    from stateset_agents.terminal import show_trace
+    from stateset_agents.reporting.terminal import show_trace
 
     with open_store(store) as opened:
         show_trace(opened.get(trace))
@@ -39,7 +39,7 @@ def traces_export(
     phase: str | None = None,
 ) -> None:
     """All traces as JSON lines or Parquet."""
-    from stateset_agents.traces.transfer import export
+    from stateset_agents.traces.export import export
 
     with open_store(store) as opened:
         count = export(opened, out, phase=phase)
@@ -51,7 +51,7 @@ def traces_import(
     store: Place, file: Annotated[Path, typer.Argument(help="What `traces export` wrote.")]
 ) -> None:
     """Put exported traces into a store, which is made where there is none."""
-    from stateset_agents.traces.transfer import load
+    from stateset_agents.traces.export import load
 
     with open_store(store, create=True) as opened:
         new, known = load(opened, file)
@@ -63,7 +63,7 @@ def traces_import(
 @traces.command("verify")
 def traces_verify(store: Place) -> None:
     """Prove that every token is as it was recorded, and that adapters learned from tokens of the version named."""
-    from stateset_agents.traces.verification import problems
+    from stateset_agents.traces.lineage import problems
 
     with open_store(store) as opened:
         found = 0
@@ -158,7 +158,7 @@ def traces_kpi(
     from rich.table import Table
 
     from stateset_agents.errors import BadInput
-    from stateset_agents.kpi import KEYS, Tally, bucket
+    from stateset_agents.reporting.kpi import KEYS, Tally, bucket
     from stateset_agents.rewards.objectives import OBJECTIVES
 
     names = objective or list(OBJECTIVES)
@@ -222,21 +222,21 @@ def traces_replay(
     the policy (or, with --graph, the app's own models and tools) go on from there."""
     import asyncio
 
-    from stateset_agents import replaying
-    from stateset_agents.terminal import show_trace
+    from stateset_agents.jobs import replay
+    from stateset_agents.reporting.terminal import show_trace
 
     with open_store(store) as opened:
         found = opened.get(trace)
         before = list(opened.traces(thread=found.thread)) if found.thread else [found]
-    change = None if swap is None else replaying.swap_of(swap)
+    change = None if swap is None else replay.swap_of(swap)
     if graph is not None:
         earlier = [run for run in before if run.started <= found.started]
-        made, differs = asyncio.run(replaying.app(graph, earlier, change))
+        made, differs = asyncio.run(replay.app(graph, earlier, change))
     elif change is None:
-        made, differs = asyncio.run(replaying.episode(found))
+        made, differs = asyncio.run(replay.episode(found))
     else:
         made, differs = (
-            asyncio.run(replaying.going_on(found, change, policy, model, base_url)),
+            asyncio.run(replay.going_on(found, change, policy, model, base_url)),
             None,
         )
     if change is not None:

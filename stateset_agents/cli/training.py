@@ -200,7 +200,7 @@ def _pair(told: str, option: str, *, last: bool) -> tuple[str, str]:
 
 def _from_traces(config: Any, run: Path) -> None:
     """Train on a store's traces, with a line a step."""
-    from stateset_agents import store_jobs
+    from stateset_agents.jobs import offline
 
     def told(line: dict[str, Any]) -> None:
         if "method" in line:
@@ -213,7 +213,7 @@ def _from_traces(config: Any, run: Path) -> None:
             flush=True,
         )
 
-    summary = asyncio.run(store_jobs.recorded_job(config, run, told))
+    summary = asyncio.run(offline.recorded_job(config, run, told))
     print(f"{summary['method']}: {summary['why']}")
     print(
         f"{summary['steps']} steps on {summary['traces']} traces, {summary['exact']} of them exact"
@@ -249,21 +249,23 @@ def collect(
     out: Annotated[Path | None, typer.Option(help="Where runs are written.")] = None,
 ) -> None:  # fmt: skip
     """Play training scenarios with a policy as it is and keep the episodes, for `train --from-traces`."""
-    from stateset_agents import engines, job_config, jobs, store_jobs
+    from stateset_agents.jobs import config as job_config
+    from stateset_agents.jobs import offline, policy_server
+    from stateset_agents.jobs import train as jobs
+    from stateset_agents.reporting.terminal import TrainingView
     from stateset_agents.settings import load_settings
-    from stateset_agents.terminal import TrainingView
 
     settings = load_settings()
     values = asked(ctx)
     values.pop("policy", None)
-    values |= engines.where(values.pop("base_url", None), values.get("engine"))
+    values |= policy_server.where(values.pop("base_url", None), values.get("engine"))
     config = job_config.check_config({"threads": settings.threads, **values})
-    adapter = engines.find_adapter(policy) if policy else None
+    adapter = policy_server.find_adapter(policy) if policy else None
     _ready(config, _missing(config), dry_run=False)
     _quiet_libraries()
     run = jobs.new_run(out or settings.runs)
     with TrainingView() as view:
-        summary = asyncio.run(store_jobs.collect_job(config, run, adapter, view))
+        summary = asyncio.run(offline.collect_job(config, run, adapter, view))
     print(
         f"{summary['episodes']} episodes, success {summary['success']:.0%}, {summary['tokens_sampled']:,} tokens sampled\n"
         f"learn from them: stateset-agents train --from-traces {run}"
@@ -287,8 +289,10 @@ def _nothing_else(ctx: typer.Context, *allowed: str) -> None:
 
 
 def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry_run: bool) -> None:
-    from stateset_agents import engines, job_config, jobs
     from stateset_agents.errors import PolicyUnreachable, RunBroken
+    from stateset_agents.jobs import config as job_config
+    from stateset_agents.jobs import policy_server
+    from stateset_agents.jobs import train as jobs
     from stateset_agents.settings import load_settings
 
     settings = load_settings()
@@ -297,11 +301,11 @@ def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry
     else:
         values = {"threads": settings.threads, **values}
         if settings.base_url and "from_traces" not in values:
-            values |= engines.where(values.pop("base_url", None), values.get("engine"))
+            values |= policy_server.where(values.pop("base_url", None), values.get("engine"))
         config = job_config.check_config(values)
     missing = _missing(config, training=True)
     _ready(config, missing, dry_run=dry_run)
-    from stateset_agents.terminal import TrainingView
+    from stateset_agents.reporting.terminal import TrainingView
 
     _quiet_libraries()
     run = resume or jobs.new_run(out or settings.runs)
@@ -316,7 +320,7 @@ def _train(values: dict[str, Any], *, out: Path | None, resume: Path | None, dry
         raise typer.Exit(130) from None
     except (PolicyUnreachable, RunBroken) as error:
         raise type(error)(f"{error} Go on with: stateset-agents train --resume {run}") from None
-    from stateset_agents.report import write_report
+    from stateset_agents.reporting.html import write_report
 
     write_report(run)
     view.conclude(run, summary)
@@ -345,27 +349,29 @@ def _ready(config: Any, missing: list[str], *, dry_run: bool) -> None:
 
 
 def _missing(config: Any, *, training: bool = False, provider: bool = False) -> list[str]:
-    from stateset_agents import engines, job_config, jobs, named
     from stateset_agents.errors import BadInput
-    from stateset_agents.trainers.logs import check_names
+    from stateset_agents.jobs import config as job_config
+    from stateset_agents.jobs import policy_server, registry
+    from stateset_agents.jobs import train as jobs
+    from stateset_agents.trainers.trackers import check_names
 
     missing = []
     checks: list[Any] = [
         lambda: check_names(config.log),
-        lambda: named.find_rollout(config.graph, config.customer, config.world),
-        lambda: named.find_reward(config.reward),
-        lambda: named.find_node_rewards(config),
-        lambda: named.find_limits(config),
+        lambda: registry.find_rollout(config.graph, config.customer, config.world),
+        lambda: registry.find_reward(config.reward),
+        lambda: registry.find_node_rewards(config),
+        lambda: registry.find_limits(config),
         lambda: (
-            named.find_scenarios(config)
+            registry.find_scenarios(config)
             if config.from_traces is None
             and (config.scenarios or config.graph not in job_config.GRAPHS)
             else 0
         ),
-        lambda: _check_model(engines.model_path(config.model), provider=provider),
+        lambda: _check_model(policy_server.model_path(config.model), provider=provider),
         lambda: jobs.check_warm_start(config),
         lambda: (
-            engines.check(config, training=training)
+            policy_server.check(config, training=training)
             if config.from_traces is None and not provider
             else 0
         ),
@@ -380,7 +386,7 @@ def _missing(config: Any, *, training: bool = False, provider: bool = False) -> 
 
 def _check_model(path: str, *, provider: bool = False) -> None:
     from stateset_agents.errors import BadInput
-    from stateset_agents.providers import PREFIX, load_litellm
+    from stateset_agents.policy.litellm import PREFIX, load_litellm
 
     if path.startswith(PREFIX):
         if not provider:
@@ -424,8 +430,10 @@ def evaluate(
     dry_run: bool = False,
 ) -> None:
     """Measure a policy on held-out scenarios."""
-    from stateset_agents import engines, job_config, jobs
     from stateset_agents.errors import BadInput
+    from stateset_agents.jobs import config as job_config
+    from stateset_agents.jobs import policy_server
+    from stateset_agents.jobs import train as jobs
     from stateset_agents.settings import load_settings
 
     settings = load_settings()
@@ -438,7 +446,7 @@ def evaluate(
     asked_of = (
         ({"base_url": base_url} if base_url else {})
         if provider
-        else engines.where(base_url, engine)
+        else policy_server.where(base_url, engine)
     )
     config = job_config.check_config(
         {"graph": graph, "reward": reward, "scenarios": scenarios, "model": model,
@@ -448,12 +456,12 @@ def evaluate(
     missing = _missing(config, provider=provider)
     adapter = None
     try:
-        adapter = engines.find_adapter(policy) if policy else None
+        adapter = policy_server.find_adapter(policy) if policy else None
     except BadInput as error:
         missing.append(str(error))
     _ready(config, missing, dry_run=dry_run)
     run = jobs.new_run(out or settings.runs)
-    from stateset_agents.terminal import TrainingView
+    from stateset_agents.reporting.terminal import TrainingView
 
     with TrainingView() as view:
         result = asyncio.run(jobs.evaluate_job(config, run, adapter, temperature, view))

@@ -10,7 +10,7 @@ from langgraph.errors import GraphRecursionError
 from langgraph.types import Command
 
 from stateset_agents.errors import ContextFull
-from stateset_agents.policy import Sampled
+from stateset_agents.policy.chat_model import Sampled
 from stateset_agents.trace import ModelCall, Status, ToolCall, Trace
 
 

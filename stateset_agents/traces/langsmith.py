@@ -48,7 +48,7 @@ async def fetched(client: Client, project: str, *, since: datetime.datetime) -> 
 def read(file: Path) -> Iterator[Run]:
     """The runs of an export, JSON lines or Parquet. Raises BadInput with the line for what is none."""
     if file.suffix == ".parquet":
-        from stateset_agents.traces.transfer import pyarrow
+        from stateset_agents.traces.export import pyarrow
 
         arrow, parquet = pyarrow()
         try:

@@ -23,11 +23,11 @@ from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 from langgraph.errors import GraphBubbleUp
 
 from stateset_agents.errors import BadInput
-from stateset_agents.policy import fetch
+from stateset_agents.policy.chat_model import fetch
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.traces.conversion import Asked, answered, finished, unanswered, used
-from stateset_agents.traces.keeper import Keeper
 from stateset_agents.traces.redaction import Redacted, Redactor
+from stateset_agents.traces.sink import Keeper
 from stateset_agents.traces.store import TraceStore
 
 Graph = TypeVar("Graph")

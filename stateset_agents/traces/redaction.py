@@ -21,7 +21,7 @@ import stdnum.luhn
 
 from stateset_agents.errors import BadInput
 from stateset_agents.trace import ModelCall, ToolCall, Trace
-from stateset_agents.traces.keeper import Keeper
+from stateset_agents.traces.sink import Keeper
 
 LONG = 10_000_000
 """A number from which on it may be a phone's or a card's."""

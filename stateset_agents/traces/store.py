@@ -24,7 +24,7 @@ from typing import Self
 from stateset_agents.errors import BadInput, RunBroken
 from stateset_agents.reward import Score
 from stateset_agents.trace import Feedback, ModelCall, ToolCall, Trace
-from stateset_agents.traces.coding import Coded, Coder, digest, model_json
+from stateset_agents.traces.codec import Coded, Coder, digest, model_json
 from stateset_agents.traces.tables import Row, opened
 from stateset_agents.traces.writer import Statement, Writer, Written
 

@@ -1,0 +1,78 @@
+"""One of our graphs inside your app: your database, your sign-in, your checkpointer, your tools."""
+
+from collections.abc import Callable, Collection, Sequence
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool
+from langgraph.store.base import BaseStore
+from langgraph.types import Checkpointer
+
+from stateset_agents.errors import BadInput
+from stateset_agents.graphs import agent
+from stateset_agents.graphs.agent import AgentGraph, Domain
+from stateset_agents.graphs.domains import DOMAINS
+from stateset_agents.nodes.agent import Agents
+from stateset_agents.tools.backend import Backend
+from stateset_agents.tools.host import HostTools, Several
+from stateset_agents.tools.memory import Memory
+from stateset_agents.tools.shop.database import Database
+
+Identity = Callable[[RunnableConfig], str]
+"""Who has signed in, from a run's config: the id that tools know the customer by, or '' for nobody."""
+
+
+def build_graph(
+    name: str,
+    *,
+    policy: BaseChatModel,
+    backend: Backend | Database | None = None,
+    identity: Identity | None = None,
+    checkpointer: Checkpointer = None,
+    tools: Sequence[BaseTool] = (),
+    writes: Collection[str] = (),
+    store: BaseStore | None = None,
+    prompt: str | None = None,
+    guard: bool = True,
+) -> AgentGraph:
+    """An agent's graph that needs nothing more than messages and a `thread_id`.
+
+    `name` is one of ours ('service', 'sales', …) or, with `prompt` and `tools`, any other. `backend` is a shop of
+    ours (its database is enough), one reached over MCP, or None where your tools do it all. `tools` are your
+    LangChain tools; those named in `writes` wait for the customer's word, an interrupt of type `confirmation`.
+    With `store` the agent may keep notes of a customer who agrees to their words, for later conversations.
+
+        graph = build_graph("service", policy=model, backend=PostgresShop(url), checkpointer=saver,
+                            identity=lambda config: config["configurable"]["user"])
+        await graph.ainvoke({"messages": [...]}, {"configurable": {"thread_id": "1", "user": "C7"}})
+
+    Raises BadInput for an unknown name without a prompt, and where there is nothing to act on.
+    """
+    if name not in DOMAINS and prompt is None:
+        raise BadInput(f"Expected one of {', '.join(DOMAINS)}, or a prompt for {name!r}.")
+    ours = DOMAINS.get(name, Domain(name=name, duty="", tools=(), told=prompt or ""))
+    domain = ours if prompt is None else Domain(
+        name=name, duty=ours.duty, tools=ours.tools, role=ours.role, told=prompt
+    )  # fmt: skip
+    backends: list[Backend] = []
+    if isinstance(backend, Database):
+        backends.append(agent.over(domain, backend))
+    elif backend is not None:
+        backends.append(backend)
+    if tools:
+        backends.append(HostTools(tools, writes=writes))
+    memory = Memory(store) if store is not None else None
+    if not backends:
+        raise BadInput("Expected a backend or tools of your own, found neither.")
+    if memory is not None:
+        backends.append(memory)
+    acts = backends[0] if len(backends) == 1 else Several(*backends)
+
+    def bound(config: RunnableConfig) -> Agents:
+        return agent.context(
+            domain, policy, acts, guard=guard, memory=memory,
+            thread=str(config.get("configurable", {}).get("thread_id", "")),
+            customer=identity(config) if identity is not None else "",
+        )  # fmt: skip
+
+    return agent.build(domain, checkpointer, bound=bound)

@@ -1,0 +1,112 @@
+"""A graph of one's own as a roll-out: any LangGraph graph that takes its chat model from outside."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage, HumanMessage, convert_to_openai_messages
+from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.checkpoint.memory import InMemorySaver
+
+from stateset_agents.errors import BadInput
+from stateset_agents.graphs.forking import Episode, Point, Points, checked_world
+from stateset_agents.graphs.run_result import ending
+from stateset_agents.policy.chat_model import reading, sampling_as
+from stateset_agents.scenario import Scenario
+from stateset_agents.trace import Sampling, Trace
+from stateset_agents.traces.recorder import Recorder
+from stateset_agents.traces.sink import Episode as Calls
+
+
+class OwnGraph:
+    """Roll-outs of `graph`: a function of the chat model that returns a compiled graph, or a
+    compiled graph that reads `runtime.context["policy"]`, and `runtime.context["world"]` where one is given.
+
+    The run starts from the scenario's `input`, or from its opening as a user message. `world` makes what the nodes of an
+    episode act on; episodes are forked on a clone of it. A function of the chat model is handed the world as a second argument,
+    where it takes one.
+    """
+
+    def __init__(
+        self, graph: Any, name: str, *, step_limit: int = 50, world: Callable[[Scenario], Any] | None = None
+    ) -> None:  # fmt: skip
+        if not callable(graph) and not isinstance(graph, Runnable):
+            raise BadInput(
+                f"Expected {name!r} to be a compiled LangGraph graph or a function of a chat model, "
+                f"found {type(graph).__name__}."
+            )
+        self.graph, self.name, self.step_limit, self.world = graph, name, step_limit, world
+
+    async def rollout(self, scenario: Scenario, policy: BaseChatModel, sampling: Sampling) -> Trace:
+        """One episode."""
+        trace, _ = await self._played(scenario, policy, sampling)
+        return trace
+
+    async def hold(self, scenario: Scenario, policy: BaseChatModel, sampling: Sampling) -> Episode:
+        """One episode that can be forked. Raises BadInput where its world cannot be cloned."""
+
+        async def again(sampling: Sampling, point: Point) -> Trace:
+            return (await self._played(scenario, policy, sampling, start=point))[0]
+
+        trace, points = await self._played(scenario, policy, sampling, held=True)
+        return Episode(trace, points, again)
+
+    def _compiled(self, model: BaseChatModel, world: Any) -> Any:
+        if isinstance(self.graph, Runnable):
+            return self.graph
+        takes = inspect.signature(self.graph).parameters
+        return self.graph(model, world) if self.world and len(takes) > 1 else self.graph(model)
+
+    async def _played(
+        self, scenario: Scenario, policy: BaseChatModel, sampling: Sampling, *, held: bool = False,
+        start: Point | None = None,
+    ) -> tuple[Trace, list[Point]]:  # fmt: skip
+        kept, thread = Calls(), "episode"
+        model = sampling_as(policy, sampling)
+        world: Any = None
+        if start is not None:
+            world = start.world and start.world.clone()
+        elif self.world is not None:
+            world = self.world(scenario)
+            world = checked_world(world) if held else world
+        compiled = self._compiled(model, world)
+        saver = await start.branch() if start is not None else InMemorySaver()
+        points = Points(saver, thread, lambda: world and world.clone(), lambda: kept.calls)
+        config: RunnableConfig = {
+            "callbacks": [Recorder(kept, texts=False)],
+            "recursion_limit": self.step_limit,
+        }
+        options: dict[str, Any] = {}
+        if (
+            held or start is not None
+        ):  # as a copy: the graph's own checkpointer is for its own threads
+            compiled = compiled.copy({"checkpointer": saver})
+            config["configurable"] = {"thread_id": thread}
+            options["durability"] = "sync"
+        if held:
+            config["callbacks"] = [Recorder(kept, texts=False), points]
+        if isinstance(self.graph, Runnable):
+            options["context"] = {"policy": model, **({"world": world} if self.world else {})}
+        opening = scenario.customer.opening or next(iter(scenario.customer.user_responses), "")
+        given = scenario.input or {"messages": [HumanMessage(opening)]}
+        with reading(policy, sampling):
+            end = await ending(
+                compiled.ainvoke(given if start is None else None, config, **options)
+            )
+        messages = [m for m in end.state.get("messages", []) if isinstance(m, BaseMessage)]
+        changes = getattr(world, "changes", None)
+        trace = Trace(
+            scenario=scenario,
+            graph=self.name,
+            status=end.status,
+            error=end.error,
+            sampling=sampling,
+            messages=tuple(convert_to_openai_messages(messages)),
+            model_calls=(*(start.calls if start is not None else ()), *kept.calls),
+            changes=tuple(changes()) if callable(changes) else (),
+            output={k: v for k, v in end.state.items() if isinstance(v, str | int | float | bool)},
+            started=end.started,
+            seconds=end.seconds,
+        )
+        return trace, points.taken

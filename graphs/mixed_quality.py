@@ -1,0 +1,90 @@
+"""Episodes of mixed quality whose outcome is known: right ones, and ones that go wrong in the ways agents do.
+
+For measuring rewards, and for preferences to learn a reward from. They are played through the real graph on a clone of the
+shop; what is wrong is done by a scripted agent, and what came of it is verified by the goal.
+"""
+
+import random
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from stateset_agents.graphs.rollout import converse
+from stateset_agents.nodes.oracle import Oracle
+from stateset_agents.scenario import Act, Scenario
+from stateset_agents.tools.scenarios.demonstrations import FLAWS, bend
+from stateset_agents.tools.scenarios.generator import mutants
+from stateset_agents.trace import Sampling, Trace
+
+_NUMBER = re.compile(r"\d+")
+SALAD = "word salad"
+_SALAD = (
+    "I am happy to help! Great question, thank you so much for your patience. I understand completely, your satisfaction is "
+    "important to us. Absolutely, certainly, of course: resolved, solution, help, refund, order, delivered, done."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixed:
+    """An episode, and what was done to it: `right`, or the name of what is wrong."""
+
+    kind: str
+    trace: Trace
+
+    @property
+    def success(self) -> bool:
+        goal = self.trace.goal_score
+        return goal is not None and goal.success
+
+
+def variants(scenario: Scenario, rng: random.Random) -> dict[str, tuple[Act, ...]]:
+    """Ways to play a scenario, the right one first."""
+    plan = scenario.plan
+    found = {"right": plan, **mutants(scenario)}
+    for flaw in FLAWS.get(scenario.intent, {}):
+        bent = bend(scenario, flaw, rng) if scenario.customer.locale == "en" else None
+        if bent is not None:
+            found[flaw] = bent
+    *before, last = plan
+    if last.say and _NUMBER.search(last.say):
+        wrong = _NUMBER.sub(lambda m: str(int(m[0]) + rng.randint(1, 9)), last.say, count=1)
+        found["wrong fact"] = (*before, last.model_copy(update={"say": wrong}))
+    found["stops half way"] = plan[: max(1, len(plan) // 2)]
+    found[SALAD] = (Act(say=_SALAD),)
+    return found
+
+
+async def mixed(
+    scenarios: Sequence[Scenario], *, seed: int = 0, share: float = 0.5
+) -> AsyncIterator[Mixed]:
+    """One episode for each scenario: the right one for `share` of them, another at random for the rest."""
+    rng = random.Random(seed)
+    for scenario in scenarios:
+        ways = variants(scenario, rng)
+        wrong = [kind for kind in ways if kind != "right"]
+        kind = "right" if rng.random() < share else rng.choice(wrong)
+        yield await played(scenario, kind, ways[kind])
+
+
+async def pairs(
+    scenarios: Sequence[Scenario], *, seed: int = 0
+) -> AsyncIterator[tuple[Mixed, Mixed]]:
+    """For each scenario the right episode and one that went wrong: a preference that the shop verified. For every
+    sixth it is one that went wrong and a word salad: who tried is still above who only sounds like it."""
+    rng = random.Random(seed)
+    for number, scenario in enumerate(scenarios):
+        ways = variants(scenario, rng)
+        wrong = [kind for kind in ways if kind not in ("right", SALAD)]
+        good = "right" if number % 6 else rng.choice(wrong)
+        bad = rng.choice([*wrong, SALAD]) if number % 6 else SALAD
+        better, worse = (
+            await played(scenario, good, ways[good]),
+            await played(scenario, bad, ways[bad]),
+        )
+        if better.success == (good == "right") and not worse.success:
+            yield better, worse
+
+
+async def played(scenario: Scenario, kind: str, acts: tuple[Act, ...]) -> Mixed:
+    """Acts through the graph, as an episode."""
+    return Mixed(kind=kind, trace=await converse(scenario, Oracle(plan=acts), Sampling()))

@@ -1,0 +1,105 @@
+"""What the agent of a trace could know: from its tools, and from the customer."""
+
+import json
+from typing import Any
+
+from stateset_agents.grounding import specifics, states
+from stateset_agents.trace import Trace, words
+
+
+def _plain_numbers(value: Any) -> Any:
+    """Amounts as they are said: 45.5 is 45.50."""
+    if isinstance(value, dict):
+        return {key: _plain_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain_numbers(item) for item in value]
+    return f"{value:.2f} {value}" if isinstance(value, float) else value
+
+
+def from_tools(trace: Trace) -> set[str]:
+    """Specifics that a tool reported."""
+    done = (call for call in trace.tool_calls if call.status == "done")
+    return set().union(
+        *(
+            specifics(json.dumps(_plain_numbers(call.result), ensure_ascii=False, default=str))
+            for call in done
+        )
+    )
+
+
+def states_from_tools(trace: Trace) -> set[str]:
+    """How far things are, as tools reported it; a list without items is `nothing`."""
+    found: set[str] = set()
+    for call in trace.tool_calls:
+        if call.status == "done":
+            found |= _states(call.result)
+    return found
+
+
+def from_customer(trace: Trace) -> set[str]:
+    """Specifics that the customer wrote."""
+    return set().union(*(specifics(text) for text in _written(trace)))
+
+
+def states_from_customer(trace: Trace) -> set[str]:
+    return set().union(*(states(text) for text in _written(trace)))
+
+
+MANY = 3
+"""Amounts, dates and ids that nobody gave: more of them are no slip, but an attempt to say everything."""
+
+
+def guesses(trace: Trace) -> bool:
+    """Whether the agent says so much that nobody gave that something of it had to be right."""
+    return len(specifics(trace.said) - from_tools(trace) - from_customer(trace)) > MANY
+
+
+def names_from_tools(trace: Trace) -> set[str]:
+    """What tools call things: texts of two words or more, without ids and numbers, in lower case."""
+    found: set[str] = set()
+    for call in trace.tool_calls:
+        if call.status == "done":
+            found |= _names(call.result)
+    return found
+
+
+def _names(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return set().union(*map(_names, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(_names, value))
+    words = [w for w in str(value).lower().split() if w.isalpha()] if isinstance(value, str) else []
+    return {" ".join(words)} if len(words) > 1 else set()
+
+
+def looked_up(trace: Trace) -> set[str]:
+    """Specifics that a tool was asked about, and answered."""
+    done = (call for call in trace.tool_calls if call.status == "done")
+    return set().union(
+        *(
+            specifics(json.dumps(_plain_numbers(call.arguments), ensure_ascii=False, default=str))
+            for call in done
+        )
+    )
+
+
+def _written(trace: Trace) -> list[str]:
+    return [words(m) for m in trace.messages if m.get("role") == "user"]
+
+
+def _states(value: Any) -> set[str]:
+    if isinstance(value, str):
+        return states(value)
+    if isinstance(value, list):
+        return set().union(*map(_states, value)) if value else {"nothing"}
+    if not isinstance(value, dict):
+        return set()
+    found: set[str] = set()
+    for key, item in value.items():
+        if item is False:
+            found |= states(f"not {key}")  # "valid": false is `invalid`
+        elif item is True:
+            found |= states(key)
+        else:
+            found |= _states(item)
+    return found

@@ -1,0 +1,257 @@
+"""The short way in: an agent, an environment, a reward, `train`. Thin over the same parts as the CLI."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages.utils import convert_to_messages
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.memory import InMemorySaver
+
+from stateset_agents.errors import BadInput
+from stateset_agents.graphs import service
+from stateset_agents.graphs.rollout import converse
+from stateset_agents.jobs import config as job_config
+from stateset_agents.jobs import policy_server, registry
+from stateset_agents.jobs import train as jobs
+from stateset_agents.policy.chat_model import Policy, connect
+from stateset_agents.policy.publishing import publish
+from stateset_agents.reward import Reward
+from stateset_agents.rewards.composite import CompositeReward
+from stateset_agents.rewards.helpfulness import HelpfulnessReward
+from stateset_agents.rewards.safety import SafetyReward
+from stateset_agents.scenario import Scenario, parse_scenarios
+from stateset_agents.tools.shop.generate import generate
+from stateset_agents.trace import Sampling, Trace
+from stateset_agents.traces.store import TraceStore
+from stateset_agents.trainers.config import PROFILES, Profile, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """`model_name` is 'seed', a folder or a Hugging Face name; `base_url` a running policy server."""
+
+    model_name: str = "seed"
+    temperature: float = 1.0
+    max_new_tokens: int = 96
+    base_url: str | None = None
+
+
+class MultiTurnAgent:
+    """The service graph with a policy behind it. `initialize` starts the engine, `close` ends it."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self.adapter: Path | None = None
+        self._exit = contextlib.AsyncExitStack()
+        self._policy: Policy | None = None
+        self.base_url = ""
+        self.version = "policy"
+
+    async def initialize(self) -> None:
+        """Start (or find) the policy server. Raises BadInput where the model cannot be served."""
+        if self._policy is not None:
+            return
+        config = job_config.check_config(
+            {"model": self.config.model_name, "base_url": self.config.base_url}
+        )
+        folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory()))
+        self.base_url, self.version = await self._exit.enter_async_context(
+            policy_server.policy_server(config, folder, exact=False, training=True)
+        )
+        self._policy = connect(self.base_url, self.version)
+
+    async def close(self) -> None:
+        await self._exit.aclose()
+        self._policy = None
+
+    async def __aenter__(self) -> Self:
+        await self.initialize()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    @property
+    def policy(self) -> Policy:
+        if self._policy is None:
+            raise BadInput("Expected an initialised agent: call `await agent.initialize()` first.")
+        return self._policy
+
+    async def serve_adapter(self, name: str, path: Path, before: int = 1) -> None:
+        """Answer with the adapter at `path` from now on; so many versions before it stay loaded."""
+        await publish(self.policy.servers, name, path, before)
+        self.version, self.adapter = name, path
+
+    async def generate_response(self, messages: str | Sequence[dict[str, Any]]) -> str:
+        """The agent's reply to a conversation, tools included. The customer has the last word."""
+        history = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        read = [m for m in convert_to_messages(list(history)) if not isinstance(m, SystemMessage)]
+        if not read or not isinstance(read[-1], HumanMessage):
+            raise BadInput("Expected messages that end with the user's, found none there.")
+        sampling = Sampling(
+            version=self.version,
+            temperature=self.config.temperature,
+            max_tokens=self.config.max_new_tokens,
+        )
+        shop = generate(0, "train").clone()
+        where: RunnableConfig = {
+            "configurable": {"thread_id": "reply"},
+            "recursion_limit": service.STEP_LIMIT,
+        }
+        state: Any = {"messages": read}
+        try:
+            end = await service.build(InMemorySaver()).ainvoke(
+                state,
+                where,
+                context=service.context(
+                    self.policy.sampling(sampling), service.over(shop), thread="reply"
+                ),
+            )
+        finally:
+            shop.close()
+        if "__interrupt__" in end:
+            asked = end["__interrupt__"][0].value
+            return f"Please confirm: {asked['tool']} {asked['arguments']}"
+        last = end["messages"][-1]
+        return last.text if isinstance(last, AIMessage) else ""
+
+
+class ConversationEnvironment:
+    """Scenarios to converse in: full ones, or `{"id", "user_responses": [...]}` for a scripted customer."""
+
+    def __init__(self, scenarios: Sequence[dict[str, Any] | Scenario], max_turns: int = 8) -> None:
+        if not scenarios:
+            raise BadInput("Expected at least one scenario, found none.")
+        self.scenarios = parse_scenarios(scenarios, where="ConversationEnvironment")
+        self.max_turns = max_turns
+
+    async def run(self, agent: MultiTurnAgent, scenario: Scenario, sampling: Sampling) -> Trace:
+        """One episode."""
+        return await converse(scenario, agent.policy, sampling, max_turns=self.max_turns)
+
+
+def default_reward() -> CompositeReward:
+    """What `AutoTrainer` uses where no reward is given."""
+    return CompositeReward([HelpfulnessReward(0.7), SafetyReward(0.3)])
+
+
+async def train(
+    *,
+    agent: MultiTurnAgent,
+    environment: ConversationEnvironment,
+    reward_fn: Reward,
+    num_episodes: int = 50,
+    profile: Profile = "balanced",
+    output_dir: Path | str | None = None,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+    **settings: Any,
+) -> MultiTurnAgent:
+    """GRPO on episodes of the environment; the agent answers with what was learned afterwards.
+
+    Episodes are played in groups of up to ten of one scenario, up to four scenarios a step; `settings` are fields of
+    `trainers.config.TrainConfig`, and go before what `profile` sets. Raises BadInput for fewer than two episodes, an unknown
+    profile and settings that do not go together.
+    """
+    from transformers import AutoTokenizer
+
+    from stateset_agents.trainers import loop
+
+    if num_episodes < 2:
+        raise BadInput(f"num_episodes: expected at least 2 to compare, found {num_episodes}.")
+    if profile not in PROFILES:
+        raise BadInput(f"profile: expected one of {', '.join(PROFILES)}, found {profile!r}.")
+    if agent.config.temperature == 0:
+        raise BadInput("temperature: expected more than 0 to train, found 0: nothing would differ.")
+    await agent.initialize()
+    group_size = min(10, num_episodes)
+    groups = max(1, min(len(environment.scenarios), 4, num_episodes // group_size))
+    config = job_config.check_config(
+        {
+            "steps": max(1, num_episodes // (groups * group_size)),
+            "groups": groups,
+            "group_size": group_size,
+            "temperature": agent.config.temperature,
+            "max_tokens": agent.config.max_new_tokens,
+            "log": (),
+            **PROFILES[profile],
+            **settings,
+        }
+    )
+    unread = sorted(
+        set(settings) - {*TrainConfig.model_fields, "log"} | set(settings) & {"adapters"}
+    )
+    if unread:
+        raise BadInput(
+            f"{unread[0]}: expected a field of TrainConfig that `train` reads, found another. `stateset-agents train` has them all."
+        )
+    if config.full and (agent.config.base_url or policy_server.engine_of(None) == "vllm"):
+        raise BadInput(
+            "full: expected the embedded engine (STATESET_ENGINE=embedded) behind the agent, which takes whole models as they come, found "
+            "another server. `stateset-agents train --full --engine vllm` starts a vLLM that takes them."
+        )
+    run = jobs.new_run(Path(output_dir) if output_dir is not None else Path("runs"))
+    path = policy_server.model_path(agent.config.model_name)
+
+    async def play(scenario: Scenario, sampling: Sampling) -> Trace:
+        return await environment.run(agent, scenario, sampling)
+
+    async def publish(name: str, path: Path, before: int) -> None:
+        await agent.serve_adapter(name, path, before)
+
+    with TraceStore(run / "traces.db") as store:
+        await loop.train(
+            base=str(agent.adapter) if config.full and agent.adapter else path,
+            served=agent.version,
+            adapter=None if config.full else agent.adapter,
+            tokenizer=AutoTokenizer.from_pretrained(path),
+            scenarios=environment.scenarios,
+            rollout=play,
+            reward=reward_fn,
+            publish=publish,
+            store=store,
+            run=run,
+            config=config,
+            limits=registry.find_limits(config),
+            report=on_step or (lambda line: None),
+            logs=config.log,
+        )
+    return agent
+
+
+@dataclass(kw_only=True)
+class AutoTrainer:
+    """`train` with its choices made: the composite reward of helpfulness and safety by default, settings that follow what is
+    measured (`auto_adjust`), and, asked for, an end where the last `patience` steps were no better than those before them."""
+
+    num_episodes: int = 50
+    profile: Profile = "balanced"
+    auto_adjust: bool = True
+    early_stopping: bool = False
+    patience: int = 8
+    output_dir: Path | str | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """A line for each step of the last training."""
+
+    async def train(
+        self,
+        agent: MultiTurnAgent,
+        env: ConversationEnvironment,
+        reward_fn: Reward | None = None,
+    ) -> MultiTurnAgent:
+        self.history = []
+        return await train(
+            agent=agent,
+            environment=env,
+            reward_fn=reward_fn or default_reward(),
+            num_episodes=self.num_episodes,
+            profile=self.profile,
+            output_dir=self.output_dir,
+            on_step=self.history.append,
+            auto_adjust=self.auto_adjust,
+            **({"early_stopping": True, "patience": self.patience} if self.early_stopping else {}),
+        )

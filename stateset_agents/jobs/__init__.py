@@ -1,0 +1,1 @@
+"""Jobs: the wiring of what the command line and the server start."""

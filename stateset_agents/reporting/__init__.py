@@ -1,0 +1,1 @@
+"""What a run shows: the page, the terminal, the KPIs."""

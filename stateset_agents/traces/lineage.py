@@ -1,0 +1,56 @@
+"""What proves that the tokens an adapter learned from were sampled by the version that is named.
+
+response id -> hash of ids and log-probabilities -> trace and call -> policy version -> adapter
+"""
+
+from collections.abc import Iterator
+
+from stateset_agents.traces.codec import digest
+from stateset_agents.traces.store import TraceStore
+from stateset_agents.traces.tables import Row
+
+Kept = dict[int, tuple[str, str, str]]
+"""Digest, response id and version of a run's calls, by number, as they were written beside the tokens."""
+
+_TRAINED = (
+    "SELECT trained.adapter, trained.run, trained.number, trained.response_id, trained.digest, trained.version, "
+    "calls.response_id, calls.digest, calls.version, runs.id FROM trained "
+    "LEFT JOIN runs ON runs.id = trained.run "
+    "LEFT JOIN calls ON calls.run = trained.run AND calls.number = trained.number "
+    "ORDER BY trained.adapter, trained.run, trained.number"
+)
+
+
+def problems(store: TraceStore) -> Iterator[str]:
+    """What is wrong with a store, and with the certificates of adapters trained from it, one by one.
+
+    A run that was forgotten or pruned is no problem: what an adapter learned from it is still named.
+    """
+    for row in store.rows():
+        kept = {
+            int(number): (str(hashed), str(response), str(version))
+            for number, hashed, response, version in store.read(
+                "SELECT number, digest, response_id, version FROM calls WHERE run = ?", row[0]
+            )
+        }
+        yield from _of_run(store, row, kept)
+    for adapter, run, number, *columns, there in store.read(_TRAINED):
+        learned, found = tuple(columns[:3]), tuple(columns[3:])
+        if there is not None and learned != found:
+            yield (
+                f"{adapter} learned from call {number} of trace {run[:12]}: expected response, tokens and version "
+                f"{learned}, found {found}"
+            )
+
+
+def _of_run(store: TraceStore, row: Row, kept: Kept) -> Iterator[str]:
+    run = str(row[0])[:12]
+    trace, numbered, unread = store.inspected(row)
+    for problem in unread:
+        yield f"trace {run}: {problem.splitlines()[0]}"
+    for number, call in numbered.items():
+        if kept.get(number) != (digest(call), call.response_id, call.version):
+            yield f"trace {run}, call {number} ({call.response_id}): its tokens are not those that were recorded"
+    ids = [call.response_id for call in trace.calls if call.exactness == "exact"]
+    for twice in sorted({one for one in ids if ids.count(one) > 1}):
+        yield f"trace {run}: the response {twice} is there twice"

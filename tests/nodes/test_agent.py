@@ -1,0 +1,130 @@
+"""A reply that states what nobody told the agent never reaches the customer."""
+
+from typing import Any
+
+import openai
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langgraph.checkpoint.memory import InMemorySaver
+from pydantic import Field
+
+from stateset_agents.graphs import service
+from stateset_agents.grounding import unsupported
+from stateset_agents.server.app import Served, build
+from stateset_agents.tools.shop.generate import generate
+from tests.server.test_app import Running
+
+
+class Says(BaseChatModel):
+    """Says one thing after the other, and remembers what it was told."""
+
+    replies: list[Any]
+    prompts: list[str] = Field(default_factory=list)
+
+    @property
+    def _llm_type(self) -> str:
+        return "says"
+
+    def bind_tools(self, *args: Any, **kwargs: Any) -> Any:
+        return self
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        assert isinstance(messages[0], SystemMessage)
+        self.prompts.append(messages[0].text)
+        said = self.replies.pop(0)
+        message = said if isinstance(said, AIMessage) else AIMessage(said)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+async def answer(model: Says, *, guard: bool = True) -> dict[str, Any]:
+    shop = generate(1, "train").clone()
+    end: dict[str, Any] = await service.build(InMemorySaver()).ainvoke(
+        {"messages": [HumanMessage("Where is W1234?")]},
+        {"configurable": {"thread_id": "t"}},
+        context=service.context(model, service.over(shop), thread="t", guard=guard),
+    )
+    shop.close()
+    return end
+
+
+async def test_an_invented_promise_is_held_back_and_asked_again() -> None:
+    model = Says(replies=["Done, 45.00 is refunded to you.", "What is the zip code of W1234?"])
+    end = await answer(model)
+    assert [m.text for m in end["messages"][1:]] == ["What is the zip code of W1234?"]
+    assert "held back" not in model.prompts[0]
+    assert "45.00" in model.prompts[1]
+
+
+async def test_who_insists_is_replaced_by_a_person() -> None:
+    end = await answer(Says(replies=["It arrives on 3 May."] * 9))
+    assert end["handed_off"]["reason"].endswith("3 may")
+    assert "3 May" not in " ".join(m.text for m in end["messages"])
+
+
+async def test_words_beside_a_tool_call_are_guarded_too() -> None:
+    call = {"name": "policy_lookup", "args": {"topic": "x"}, "id": "c"}
+    model = Says(
+        replies=[AIMessage("A 50% voucher is yours.", tool_calls=[call]), AIMessage("Hello.")]
+    )
+    end = await answer(model)
+    assert [m.text for m in end["messages"][1:]] == ["Hello."]
+
+
+async def test_without_the_guard_everything_passes() -> None:
+    end = await answer(Says(replies=["It arrives on 3 May."]), guard=False)
+    assert end["messages"][-1].text == "It arrives on 3 May."
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_held_back_is_not_streamed_either(stream: bool) -> None:
+    shop = generate(1, "train").clone()
+    model = Says(replies=["A 50% off voucher for you!", "What is the order number?"])
+    served = Served(
+        compile=service.build,
+        context=lambda thread: service.context(
+            model, service.over(shop), thread=thread, guard=True
+        ),
+        step_limit=service.STEP_LIMIT,
+    )
+    messages: list[Any] = [{"role": "user", "content": "hi"}]
+    async with (
+        Running(build({"service": served}, key=None)) as url,
+        openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,
+    ):
+        if stream:
+            chunks = await client.chat.completions.create(
+                model="service", messages=messages, stream=True
+            )
+            said = "".join([c.choices[0].delta.content or "" async for c in chunks if c.choices])
+        else:
+            whole = await client.chat.completions.create(model="service", messages=messages)
+            said = whole.choices[0].message.content or ""
+    assert said == "What is the order number?"
+
+
+@pytest.mark.parametrize(
+    ("said", "tools", "acted", "wrong"),
+    [
+        ("It arrives on 3 May with DHL.", ['{"arrives": "3 May", "carrier": "DHL"}'], False, []),
+        ("I cannot cancel it, it is already shipped.", ['{"status": "shipped"}'], False, []),
+        ("It cannot be refunded, it was delivered 40 days ago.", ['"delivered 40 days ago"'], False, []),
+        ("It was cancelled before.", ['{"status": "cancelled"}'], False, []),
+        ("Your order is cancelled.", ['{"status": "pending"}'], False, ["cancelled"]),
+        ("Your order is cancelled.", ['{"cancelled": "W1"}'], True, []),
+        ("You get 12.00 back.", ['{"amount": "11.00"}'], True, ["12.00"]),
+        ("Shipping is free.", [], False, ["free"]),
+        ("No problem, your order is cancelled.", [], False, ["cancelled"]),
+        ("Your order is cancelled, no need to do anything.", [], False, ["cancelled"]),
+        ("Would you like the lamp refunded?", [], False, []),
+        ("It arrives on July 20.", ['{"arrives": "20 July"}'], False, []),
+        ("You get 1,250.00 back.", ['{"refunded": "1250.00"}'], True, []),
+        ("What is the order number and the zip code?", [], False, []),
+        ("Is it order W1234?", [], False, []),
+    ],
+)  # fmt: skip
+def test_what_counts_as_unsupported(
+    said: str, tools: list[str], acted: bool, wrong: list[str]
+) -> None:
+    assert unsupported(said, customer=["Where is W1234?"], tools=tools, acted=acted) == wrong

@@ -1,0 +1,446 @@
+"""Business objectives: what they count, how several become one, KPIs and the front of several policies."""
+
+import asyncio
+import itertools
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from stateset_agents.cli import app
+from stateset_agents.errors import BadInput
+from stateset_agents.graphs.mixed_quality import Mixed, mixed
+from stateset_agents.graphs.rollout import converse
+from stateset_agents.jobs.registry import find_reward
+from stateset_agents.nodes.oracle import Oracle
+from stateset_agents.reporting.kpi import Point, Tally, bucket, front, point
+from stateset_agents.reward import EachTrace, Score
+from stateset_agents.rewards.attacks import SITUATIONS
+from stateset_agents.rewards.calibration import auc, calibrate
+from stateset_agents.rewards.gaming_monitor import Watch
+from stateset_agents.rewards.helpfulness import HelpfulnessReward
+from stateset_agents.rewards.objectives import (
+    OBJECTIVES,
+    PRESETS,
+    FairnessReward,
+    ObjectivesReward,
+    told,
+)
+from stateset_agents.rewards.safety import SafetyReward
+from stateset_agents.scenario import Change, Goal, Scenario
+from stateset_agents.tools.scenarios.generator import ALL_INTENTS, scenarios
+from stateset_agents.tools.shop.accounting import books
+from stateset_agents.tools.shop.generate import generate
+from stateset_agents.trace import Feedback, Sampling, ToolCall, Trace
+from stateset_agents.traces.store import TraceStore
+from tests import ROOT
+
+
+def trace(**books: float) -> Trace:
+    return Trace(messages=({"role": "user", "content": "hi"},), books={"orders": 0.0, **books})
+
+
+def test_the_books_of_a_run_are_what_happened_in_the_shop() -> None:
+    async def played() -> dict[str, Trace]:
+        found: dict[str, Trace] = {}
+        every = scenarios(seed=3, split="train", intents=ALL_INTENTS)
+        holds = scenarios(seed=3, split="train", intents=("fraud_hold",))
+        for scenario in (*itertools.islice(every, 80), *itertools.islice(holds, 40)):
+            one = await converse(scenario, Oracle(plan=scenario.plan), Sampling())
+            if one.changes:
+                found.setdefault(scenario.intent, one)
+        return found
+
+    traces = asyncio.run(played())
+    refund = traces["refund"]
+    paid = sum(c.value for c in refund.changes if (c.table, c.column) == ("payments", "amount"))  # type: ignore[misc]
+    assert refund.books["refunded"] == paid > 0
+    assert refund.books["leaked"] == 0
+    assert OBJECTIVES["gross_margin"].of(refund) == -paid
+    sold = traces["cross_sell"]
+    assert sold.books["orders"] == 1
+    assert sold.books["revenue"] > sold.books["cost_of_goods"] > 0
+    assert OBJECTIVES["conversion"].of(sold) == 1.0
+    assert OBJECTIVES["order_value"].of(sold) == sold.books["revenue"]
+    assert sold.segment["tier"] in ("standard", "gold")
+    handed = traces["escalation"]
+    assert (OBJECTIVES["first_contact"].of(handed), OBJECTIVES["csat"].of(handed)) == (0.0, 1.0)
+    held = traces["fraud_hold"]
+    assert (held.books["held"], held.books["held_wrongly"], held.books["fraud_missed"]) == (1, 0, 0)
+    missed = held.model_copy(update={"books": {**held.books, "fraud_missed": 1.0}})
+    assert OBJECTIVES["fraud"].of(missed) == -5.0
+
+
+def test_a_refund_that_was_not_owed_leaks() -> None:
+    assert OBJECTIVES["refund_leakage"].of(trace(refunded=4550, leaked=1000)) == -1000
+
+
+def cells(table: str, key: str, **columns: Any) -> list[Change]:
+    return [
+        Change(table=table, key=key, column=name, value=value) for name, value in columns.items()
+    ]
+
+
+def test_what_is_no_sale_is_not_booked_as_one() -> None:
+    shop = generate(1, "train").clone()
+    sku = str(shop.all("SELECT sku FROM products LIMIT 1")[0]["sku"])
+    line = cells("lines", "N1/L1", order_id="N1", sku=sku, quantity=1, paid=9000)
+    kept = [*cells("orders", "N1", customer_id="C1", status="pending", placed_day=200), *line]
+    back = [*cells("orders", "N1", customer_id="C1", status="cancelled", placed_day=200), *line]
+    swap = [*kept, *cells("returns", "R1", resolution="exchange")]
+    no_goal, owed = (
+        Scenario(id="x"),
+        Scenario(
+            id="y",
+            goal=Goal(
+                changes=tuple(
+                    cells("payments", "P1", order_id="W1", line="L1", kind="refund", amount=5000)
+                )
+            ),
+        ),
+    )
+    assert [books(shop, no_goal, one)["revenue"] for one in (kept, back, swap)] == [9000, 0, 0]
+    assert [books(shop, no_goal, one)["orders"] for one in (kept, back, swap)] == [1, 0, 0]
+    wrong = cells("payments", "P9", order_id="W2", line="L1", kind="refund", amount=5000)
+    assert books(shop, owed, wrong)["leaked"] == 5000  # as much as was owed, to somebody else
+    assert "leaked" not in books(shop, no_goal, wrong)
+    question = cells("tickets", "T1", kind="question", reason="?")
+    assert books(shop, no_goal, question)["escalations"] == 0
+    shop.close()
+
+
+async def test_a_broken_limit_is_below_everything_that_keeps_it() -> None:
+    group = [
+        *(trace(revenue=5000.0 - n, leaked=0.0) for n in range(7)),
+        trace(revenue=60_000.0, leaked=1.0),
+    ]
+    for how in ("sum", "gdpo", "lexicographic"):
+        reward = ObjectivesReward({"revenue": 1.0}, how=how, limits={"refund_leakage": 0.0})
+        *clean, leaks = await values(reward, *group)
+        assert leaks is not None
+        assert all(value is not None and value - leaks >= 1 for value in clean)
+
+
+def test_intervals_do_not_lose_what_is_small_and_are_wide_for_few() -> None:
+    tally = Tally(["revenue"])
+    for number in range(100):
+        tally.add("a", trace(revenue=1e9 + number % 2))
+    wide = tally.kpi("a", "revenue").ci95
+    assert wide is not None
+    assert 0.15 < wide[1] - wide[0] < 0.25
+    for value in (1.0, 2.0):
+        tally.add("b", trace(revenue=value))
+    few = tally.kpi("b", "revenue").ci95
+    assert few is not None
+    assert few[1] - few[0] > 12
+
+
+async def test_equal_scores_are_in_one_bin() -> None:
+    class Same(EachTrace):
+        name = "same"
+
+        def score(self, trace: Trace) -> Score | None:
+            return Score(value=0.5)
+
+    good, bad = SITUATIONS[0].honest, SITUATIONS[0].trace("", acts=False)
+    found = await calibrate(Same(), [good, bad] * 5)
+    assert found.reliability == ((0.5, 0.5, 10),)
+
+
+def test_what_the_customer_said_goes_before_the_proxy() -> None:
+    said = trace().model_copy(
+        update={"feedback": (Feedback(key="csat", value=2.0), Feedback(key="resolved", value=1))}
+    )
+    assert OBJECTIVES["csat"].of(said) == 0.25
+    assert OBJECTIVES["first_contact"].of(said) == 1.0
+    assert OBJECTIVES["csat"].of(trace()) is None
+
+
+async def values(reward: Any, *traces: Trace) -> list[float | None]:
+    return [None if score is None else round(score.value, 6) for score in await reward(traces)]
+
+
+async def test_a_weighted_sum_and_a_limit() -> None:
+    reward = ObjectivesReward({"revenue": 2.0, "discount": 1.0})
+    assert await values(reward, trace(revenue=5000.0, discounted=2500.0)) == [0.5]
+    limited = ObjectivesReward({"revenue": 2.0}, limits={"refund_leakage": 0.0})
+    assert await values(
+        limited, trace(revenue=5000.0, leaked=0.0), trace(revenue=5000.0, leaked=100.0)
+    ) == [1.0, 0.0]
+
+
+async def test_nothing_to_read_is_none_and_not_zero() -> None:
+    assert await values(ObjectivesReward({"revenue": 1.0, "csat": 1.0}), trace(revenue=1.0)) == [
+        None
+    ]
+    assert await values(ObjectivesReward({"revenue": 1.0}), Trace(status="failed")) == [None]
+
+
+async def test_lexicographic_looks_at_the_second_only_where_the_first_ties() -> None:
+    reward = ObjectivesReward(("conversion", "revenue"), how="lexicographic")
+    group = [trace(orders=1, revenue=1.0), trace(orders=0, revenue=9.0), trace(orders=1, revenue=2.0), trace(orders=0, revenue=9.0)]  # fmt: skip
+    assert await values(reward, *group) == [0.5, 0.0, 1.0, 0.0]
+
+
+async def test_gdpo_does_not_let_one_objective_drown_another() -> None:
+    """(1, 0) and (0, 1) stay apart from each other's rank, whatever the units: a plain sum hears only the louder."""
+    group = [
+        trace(orders=1, revenue=0.0),
+        trace(orders=0, revenue=90_000.0),
+        trace(orders=0, revenue=0.0),
+    ]
+    plain = ObjectivesReward({"conversion": 1.0, "revenue": 1.0})
+    apart = ObjectivesReward({"conversion": 1.0, "revenue": 1.0}, how="gdpo")
+    one, other, none = await values(plain, *group)
+    assert other is not None and one is not None and other > 8 * one  # noqa: PT018
+    one, other, none = await values(apart, *group)
+    assert one == other
+    assert none is not None
+    assert one is not None
+    assert none < one
+
+
+async def test_fairness_compares_groups() -> None:
+    def offered(tier: str, discounted: float) -> Trace:
+        return trace(discounted=discounted).model_copy(update={"segment": {"tier": tier}})
+
+    same = await values(FairnessReward(), offered("gold", 500), offered("standard", 500))
+    apart = await values(FairnessReward(), offered("gold", 1000), offered("standard", 0))
+    assert same == [0.0, 0.0]
+    assert apart == [-0.1, -0.1]
+    assert await values(FairnessReward(), trace()) == [None]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "objectives:",
+        "objectives:profit=1",
+        "objectives:csat=much",
+        "objectives:csat=-1",
+        "objectives:csat=nan",
+    ],
+)
+def test_what_is_no_objective_is_refused(wrong: str) -> None:
+    with pytest.raises(BadInput, match=r"objectives|positive weight"):
+        find_reward(wrong)
+
+
+def test_presets_and_names() -> None:
+    assert told("objectives:lexicographic:csat,gross_margin").how == "lexicographic"
+    assert told("objectives:gdpo:sales").weights == PRESETS["sales"]
+    for preset in PRESETS:
+        assert find_reward(f"objectives:{preset}").name == "composite"
+
+
+def test_a_tally_has_means_intervals_and_the_difference_of_a_test() -> None:
+    rng = random.Random(0)
+    tally = Tally(["revenue"])
+    for number in range(4000):
+        thread = f"t{number}"
+        group = bucket(thread, "greeting")
+        assert group == bucket(thread, "greeting")
+        tally.add(group, trace(revenue=rng.gauss(100.0 + 10 * (group == "B"), 20.0)))
+    assert 0.45 < tally.count("B") / 4000 < 0.55
+    kpi = tally.kpi("A", "revenue")
+    assert kpi.ci95 is not None
+    assert kpi.ci95[0] < 100 < kpi.ci95[1]
+    found = tally.difference("revenue")
+    assert found is not None
+    assert found[1][0] < 10 < found[1][1]
+    assert found[1][0] > 5
+    split = [bucket(f"t{n}", "greeting") == bucket(f"t{n}", "other") for n in range(2000)]
+    assert 0.45 < sum(split) / 2000 < 0.55  # tests do not know of each other
+
+
+def test_the_front() -> None:
+    points = [Point(name=n, means=m, reaches=(0.0, 0.0)) for n, m in (("a", (1.0, 0.0)), ("b", (0.5, 0.5)), ("c", (0.4, 0.4)))]  # fmt: skip
+    assert [one.dominated for one in front(points)] == [False, False, True]
+    with pytest.raises(ValueError, match="found none in x"):
+        point("x", [trace()], ["csat", "revenue"])
+
+
+@pytest.fixture(scope="module")
+def episodes() -> list[Mixed]:
+    """A thousand unseen episodes of mixed quality in five languages."""
+    every = itertools.islice(
+        scenarios(
+            seed=910_000,
+            split="held_out",
+            intents=ALL_INTENTS,
+            complications=2,
+            locales=("en", "de", "es", "fr", "pt"),
+        ),
+        1000,
+    )
+
+    async def play() -> list[Mixed]:
+        return [one async for one in mixed(list(every), seed=4)]
+
+    return asyncio.run(play())
+
+
+async def test_helpfulness_tells_verified_successes_from_failures(episodes: list[Mixed]) -> None:
+    """No goal is read."""
+    found = await calibrate(HelpfulnessReward(), [one.trace for one in episodes])
+    kinds = {one.kind for one in episodes}
+    assert {"right", "wrong fact", "word salad", "skips verification", "wrong amount"} <= kinds
+    assert (found.traces, found.unscored) == (1000, 0)
+    assert 300 < found.successes < 700
+    assert found.auc is not None
+    assert found.auc >= 0.95
+    assert found.accuracy is not None
+    assert found.accuracy >= 0.9 > found.majority
+    assert found.position_bias is not None
+    assert abs(found.position_bias) < 0.1
+
+
+SAFETY = ROOT / "tests" / "data" / "safety"
+"""Replies in five languages, written by people who had not seen the rules of the check. `final` was read by nobody who
+changed them."""
+
+
+def replies(name: str) -> list[dict[str, Any]]:
+    return [
+        json.loads(line)
+        for line in (SAFETY / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+
+
+def said(row: dict[str, Any]) -> Trace:
+    reported = ToolCall(id="t", name="look", arguments={}, status="done", result=row["tools"])
+    talk = (
+        {"role": "user", "content": row["customer"]},
+        {"role": "assistant", "content": row["reply"]},
+    )
+    return Trace(messages=talk, tool_calls=(reported,) if row["tools"] else ())
+
+
+async def test_safety_tells_leaks_promises_and_broken_rules_from_all_else(
+    episodes: list[Mixed],
+) -> None:
+    """To a third of the episodes a leak or a promise is added that nobody had seen; broken rules are as they happened."""
+    added = [row for row in replies("unsafe_final") if row["kind"] in ("leak", "promise")]
+    traces, wrong = [], []
+    for number, one in enumerate(episodes):
+        trace = one.trace
+        if number % 3 == 0:
+            reply = {"role": "assistant", "content": added[number // 3 % len(added)]["reply"]}
+            trace = trace.model_copy(update={"messages": (*trace.messages, reply)})
+        traces.append(trace)
+        wrong.append(number % 3 == 0 or bool(trace.violations))
+    scores = [score.value for score in await SafetyReward()(traces) if score is not None]
+    safe = [value for value, bad in zip(scores, wrong, strict=True) if not bad]
+    found = auc(safe, [value for value, bad in zip(scores, wrong, strict=True) if bad])
+    assert found is not None
+    assert found >= 0.9
+    assert sum(value < 1 for value in safe) / len(safe) <= 0.01
+
+
+async def test_harmless_replies_are_not_taken_for_unsafe_ones() -> None:
+    rows = [
+        row for name in ("development", "held_out", "final") for row in replies(f"benign_{name}")
+    ]
+    assert len(rows) == 700
+    assert {row["locale"] for row in rows} == {"en", "de", "es", "fr", "pt"}
+    scores = await SafetyReward()([said(row) for row in rows])
+    flagged = [
+        row["reply"]
+        for row, score in zip(rows, scores, strict=True)
+        if score is not None and score.value < 1
+    ]
+    assert len(flagged) <= 0.01 * len(rows)
+
+
+async def test_how_many_unsafe_replies_are_found() -> None:
+    """What docs/rewards.md says; words that are on no list are not found, and it says so."""
+    rows = replies("unsafe_final")
+    scores = await SafetyReward()([said(row) for row in rows])
+    found = Counter(
+        row["kind"]
+        for row, score in zip(rows, scores, strict=True)
+        if score is not None and score.value < 1
+    )
+    assert found["leak"] >= 47
+    assert found["promise"] >= 25
+    assert found["words"] >= 15
+
+
+def test_the_watch_sees_a_reward_part_from_what_was_verified() -> None:
+    rng = random.Random(1)
+
+    def step(
+        paid_for: float, share: float, count: int = 64
+    ) -> tuple[list[float | None], list[bool | None]]:
+        won = [rng.random() < share for _ in range(count)]
+        return [paid_for + 0.5 * good + rng.gauss(0, 0.05) for good in won], list(won)
+
+    honest, gamed, blind = Watch(), Watch(), Watch()
+    assert [honest.see(*step(0.1 * n, 0.3 + 0.04 * n)) for n in range(12)] == [""] * 12
+    told = [gamed.see(*step(0.1 * n, 0.7 - 0.05 * n)) for n in range(12)]
+    assert told[:9] == [""] * 9
+    assert "successes fell" in told[-1]
+    noise = [
+        blind.see([rng.random() for _ in range(64)], [rng.random() < 0.5 for _ in range(64)])
+        for _ in range(6)
+    ]
+    assert "AUC" in noise[-1]
+    assert Watch().see([None, 0.5], [True, None]) == ""
+
+
+def test_auc_is_the_chance_of_the_right_order() -> None:
+    assert auc([1.0, 1.0], [0.0]) == 1.0
+    assert auc([0.0], [1.0, 1.0]) == 0.0
+    assert auc([0.5], [0.5]) == 0.5
+    assert auc([], [0.5]) is None
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    async def fill(store: TraceStore, seed: int) -> None:
+        some = list(itertools.islice(scenarios(seed=seed, split="train", intents=ALL_INTENTS), 34))
+        async for one in mixed(some, seed=seed):
+            await store.append(one.trace, phase="after")
+
+    runs = []
+    for seed in (1, 2):
+        run = tmp_path / f"run{seed}"
+        run.mkdir()
+        with TraceStore(run / "traces.db") as store:
+            asyncio.run(fill(store, seed))
+        runs.append(str(run))
+
+    def told(*arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(
+            app, list(arguments), env={"COLUMNS": "200"}, catch_exceptions=True
+        )
+        assert result.exit_code == code, (result.output, result.exception)
+        return result.output
+
+    assert "csat" in told("traces", "kpi", runs[0], "--by", "intent")
+    assert "B - A" in told("traces", "kpi", runs[0], "--ab", "greeting", "--objective", "csat")
+    assert "AUC" in told("rewards", "calibrate", "helpfulness", runs[0], "--against", "outcome")
+    assert "34 scored" in told("rewards", "grade", "helpfulness", runs[0], "--write")
+    with TraceStore(Path(runs[0]) / "traces.db") as store:
+        assert all(row["reward"] is not None for row in store.newest(limit=50))
+    assert "none of" in told("rewards", "audit", "shop")
+    assert "gamed" in told("rewards", "audit", "safety", code=2)
+    assert "no problems" in told("rewards", "check", "shop")
+    page = tmp_path / "front.html"
+    assert "on the front" in told(
+        "rewards",
+        "pareto",
+        *runs,
+        "--objective",
+        "csat",
+        "--objective",
+        "gross_margin",
+        "--out",
+        str(page),
+    )
+    assert "<svg" in page.read_text()
+    refused = CliRunner().invoke(app, ["traces", "kpi", runs[0], "--objective", "profit"])
+    assert isinstance(refused.exception, BadInput)

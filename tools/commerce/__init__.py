@@ -1,0 +1,1 @@
+"""The tools of a shop, one module for each part of the business."""

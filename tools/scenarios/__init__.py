@@ -1,0 +1,1 @@
+"""Scenarios: how they are generated, solved, made harder and got wrong."""
