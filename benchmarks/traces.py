@@ -28,7 +28,8 @@ from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.traces import writer
 from stateset_agents.traces.recorder import record
 from stateset_agents.traces.redaction import Redactor
-from stateset_agents.traces.store import SIZES, TraceStore
+from stateset_agents.traces.retention import SIZES
+from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.packing.trie import fold
 from stateset_agents.trajectory import trajectory
 from tests.servers import free_port

@@ -15,13 +15,8 @@ from rich.table import Table
 from stateset_agents.graphs.rollout import converse
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.tools.executor import Executor
-from stateset_agents.tools.scenarios.generator import (
-    ALL_INTENTS,
-    INTENTS,
-    mutants,
-    scenarios,
-    score_acts,
-)
+from stateset_agents.tools.scenarios.generator import ALL_INTENTS, INTENTS, scenarios
+from stateset_agents.tools.scenarios.mutants import mutants, score_acts
 from stateset_agents.tools.shop.generate import generate
 from stateset_agents.tools.tool import Session
 from stateset_agents.tools.toolset import ALL_TOOLS

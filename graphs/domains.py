@@ -1,8 +1,7 @@
 """The shop's agents: what each is there for, and the tools it is given."""
 
 from stateset_agents.graphs.agent import Domain
-from stateset_agents.tools.prompts import SERVICE_PROMPT
-from stateset_agents.tools.toolset import SERVICE_TOOLS, choose
+from stateset_agents.tools.toolset import SERVICE_PROMPT, SERVICE_TOOLS, choose
 
 _ALWAYS = ("verify_identity", "policy_lookup", "escalate_to_human")
 

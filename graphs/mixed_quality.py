@@ -13,7 +13,7 @@ from stateset_agents.graphs.rollout import converse
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Act, Scenario
 from stateset_agents.tools.scenarios.demonstrations import FLAWS, bend
-from stateset_agents.tools.scenarios.generator import mutants
+from stateset_agents.tools.scenarios.mutants import mutants
 from stateset_agents.trace import Sampling, Trace
 
 _NUMBER = re.compile(r"\d+")

@@ -21,8 +21,8 @@ from stateset_agents.nodes.customer import CustomerSimulator, simulate
 from stateset_agents.policy.chat_model import reading, sampling_as
 from stateset_agents.scenario import Scenario
 from stateset_agents.tools.backend import Backend
-from stateset_agents.tools.scenarios.near_misses import arrange_all
 from stateset_agents.tools.shop.accounting import books, segment
+from stateset_agents.tools.shop.arrange import arrange_all
 from stateset_agents.tools.shop.generate import generate
 from stateset_agents.tools.shop.sqlite import Shop
 from stateset_agents.trace import Sampling, ToolCall, Trace

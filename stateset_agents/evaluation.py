@@ -5,8 +5,8 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
+from stateset_agents.frozen import Frozen
 from stateset_agents.reward import Score
-from stateset_agents.scenario import Frozen
 from stateset_agents.trace import Trace
 
 Interval = tuple[float, float]

@@ -13,13 +13,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from stateset_agents.errors import BadInput
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from stateset_agents.frozen import Frozen
 
 
 class Change(Frozen):
@@ -104,24 +101,24 @@ class Act(Frozen):
 
     say: str = ""
     tool: str | None = None
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
 
 
 class Customer(Frozen):
     """Who asks: how they open, what they know, and which writes they would agree to."""
 
     opening: str = ""
-    slots: dict[str, str] = {}
+    slots: dict[str, str] = Field(default_factory=dict)
     """What the customer can tell when asked, by slot name (order_id, zip, street, item, ...)."""
     approves: tuple[Act, ...] = ()
     """The writes this customer says yes to; any other proposal is refused."""
-    answers: dict[str, str] = {}
+    answers: dict[str, str] = Field(default_factory=dict)
     """How this customer words an answer, by slot name; `{}` stands for the value."""
     locale: Literal["en", "de", "es", "fr", "pt"] = "en"
     """The language that this customer writes and understands."""
     patience: int | None = Field(default=None, ge=0)
     """How many questions this customer answers before they leave; None for any number."""
-    slips: dict[str, str] = {}
+    slips: dict[str, str] = Field(default_factory=dict)
     """What this customer says the first time instead of the right value, by slot name."""
     then: tuple[str, ...] = ()
     """What this customer says, one after the other, once they would have left: they push back, or tell the
@@ -144,7 +141,7 @@ class Scenario(Frozen):
     plan: tuple[Act, ...] = ()
     complications: tuple[str, ...] = ()
     """What makes it harder than others of its intent, by name."""
-    arranged: dict[str, dict[str, str | int]] = {}
+    arranged: dict[str, dict[str, str | int]] = Field(default_factory=dict)
     """What is different about orders of the shop before the conversation starts, by order id."""
     max_turns: int = Field(default=8, ge=1, le=100)
     """Customer turns; a conversation that is not over by then is truncated."""

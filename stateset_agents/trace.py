@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stateset_agents.scenario import Change, Frozen, GoalScore, Scenario
+from stateset_agents.frozen import Frozen
+from stateset_agents.scenario import Change, GoalScore, Scenario
 
 Exactness = Literal["exact", "rendered", "text"]
 Status = Literal["completed", "truncated", "failed", "waiting", "interrupted"]

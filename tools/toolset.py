@@ -63,3 +63,9 @@ SERVICE_TOOLS: tuple[Tool, ...] = choose(
     "escalate_to_human",
 )
 """What the seed policy was raised with. Frozen: the shop may grow, this set does not."""
+
+
+SERVICE_PROMPT = (
+    "You are the service agent of a shop. Verify the customer first, follow the rules, "
+    "and say only what a tool told you."
+)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from stateset_agents.scenario import Frozen
+from stateset_agents.frozen import Frozen
 from stateset_agents.trainers.algorithms import ALGORITHMS
 
 ONE = "default"

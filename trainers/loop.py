@@ -21,6 +21,7 @@ from stateset_agents.reward import Reward
 from stateset_agents.rewards.gaming_monitor import Watch
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Trace
+from stateset_agents.traces.lineage import certify
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.config import ONE, TrainConfig
 from stateset_agents.trainers.constraints import Limit
@@ -175,7 +176,7 @@ async def train(
             for name, mine in learned.items():
                 rows = certificate(groups, mine, every=learner.config.beta > 0)
                 pending.append(
-                    store.certify(version(run, step, name), rows, parent=names[step - 1][name])
+                    certify(store, version(run, step, name), rows, parent=names[step - 1][name])
                 )
             for waiting in pending:
                 await waiting

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from stateset_agents.errors import RunBroken
 from stateset_agents.reward import Reward
 from stateset_agents.trace import Trace
+from stateset_agents.traces.lineage import certify
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.config import TrainConfig
 from stateset_agents.trainers.constraints import Limit
@@ -80,7 +81,7 @@ async def train_recorded(
             for name, mine in learned.items():
                 rows = certificate(chosen, mine, every=config.beta > 0)
                 above = version(run, step - 1, name) if step > 1 else ""
-                await store.certify(version(run, step, name), rows, parent=above)
+                await certify(store, version(run, step, name), rows, parent=above)
             line |= {"step": step, "seconds_train": time.perf_counter() - began}
             await asyncio.to_thread(learner.commit, line)
             written.add(step, line)

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from pydantic import Field
 
-from stateset_agents.scenario import Frozen, Scenario
+from stateset_agents.frozen import Frozen
+from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.trainers.concurrency import Gate
 from stateset_agents.trainers.config import TrainConfig

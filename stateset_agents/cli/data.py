@@ -60,7 +60,7 @@ def scenarios_generate(
 def scenarios_check(file: Path) -> None:
     """Whether a file's scenarios are valid, and solvable where they have a plan."""
     from stateset_agents.scenario import load_scenarios
-    from stateset_agents.tools.scenarios.generator import mutants, score_acts
+    from stateset_agents.tools.scenarios.mutants import mutants, score_acts
 
     every = load_scenarios(file)
     planned = [s for s in every if s.plan and s.goal is not None and s.split != "user"]

@@ -101,8 +101,10 @@ def traces_forget(
     store: Place, customer: Annotated[str, typer.Option(help="Whose traces are erased.")]
 ) -> None:
     """Erase every trace of a customer, and name the adapters that learned from them."""
+    from stateset_agents.traces.retention import forget
+
     with open_store(store) as opened:
-        count, adapters = opened.forget(customer)
+        count, adapters = forget(opened, customer)
     print(f"{count} traces of {customer} erased")
     for adapter in adapters:
         print(f"{adapter} learned from them: train it again without, or retire it")
@@ -118,12 +120,13 @@ def traces_prune(
 ) -> None:
     """Erase old traces, by age, by size, or both."""
     from stateset_agents.errors import BadInput
+    from stateset_agents.traces.retention import prune
 
     if days is None and megabytes is None:
         raise BadInput("Expected --days, --megabytes or both, found neither.")
     with open_store(store) as opened:
         print(
-            f"{opened.prune(days=days, megabytes=megabytes)} traces erased, {opened.count()} left"
+            f"{prune(opened, days=days, megabytes=megabytes)} traces erased, {opened.count()} left"
         )
 
 

@@ -50,7 +50,7 @@ def load(store: TraceStore, file: Path) -> tuple[int, int]:
     new = 0
     pending = []
     for entry in read(file):
-        if entry.trace.id in there or store.forgets(entry.trace):
+        if entry.trace.id in there or store.is_forgotten(entry.trace):
             continue
         there.add(entry.trace.id)
         new += 1

@@ -208,7 +208,7 @@ def store_all(store: TraceStore, found: Iterable[Trace]) -> tuple[int, int]:
     known = 0
     for trace in found:
         grown = there.get(trace.id) == "interrupted" != trace.status
-        if (trace.id in there and not grown) or store.forgets(trace):
+        if (trace.id in there and not grown) or store.is_forgotten(trace):
             known += 1
             continue
         pending.append(store.append(trace, phase="langsmith", replace=grown))

@@ -3,22 +3,40 @@
 response id -> hash of ids and log-probabilities -> trace and call -> policy version -> adapter
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from stateset_agents.trace import ModelCall
 from stateset_agents.traces.codec import digest
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.traces.tables import Row
+from stateset_agents.traces.writer import Written
 
+_LEARN = (
+    "INSERT INTO trained VALUES(?, ?, ?, ?, ?, ?, COALESCE((SELECT customer FROM runs WHERE id = ?), '')) "
+    "ON CONFLICT DO NOTHING"
+)
+_DESCEND = "INSERT INTO adapters VALUES(?, ?) ON CONFLICT DO NOTHING"
 Kept = dict[int, tuple[str, str, str]]
 """Digest, response id and version of a run's calls, by number, as they were written beside the tokens."""
 
-_TRAINED = (
+_CERTIFICATES = (
     "SELECT trained.adapter, trained.run, trained.number, trained.response_id, trained.digest, trained.version, "
     "calls.response_id, calls.digest, calls.version, runs.id FROM trained "
     "LEFT JOIN runs ON runs.id = trained.run "
     "LEFT JOIN calls ON calls.run = trained.run AND calls.number = trained.number "
     "ORDER BY trained.adapter, trained.run, trained.number"
 )
+
+
+def certify(
+    store: TraceStore, adapter: str, rows: Sequence[tuple[str, int, ModelCall]], *, parent: str = ""
+) -> Written:
+    """Queue that an adapter, which was trained on from `parent`, learned from calls, given as trace, number and call."""
+    learned = [
+        (_LEARN, (run, number, adapter, call.response_id, digest(call), call.version, run))
+        for run, number, call in rows
+    ]
+    return store.put([(_DESCEND, (adapter, parent)), *learned])
 
 
 def problems(store: TraceStore) -> Iterator[str]:
@@ -34,7 +52,7 @@ def problems(store: TraceStore) -> Iterator[str]:
             )
         }
         yield from _of_run(store, row, kept)
-    for adapter, run, number, *columns, there in store.read(_TRAINED):
+    for adapter, run, number, *columns, there in store.read(_CERTIFICATES):
         learned, found = tuple(columns[:3]), tuple(columns[3:])
         if there is not None and learned != found:
             yield (

@@ -4,6 +4,7 @@ import sqlite3
 from pathlib import Path
 
 from stateset_agents.trace import Trace
+from stateset_agents.traces.lineage import certify
 from stateset_agents.traces.store import TraceStore
 from tests.cli.test_cli import run
 from tests.traces.test_store import talk
@@ -19,7 +20,7 @@ def filled(folder: Path) -> Path:
                 model_calls=talk(2 + number),
             )
             store.append(trace)
-            store.certify("policy-9", [(trace.id, n, c) for n, c in enumerate(trace.model_calls)])
+            certify(store, "policy-9", [(trace.id, n, c) for n, c in enumerate(trace.model_calls)])
     return folder
 
 

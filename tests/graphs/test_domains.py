@@ -8,7 +8,8 @@ from stateset_agents.graphs.domains import DOMAINS
 from stateset_agents.graphs.rollout import converse
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Act, Scenario
-from stateset_agents.tools.scenarios.generator import ALL_INTENTS, mutants, scenarios, score_acts
+from stateset_agents.tools.scenarios.generator import ALL_INTENTS, scenarios
+from stateset_agents.tools.scenarios.mutants import mutants, score_acts
 from stateset_agents.trace import Sampling
 
 SEED = 4_000

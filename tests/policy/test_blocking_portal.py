@@ -15,7 +15,7 @@ from stateset_agents.policy import blocking_portal
 from stateset_agents.policy.chat_model import connect, fetch
 from stateset_agents.policy.pool import Servers, servers_at
 from stateset_agents.policy.publishing import publish
-from stateset_agents.tools.prompts import SERVICE_PROMPT
+from stateset_agents.tools.toolset import SERVICE_PROMPT
 from stateset_agents.trace import Sampling
 from tests.policy_double import doubles, lose_the_first, small_adapter
 

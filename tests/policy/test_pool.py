@@ -25,8 +25,7 @@ from stateset_agents.policy.chat_model import connect, fetch
 from stateset_agents.policy.pool import Servers, servers_at
 from stateset_agents.policy.publishing import check_adapter, publish, retire
 from stateset_agents.scenario import Scenario
-from stateset_agents.tools.prompts import SERVICE_PROMPT
-from stateset_agents.tools.toolset import SERVICE_TOOLS
+from stateset_agents.tools.toolset import SERVICE_PROMPT, SERVICE_TOOLS
 from stateset_agents.trace import Sampling
 from tests.policy_double import Double, Drop, answer, doubles, entry, lose_the_first, small_adapter
 

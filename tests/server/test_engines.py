@@ -25,8 +25,7 @@ from stateset_agents.server.engine import protocol
 from stateset_agents.server.engine.app import Engine, build
 from stateset_agents.server.engine.models import load_base
 from stateset_agents.server.supervisor import Supervised
-from stateset_agents.tools.prompts import SERVICE_PROMPT
-from stateset_agents.tools.toolset import SERVICE_TOOLS
+from stateset_agents.tools.toolset import SERVICE_PROMPT, SERVICE_TOOLS
 from tests.conftest import WEIGHTS_KEY
 
 TOOLS: Any = [tool.schema() for tool in SERVICE_TOOLS]

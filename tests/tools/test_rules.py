@@ -7,7 +7,8 @@ import pytest
 from stateset_agents.cli import app
 from stateset_agents.tools.executor import Executor
 from stateset_agents.tools.rules import Rule, Signature, broken, problems, replaced, rules_text
-from stateset_agents.tools.scenarios.near_misses import arrange, near_misses
+from stateset_agents.tools.scenarios.near_misses import near_misses
+from stateset_agents.tools.shop.arrange import arrange
 from stateset_agents.tools.shop.generate import generate
 from stateset_agents.tools.shop.money import show
 from stateset_agents.tools.shop.sqlite import Shop

@@ -43,6 +43,7 @@ from stateset_agents.errors import BadInput
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.recorder import record
+from stateset_agents.traces.retention import forget
 from stateset_agents.traces.store import TraceStore
 from tests import ROOT
 
@@ -576,7 +577,7 @@ async def test_a_failed_run_still_says_whose_it_was(tmp_path: Path) -> None:
             await record(graph.compile(), store).ainvoke(_human("hi"))
         (trace,) = kept(store)
         assert (trace.status, trace.customer) == ("failed", "C9")
-        assert store.forget("C9") == (1, [])
+        assert forget(store, "C9") == (1, [])
 
 
 ENDS = """

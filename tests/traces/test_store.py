@@ -23,8 +23,9 @@ from stateset_agents.rewards.feedback import FeedbackReward
 from stateset_agents.trace import Feedback, ModelCall, ToolCall, Trace
 from stateset_agents.traces.codec import digest
 from stateset_agents.traces.export import export, load
-from stateset_agents.traces.lineage import problems
-from stateset_agents.traces.store import SIZES, TraceStore
+from stateset_agents.traces.lineage import certify, problems
+from stateset_agents.traces.retention import SIZES, forget, prune
+from stateset_agents.traces.store import TraceStore
 
 CALLS = st.integers(1, 30).flatmap(
     lambda n: st.builds(
@@ -207,14 +208,14 @@ def test_a_customer_is_forgotten_and_the_adapters_are_named(place: str) -> None:
         for trace in (mine, other):
             store.append(trace)
             rows = [(trace.id, n, call) for n, call in enumerate(trace.model_calls)]
-            store.certify(f"policy-{trace.customer}", rows)
+            certify(store, f"policy-{trace.customer}", rows)
         store.flush()
-        assert store.forget("C1") == (1, ["policy-C1"])
+        assert forget(store, "C1") == (1, ["policy-C1"])
         assert [trace.customer for trace in store.traces()] == ["C2"]
         assert list(store.read("SELECT COUNT(*) FROM calls")) == [(3,)]
         assert list(problems(store)) == []
         with pytest.raises(BadInput, match="''"):
-            store.forget("")
+            forget(store, "")
 
 
 def test_what_is_forgotten_is_gone_from_the_file(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_what_is_forgotten_is_gone_from_the_file(tmp_path: Path) -> None:
     with TraceStore(tmp_path / "traces.db") as store:
         store.append(Trace(customer="Zebulon-7", messages=(told,)))
         store.flush()
-        store.forget("Zebulon-7")
+        forget(store, "Zebulon-7")
     left = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     assert b"Zebulon" not in left
 
@@ -233,9 +234,9 @@ def test_retention_by_age_and_by_size(place: str) -> None:
         for days in (100, 50, 10, 1):
             store.append(Trace(started=now - days * 86_400, model_calls=talk(20)))
         store.flush()
-        assert store.prune(days=60) == 1
+        assert prune(store, days=60) == 1
         sizes = [size for _, size in store.read(SIZES)]
-        assert store.prune(megabytes=sum(sizes[:2]) / 1e6) == 1
+        assert prune(store, megabytes=sum(sizes[:2]) / 1e6) == 1
         assert [round((now - t.started) / 86_400) for t in store.traces()] == [10, 1]
 
 
@@ -243,7 +244,9 @@ def test_a_certificate_catches_a_token_that_was_changed(place: str) -> None:
     trace = Trace(model_calls=talk(4))
     with TraceStore(place) as store:
         store.append(trace)
-        store.certify("policy-1", [(trace.id, n, call) for n, call in enumerate(trace.model_calls)])
+        certify(
+            store, "policy-1", [(trace.id, n, call) for n, call in enumerate(trace.model_calls)]
+        )
         store.flush()
         assert list(problems(store)) == []
         sampled = bytearray(next(store.read("SELECT sampled FROM calls WHERE number = 2"))[0])

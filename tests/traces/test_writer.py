@@ -17,7 +17,8 @@ import pytest
 from stateset_agents.errors import NotExact, RunBroken
 from stateset_agents.trace import ModelCall, ToolCall, Trace
 from stateset_agents.traces.export import export, load
-from stateset_agents.traces.lineage import problems
+from stateset_agents.traces.lineage import certify, problems
+from stateset_agents.traces.retention import forget, prune
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trajectory import trajectory
 from tests.traces.test_store import place, talk
@@ -206,7 +207,7 @@ def test_a_customer_is_forgotten_with_what_was_said_before_it_was_known(place: s
         store.append(Trace(thread="a", customer="C1"))
         store.append(Trace(thread="b", customer=""))
         store.append(Trace(thread="", customer=""))
-        assert store.forget("C1") == (2, [])
+        assert forget(store, "C1") == (2, [])
         assert store.count() == 2
 
 
@@ -218,13 +219,13 @@ def test_adapters_are_named_with_those_that_went_on_from_them_even_after_pruning
     with TraceStore(place) as store:
         store.append(trace)
         store.append(other)
-        store.certify("run-v1", [(other.id, 0, other.model_calls[0])], parent="base")
-        store.certify("run-v2", [(trace.id, 0, trace.model_calls[0])], parent="run-v1")
-        store.certify("run-v3", [(other.id, 1, other.model_calls[1])], parent="run-v2")
-        store.certify("next-v1", [], parent="run-v3")
-        assert store.prune(days=1) == 1
-        assert store.forget("C1") == (0, ["next-v1", "run-v2", "run-v3"])
-        assert store.forget("C1") == (0, [])
+        certify(store, "run-v1", [(other.id, 0, other.model_calls[0])], parent="base")
+        certify(store, "run-v2", [(trace.id, 0, trace.model_calls[0])], parent="run-v1")
+        certify(store, "run-v3", [(other.id, 1, other.model_calls[1])], parent="run-v2")
+        certify(store, "next-v1", [], parent="run-v3")
+        assert prune(store, days=1) == 1
+        assert forget(store, "C1") == (0, ["next-v1", "run-v2", "run-v3"])
+        assert forget(store, "C1") == (0, [])
 
 
 def test_who_is_forgotten_does_not_come_back_by_an_import_or_by_a_run_under_way(
@@ -239,7 +240,7 @@ def test_who_is_forgotten_does_not_come_back_by_an_import_or_by_a_run_under_way(
         late = Trace(thread="t", started=time.time() - 1)
         for run in (going, late):
             store.begin(run)
-        assert store.forget("C1") == (2, [])
+        assert forget(store, "C1") == (2, [])
         store.add_call(going.id, 0, lambda: talk(1)[0])
         store.add_tool(
             going.id, lambda: ToolCall(id="c", name="n", arguments={}, status="done", result="")
@@ -259,7 +260,7 @@ def test_a_store_of_the_second_version_is_taken_over(tmp_path: Path) -> None:
     trace = Trace(customer="C1", model_calls=talk(2))
     with TraceStore(path) as store:
         store.append(trace)
-        store.certify("old-v1", [(trace.id, 0, trace.model_calls[0])])
+        certify(store, "old-v1", [(trace.id, 0, trace.model_calls[0])])
         store.flush()
     with sqlite3.connect(path) as db:
         db.executescript(
@@ -269,4 +270,4 @@ def test_a_store_of_the_second_version_is_taken_over(tmp_path: Path) -> None:
     db.close()
     with TraceStore(path) as store:
         assert list(store.traces()) == [trace]
-        assert store.forget("C1") == (1, ["old-v1"])
+        assert forget(store, "C1") == (1, ["old-v1"])

@@ -11,12 +11,11 @@ from typing import Any
 
 from stateset_agents.scenario import Act, Scenario
 from stateset_agents.tools.executor import Executor
-from stateset_agents.tools.prompts import SERVICE_PROMPT
 from stateset_agents.tools.scenarios.replies import approves, reply
 from stateset_agents.tools.shop.generate import generate
 from stateset_agents.tools.shop.money import show
 from stateset_agents.tools.tool import Session
-from stateset_agents.tools.toolset import SERVICE_TOOLS
+from stateset_agents.tools.toolset import SERVICE_PROMPT, SERVICE_TOOLS
 
 Message = dict[str, Any]
 

@@ -6,22 +6,19 @@ facts from their results, so the goal is what a correct agent did, not what some
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from stateset_agents.errors import BadInput
-from stateset_agents.scenario import Act, Customer, Goal, GoalScore, Scenario
-from stateset_agents.tools.executor import Executor
+from stateset_agents.scenario import Customer, Goal, Scenario
 from stateset_agents.tools.rules import Rule, facts_of
 from stateset_agents.tools.scenarios.draft import Draft, RuleBites
-from stateset_agents.tools.scenarios.near_misses import Arranged, can_arrange, near_misses
-from stateset_agents.tools.scenarios.replies import approves
+from stateset_agents.tools.scenarios.mutants import mutants, score_acts
+from stateset_agents.tools.scenarios.near_misses import near_misses
+from stateset_agents.tools.scenarios.service_intents import SERVICE_WRITERS, second_request
 from stateset_agents.tools.scenarios.team_intents import WRITERS, role_of
-from stateset_agents.tools.shop.calendar import TODAY
-from stateset_agents.tools.shop.database import Row
-from stateset_agents.tools.shop.generate import generate, street, tried
-from stateset_agents.tools.shop.sqlite import Shop
-from stateset_agents.tools.tool import Session
+from stateset_agents.tools.shop.arrange import Arranged, can_arrange
+from stateset_agents.tools.shop.generate import generate, tried
 from stateset_agents.tools.toolset import ALL_TOOLS, SERVICE_TOOLS, shop_rules
 from stateset_agents.tools.wording import Locale, Split, wording
 
@@ -43,162 +40,6 @@ def intents_of(graph: str) -> tuple[str, ...]:
         return INTENTS
     mine = tuple(intent for intent, (agent, _) in WRITERS.items() if agent == graph)
     return mine or ALL_INTENTS
-
-
-RETURN_DAYS = 30
-"""Where refund scenarios look for orders on either side of the shop's own return window."""
-
-
-def _order(draft: Draft, *statuses: str) -> Row:
-    marks = ", ".join("?" for _ in statuses)
-    rows = draft.before.all(
-        "SELECT orders.id, orders.status, customers.zip, CASE WHEN delivered_day IS NULL THEN '' "
-        "WHEN delivered_day >= ? THEN 'returnable' ELSE 'late' END AS window FROM orders "
-        "JOIN customers ON customer_id = customers.id LEFT JOIN shipments ON order_id = orders.id "
-        f"WHERE orders.status IN ({marks}) OR window IN ({marks}) ORDER BY orders.id",
-        TODAY - RETURN_DAYS, *statuses, *statuses,
-    )  # fmt: skip
-    if not rows:
-        raise LookupError(statuses)
-    order = draft.rng.choice(rows)
-    draft.slots |= {"order_id": order["id"], "zip": order["zip"]}
-    return order
-
-
-def _shipping_status(draft: Draft) -> None:
-    order = _order(draft, "pending", "shipped", "shipped", "delivered")
-    draft.open_with("order_id", "zip")
-    draft.verify(order)
-    found = draft.call("track_shipment", order_id=order["id"])
-    draft.consulted.append(("track_shipment", "get_order"))
-    if "arrives" in found:
-        draft.tell("arrival", found["arrives"])
-        draft.say("shipping_arrives", carrier=found["carrier"], day=found["arrives"])
-    elif "arrived" in found:
-        draft.tell("arrival", found["arrived"])
-        draft.tell_words("delivered", "arrived", "not_arrived")
-        draft.say("shipping_arrived", carrier=found["carrier"], day=found["arrived"])
-    else:
-        draft.tell_words("pending", "waiting")
-        draft.say("shipping_pending")
-
-
-def _cancel(draft: Draft) -> None:
-    order = _order(draft, *draft.rng.choice((("pending",), ("pending",), ("shipped", "delivered"))))
-    draft.open_with("order_id", "zip")
-    draft.verify(order)
-    draft.call("get_order", order_id=order["id"])
-    if order["status"] == "pending":
-        found = draft.call("cancel_order", before=draft.before_write(), order_id=order["id"])
-        draft.tell("amount", found["refund"])
-        draft.say("cancelled", amount=found["refund"])
-    else:
-        draft.forbidden.append("cancel_order")
-        draft.tell_status(order["status"])
-        draft.say("cancel_late", status=draft.phrases.words[order["status"]][0])
-
-
-def _refund(draft: Draft) -> None:
-    order = _order(
-        draft, *draft.rng.choice((("returnable",),) * 3 + (("late",), ("shipped", "pending")))
-    )
-    lines = draft.before.all(
-        "SELECT line, item FROM lines JOIN products USING(sku) WHERE order_id = ?", order["id"]
-    )
-    line = draft.rng.choice(lines)
-    draft.slots["item"] = line["item"]
-    draft.open_with("order_id", "zip", item=line["item"])
-    draft.verify(order)
-    draft.call("get_order", order_id=order["id"])
-    found = draft.call("check_return_eligibility", order_id=order["id"], line=line["line"])
-    if found["eligible"]:
-        draft.call(
-            "issue_refund", before=draft.before_write(), order_id=order["id"], line=line["line"],
-            amount=found["amount"],
-        )  # fmt: skip
-        draft.tell("amount", found["amount"])
-        draft.say("refunded", amount=found["amount"])
-    elif found["reason"] == "on hold":
-        raise RuleBites("issue_refund")
-    else:
-        draft.forbidden.append("issue_refund")
-        draft.consulted.append(("check_return_eligibility", "get_order"))
-        late = found["reason"].startswith("delivered")
-        reason = draft.tell_reason(found["reason"])
-        draft.say("refund_late" if late else "refund_early", reason=reason)
-
-
-def _address_change(draft: Draft) -> None:
-    order = _order(
-        draft, *draft.rng.choice((("pending",), ("pending",), ("pending",), ("shipped",)))
-    )
-    new = street(draft.rng, draft.split)
-    draft.slots["street"] = new
-    pending = order["status"] == "pending"
-    if draft.complicated("changed_mind", if_=pending):
-        draft.slips["street"] = street(draft.rng, draft.split)
-    draft.open_with("order_id", "zip", asked=("street",))
-    draft.verify(order)
-    draft.call("get_order", order_id=order["id"])
-    if pending:
-        if "street" in draft.slips:
-            draft.tries(
-                "change_shipping_address", order_id=order["id"], street=draft.slips["street"],
-                zip=draft.slots["zip"],
-            )  # fmt: skip
-            draft.say("ask", slots=draft.phrases.slots["street"])
-        draft.call(
-            "change_shipping_address", before=draft.before_write(), order_id=order["id"], street=new,
-            zip=draft.slots["zip"],
-        )  # fmt: skip
-        draft.tell("street", new)
-        draft.say("address_done", street=new)
-    else:
-        draft.forbidden.append("change_shipping_address")
-        draft.tell_status(order["status"])
-        draft.say("address_late", status=draft.phrases.words[order["status"]][0])
-
-
-def _price_question(draft: Draft) -> None:
-    product, promotion = _product_and_code(draft)
-    draft.open_with(item=product["item"], code=promotion["code"])
-    _quote(draft, product, promotion)
-
-
-def _and_a_price(draft: Draft) -> None:
-    """A second request, once the first is settled."""
-    product, promotion = _product_and_code(draft)
-    draft.then.append(draft.asks("price_question", item=product["item"], code=promotion["code"]))
-    _quote(draft, product, promotion)
-
-
-def _product_and_code(draft: Draft) -> tuple[Row, Row]:
-    product = draft.rng.choice(draft.before.all("SELECT sku, item FROM products ORDER BY sku"))
-    promotion = draft.rng.choice(draft.before.all("SELECT code FROM promotions ORDER BY code"))
-    draft.slots |= {"item": product["item"], "code": promotion["code"]}
-    return product, promotion
-
-
-def _quote(draft: Draft, product: Row, promotion: Row) -> None:
-    draft.call("search_products", query=product["item"])
-    found = draft.call("quote_cart", sku=product["sku"], code=promotion["code"])
-    draft.consulted.append(("quote_cart",))
-    draft.tell("total", found["total"])
-    draft.tell_words("stock", "in_stock", count=found["in_stock"])
-    if found["code"] == "valid":
-        draft.say("quote_valid", total=found["total"], stock=found["in_stock"])
-    else:
-        draft.tell_words("code", "code_over")
-        draft.say("quote_expired", total=found["total"], stock=found["in_stock"])
-
-
-_WRITERS: Mapping[str, Callable[[Draft], None]] = {
-    "shipping_status": _shipping_status,
-    "cancel": _cancel,
-    "refund": _refund,
-    "address_change": _address_change,
-    "price_question": _price_question,
-}
 
 
 COMPLICATIONS: Mapping[str, str] = {
@@ -274,7 +115,9 @@ def _drafted(
 ) -> Scenario | None:
     rng = random.Random(f"scenario/{split}/{intent}/{seed}/{number}")
     shop_seed = seed * 100_000 + number // SCENARIOS_PER_SHOP
-    graph, write = ("service", _WRITERS[intent]) if intent in _WRITERS else WRITERS[intent]
+    graph, write = (
+        ("service", SERVICE_WRITERS[intent]) if intent in SERVICE_WRITERS else WRITERS[intent]
+    )
     role = role_of(graph)
     tools = SERVICE_TOOLS if graph == "service" else ALL_TOOLS
     with tried(shop_seed, split, arranged) as shop:
@@ -290,7 +133,7 @@ def _drafted(
             over = draft.plan[-1].tool is not None
             service = graph == "service" and intent != "price_question"
             if draft.complicated("second", if_=service and not over):
-                _and_a_price(draft)
+                second_request(draft)
             draft.finish()
         except LookupError:
             return None
@@ -383,67 +226,3 @@ def survey(
             by_doing_nothing=sum("does nothing" in names for names in solved),
             by_a_mutant=sum(bool(names) for names in solved),
         )
-
-
-def score_acts(scenario: Scenario, acts: tuple[Act, ...]) -> GoalScore:
-    """What acting `acts` on the tools alone would score: the oracle's check, without a graph."""
-    assert scenario.goal is not None
-    assert scenario.split != "user"
-    with tried(scenario.shop_seed, scenario.split, scenario.arranged) as shop:
-        return _scored(scenario, acts, shop)
-
-
-def _scored(scenario: Scenario, acts: tuple[Act, ...], shop: Shop) -> GoalScore:
-    assert scenario.goal is not None
-    executor = Executor(shop, SERVICE_TOOLS if scenario.graph == "service" else ALL_TOOLS)
-    session = Session(customer="", role=role_of(scenario.graph))
-    said, attempted, done, denied = [], [], [], []
-    for number, act in enumerate(acts):
-        said.append(act.say)
-        if act.tool is None:
-            continue
-        attempted.append(act.tool)
-        agreed = approves(scenario.customer, act.tool, act.arguments)
-        outcome = executor.settle(session, act.tool, act.arguments, agreed=agreed, key=str(number))
-        session = outcome.session
-        if outcome.status == "done":
-            done.append(act.tool)
-        if outcome.rule is not None:
-            denied.append(outcome.rule)
-    return scenario.goal.score(shop.changes(), "\n".join(said), attempted, done=done, denied=denied)
-
-
-def mutants(scenario: Scenario) -> dict[str, tuple[Act, ...]]:
-    """Ways to get a scenario wrong; each must score below the oracle."""
-    plan = scenario.plan
-    writes = list(scenario.customer.approves)
-    found: dict[str, tuple[Act, ...]] = {"does nothing": ()}
-    if scenario.goal is not None and scenario.goal.facts:
-        found["says nothing"] = tuple(act for act in plan if act.tool)
-    found["talks only"] = tuple(act for act in plan if act.tool is None)
-    found["skips verification"] = tuple(act for act in plan if act.tool != "verify_identity")
-    if not any(act.tool == "verify_identity" for act in plan):
-        del found["skips verification"]
-    for act in writes:
-        where = next(
-            i
-            for i, planned in enumerate(plan)
-            if (planned.tool, planned.arguments) == (act.tool, act.arguments)
-        )
-        wrong = dict(act.arguments)
-        if "amount" in wrong:
-            wrong["amount"] = "0.01"
-            found["wrong amount"] = (
-                *plan[:where],
-                Act(tool=act.tool, arguments=wrong),
-                *plan[where + 1 :],
-            )
-        swapped = {"order_id": "W00000", "sku": "P00", "items": [{"sku": "P00", "quantity": 1}]}
-        name = next(name for name in ("order_id", "sku", "items") if name in act.arguments)
-        other = {**act.arguments, name: swapped[name]}
-        found["wrong entity"] = (
-            *plan[:where],
-            Act(tool=act.tool, arguments=other),
-            *plan[where + 1 :],
-        )
-    return found

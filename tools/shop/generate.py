@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from stateset_agents.tools.scenarios.near_misses import Arranged, arrange_all
+from stateset_agents.tools.shop.arrange import Arranged, arrange_all
 from stateset_agents.tools.shop.calendar import TODAY
 from stateset_agents.tools.shop.sqlite import Shop
 from stateset_agents.tools.shop.stock import move

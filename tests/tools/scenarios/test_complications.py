@@ -8,12 +8,8 @@ from stateset_agents.graphs.rollout import converse
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Act, Scenario
 from stateset_agents.tools.rules import Rule
-from stateset_agents.tools.scenarios.generator import (
-    ALL_INTENTS,
-    draft_scenario,
-    scenarios,
-    score_acts,
-)
+from stateset_agents.tools.scenarios.generator import ALL_INTENTS, draft_scenario, scenarios
+from stateset_agents.tools.scenarios.mutants import score_acts
 from stateset_agents.tools.scenarios.near_misses import near_misses
 from stateset_agents.tools.toolset import shop_rules
 from stateset_agents.trace import Sampling, Trace

@@ -9,13 +9,8 @@ import pytest
 
 from stateset_agents.scenario import Scenario
 from stateset_agents.tools.scenarios.demonstrations import FLAWS, demonstrate
-from stateset_agents.tools.scenarios.generator import (
-    ALL_INTENTS,
-    INTENTS,
-    mutants,
-    scenarios,
-    score_acts,
-)
+from stateset_agents.tools.scenarios.generator import ALL_INTENTS, INTENTS, scenarios
+from stateset_agents.tools.scenarios.mutants import mutants, score_acts
 from stateset_agents.tools.scenarios.replies import reply
 from stateset_agents.tools.wording import Slot, Split, expansions, wording
 from stateset_agents.tools.wording.vocabulary import NameKind, words

@@ -7,13 +7,8 @@ from typing import get_args
 from stateset_agents.graphs.rollout import converse
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Scenario
-from stateset_agents.tools.scenarios.generator import (
-    ALL_INTENTS,
-    COMPLICATIONS,
-    mutants,
-    scenarios,
-    score_acts,
-)
+from stateset_agents.tools.scenarios.generator import ALL_INTENTS, COMPLICATIONS, scenarios
+from stateset_agents.tools.scenarios.mutants import mutants, score_acts
 from stateset_agents.tools.shop.generate import generate
 from stateset_agents.tools.wording import Locale, Split
 from stateset_agents.trace import Sampling

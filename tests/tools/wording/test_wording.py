@@ -11,7 +11,8 @@ from stateset_agents.graphs.rollout import converse
 from stateset_agents.grounding import claims, offers, specifics, unsupported
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Customer, Fact
-from stateset_agents.tools.scenarios.generator import ALL_INTENTS, scenarios, score_acts
+from stateset_agents.tools.scenarios.generator import ALL_INTENTS, scenarios
+from stateset_agents.tools.scenarios.mutants import score_acts
 from stateset_agents.tools.scenarios.replies import reply
 from stateset_agents.tools.wording import Locale, Slot, Split, expansions, phrases, wording
 from stateset_agents.trace import Sampling

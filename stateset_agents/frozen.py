@@ -1,0 +1,7 @@
+"""Data that leaves the process: frozen pydantic models that refuse unknown fields."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")

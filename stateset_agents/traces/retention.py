@@ -1,0 +1,76 @@
+"""What is erased from a store, and stays erased: a customer's runs, and the oldest ones."""
+
+import time
+
+from stateset_agents.errors import BadInput
+from stateset_agents.traces.records import customer_hash
+from stateset_agents.traces.store import TraceStore
+from stateset_agents.traces.tables import Tables
+
+_THEIRS = (
+    "(customer = ? OR (customer = '' AND thread <> '' AND thread IN "
+    "(SELECT thread FROM runs WHERE customer = ?)))"
+)
+"""A customer's runs, with those of their threads from before it was known who speaks."""
+_LEARNED = (
+    "WITH RECURSIVE learned(name) AS (SELECT adapter FROM trained WHERE customer = ? OR run IN "
+    f"(SELECT id FROM runs WHERE {_THEIRS}) UNION SELECT adapters.name FROM adapters JOIN learned ON "
+    "adapters.parent = learned.name) SELECT name FROM learned ORDER BY name"
+)
+SIZES = (
+    "SELECT runs.id, LENGTH(head) + COALESCE((SELECT SUM(LENGTH(prompt) + LENGTH(sampled) + LENGTH(logprobs) + "
+    "LENGTH(about)) FROM calls WHERE calls.run = runs.id), 0) + COALESCE((SELECT SUM(LENGTH(body)) FROM tools "
+    "WHERE tools.run = runs.id), 0) FROM runs ORDER BY started DESC, runs.id"
+)
+"""Runs with their size in bytes, newest first."""
+
+
+def forget(store: TraceStore, customer: str) -> tuple[int, list[str]]:
+    """Erase every run of a customer. Returns how many there were, and the adapters that learned from them, with those that were
+    trained from these adapters."""
+    if not customer:
+        raise BadInput("Expected a customer's id, found ''.")
+    both = (customer, customer)
+
+    def erase(tables: Tables) -> tuple[int, list[str]]:
+        adapters = [str(row[0]) for row in tables.read(_LEARNED, customer, *both)]
+        store.abandon(
+            str(row[0]) for row in tables.read(f"SELECT id FROM runs WHERE {_THEIRS}", *both)
+        )
+        with tables.transaction():
+            erased = tables.write(f"DELETE FROM runs WHERE {_THEIRS}", [both])
+            tables.write("UPDATE trained SET customer = '' WHERE customer = ?", [(customer,)])
+            tables.write(
+                "INSERT INTO forgotten VALUES(?, ?) ON CONFLICT(customer) DO UPDATE SET at = excluded.at",
+                [(customer_hash(customer), time.time())],
+            )
+        return erased, adapters
+
+    result = store.exclusively(erase)
+    store.exclusively(lambda tables: tables.shrink())
+    return result
+
+
+def prune(store: TraceStore, *, days: float | None = None, megabytes: float | None = None) -> int:
+    """Erase the oldest runs: those that began more than `days` days ago, and then as many as exceed `megabytes`. Returns how many."""
+    erased = 0
+    if days is not None:
+        erased += _erase(store, "started < ?", (time.time() - days * 86_400,))
+    if megabytes is not None:
+        room, doomed = megabytes * 1e6, []
+        for run, size in store.read(SIZES):
+            room -= size
+            if room < 0:
+                doomed.append((str(run),))
+        erased += _erase(store, "id = ?", *doomed)
+    if erased:
+        store.exclusively(lambda tables: tables.shrink())
+    return erased
+
+
+def _erase(store: TraceStore, where: str, *values: tuple[object, ...]) -> int:
+    def erase(tables: Tables) -> int:
+        with tables.transaction():
+            return tables.write(f"DELETE FROM runs WHERE {where}", values)
+
+    return store.exclusively(erase)
