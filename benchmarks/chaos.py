@@ -24,8 +24,11 @@ import aiohttp
 from aiohttp import web
 
 from stateset_agents.jobs.config import check_config
-from stateset_agents.jobs.policy_server import SEED_POLICY
-from stateset_agents.jobs.train import new_run, train_job
+from stateset_agents.jobs.run_folder import new_run
+from stateset_agents.jobs.train import train_job
+from stateset_agents.policy.weight_files import SEED_POLICY
+from stateset_agents.reporting.events import Event, JobStarted
+from stateset_agents.server.options import ServerOptions, VllmOptions
 from stateset_agents.server.supervisor import Supervised, free_port, supervised
 from stateset_agents.server.vllm import process as vllm
 from stateset_agents.settings import load_settings
@@ -108,7 +111,7 @@ async def dropping(target: str, found: Found, every: int = 10) -> AsyncIterator[
 
 
 def server_group(server: Supervised) -> int:
-    """The process group of the server below its keeper."""
+    """The process group of the server below its guard."""
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
     return int(children[0])
 
@@ -140,8 +143,10 @@ async def chaos(folder: Path, seconds: float, at: Supervised | None = None) -> F
     async with contextlib.AsyncExitStack() as stack:
         if at is None:
             launch = vllm.launch(
-                str(SEED_POLICY), free_port(), python=vllm.find_python(load_settings().vllm), folder=folder
-            )  # fmt: skip
+                str(SEED_POLICY),
+                ServerOptions(port=free_port()),
+                VllmOptions(python=vllm.find_python(load_settings().vllm), folder=folder),
+            )
             at = await stack.enter_async_context(
                 supervised(launch, folder / "engine.log", print, most=10_000)
             )
@@ -154,10 +159,8 @@ async def chaos(folder: Path, seconds: float, at: Supervised | None = None) -> F
             # From when a run has found its server until it ends: one that finds none says so, and does not begin.
             suffering: list[asyncio.Task[None]] = []
 
-            def begin(
-                event: str, told: object, suffering: list[asyncio.Task[None]] = suffering
-            ) -> None:
-                if event == "start":
+            def begin(event: Event, suffering: list[asyncio.Task[None]] = suffering) -> None:
+                if isinstance(event, JobStarted):
                     suffering.append(asyncio.create_task(torment(at, found, rng, began + seconds)))
 
             try:

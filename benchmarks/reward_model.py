@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from stateset_agents.graphs.mixed_quality import SALAD, pairs, played, variants
-from stateset_agents.jobs.policy_server import SEED_POLICY
+from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.tools.scenarios.generator import ALL_INTENTS, scenarios
 from stateset_agents.trainers.reward_model import NeuralReward, train_reward_model
 

@@ -18,12 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from stateset_agents.graphs.rollout import converse
-from stateset_agents.jobs.policy_server import SEED_POLICY
+from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.nodes.oracle import Oracle
-from stateset_agents.policy.chat_model import close_connections, connect
+from stateset_agents.policy.chat_model import connect
+from stateset_agents.policy.transport import close_connections
+from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.scenario import Scenario
 from stateset_agents.server.engine.process import launch
+from stateset_agents.server.options import ServerOptions
 from stateset_agents.server.supervisor import free_port, supervised
 from stateset_agents.tools.scenarios.generator import scenarios
 from stateset_agents.trace import Sampling, Trace
@@ -41,7 +43,7 @@ async def episodes(url: str, every: list[Scenario], at_once: int) -> tuple[list[
 
     async def one(number: int, scenario: Scenario) -> Trace:
         async with gate:
-            return await converse(scenario, policy, Sampling(version="policy", seed=number))
+            return await play_episode(scenario, policy, Sampling(version="policy", seed=number))
 
     began = time.perf_counter()
     traces = await asyncio.gather(*(one(n, s) for n, s in enumerate(every)))
@@ -54,10 +56,12 @@ async def measure(folder: Path) -> tuple[list[tuple[str, str, str]], list[Trace]
     rows = []
     began = time.process_time()
     for scenario in grouped:
-        await converse(scenario, Oracle(plan=scenario.plan), Sampling())
+        await play_episode(scenario, Oracle(plan=scenario.plan), Sampling())
     graph = (time.process_time() - began) / len(grouped)
     rows.append(("an episode of the graph without a model", f"{1000 * graph:.1f} ms CPU", ""))
-    async with supervised(launch(str(SEED_POLICY), free_port()), folder / "engine.log") as engine:
+    async with supervised(
+        launch(str(SEED_POLICY), ServerOptions(port=free_port())), folder / "engine.log"
+    ) as engine:
         url = engine.url
         await episodes(url, grouped[:8], 8)
         traces, together = await episodes(url, grouped, EPISODES)

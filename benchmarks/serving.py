@@ -29,14 +29,18 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.waiting_server import key
-from stateset_agents.graphs.rollout import converse
+from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.jobs.config import check_config
-from stateset_agents.jobs.policy_server import SEED_POLICY, launch_of, renderer
-from stateset_agents.policy.chat_model import close_connections, connect
-from stateset_agents.policy.metrics import Meters, read_meters
-from stateset_agents.policy.pool import Servers
-from stateset_agents.policy.publishing import publish
+from stateset_agents.jobs.tokenizer import renderer
+from stateset_agents.policy.chat_model import connect
+from stateset_agents.policy.metrics import Metrics, read_metrics
+from stateset_agents.policy.pool import ReplicaPool, pool_at
+from stateset_agents.policy.publishing import Publisher
+from stateset_agents.policy.transport import close_connections
+from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.scenario import Scenario
+from stateset_agents.server.launch import launch_of, slots_of
+from stateset_agents.server.options import ServerOptions
 from stateset_agents.server.supervisor import Launch, free_port, supervised
 from stateset_agents.tools.scenarios.generator import scenarios
 from stateset_agents.trace import Trace
@@ -68,7 +72,7 @@ async def driven(url: str, version: str, at_once: int) -> tuple[list[Trace], flo
         itertools.islice(scenarios(seed=1, split="train"), EACH * at_once // 8)
     )
     plan = Plan(step=1, scenarios=tuple(range(len(every))), group_size=8, temperature=1.0)
-    player = Player(lambda scenario, told: converse(scenario, policy, told), None, config)
+    player = Player(lambda scenario, told: play_episode(scenario, policy, told), None, config)
     began = time.perf_counter()
     groups = await player.play(plan, every, {}, version)
     seconds = time.perf_counter() - began
@@ -106,15 +110,16 @@ def tokens(traces: Sequence[Trace]) -> int:
 class Versions:
     """A new version for each measurement: none finds the prefixes of the one before it in the cache."""
 
-    def __init__(self, servers: Servers, adapter: Path, folder: Path) -> None:
-        self.servers, self.adapter, self.folder = servers, adapter, folder
+    def __init__(self, pool: ReplicaPool, adapter: Path, folder: Path) -> None:
+        self.pool, self.adapter, self.folder = pool, adapter, folder
+        self.publisher = Publisher(pool)
         self.numbers = itertools.count(1)
 
     async def next(self) -> str:
         number = next(self.numbers)
         path = shutil.copytree(self.adapter, self.folder / f"v{number}")
         name = f"bench-v{number}"
-        await publish(self.servers, name, path)
+        await self.publisher.publish(name, path)
         return name
 
 
@@ -129,7 +134,7 @@ async def swaps(url: str, versions: Versions, count: int = 7) -> list[float]:
             "messages": [{"role": "user", "content": "Where is my order?"}],
             "max_tokens": 4,
         }
-        async for event in versions.servers.stream("/chat/completions", {**body, "stream": True}):
+        async for event, _ in versions.pool.stream("/chat/completions", {**body, "stream": True}):
             if any(choice["delta"].get("content") for choice in event["choices"]):
                 break
         found.append(time.perf_counter() - began)
@@ -148,10 +153,11 @@ async def on_engine(engine: str, folder: Path) -> list[tuple[str, str, str]]:
     rows = Rows()
     config = check_config({"engine": engine, "concurrency": 64})
     async with supervised(
-        launch_of(config, free_port(), folder), folder / "engine.log", lambda told: None
+        launch_of(config, folder, ServerOptions(port=free_port(), slots=slots_of(config))),
+        folder / "engine.log",
     ) as server:
         url = server.url
-        servers = connect(url, "policy").servers
+        servers = pool_at(url)
         versions = Versions(servers, an_adapter(folder / "adapter", 0), folder)
         await driven(url, "policy", 16)
         found = await swaps(url, versions)
@@ -160,11 +166,11 @@ async def on_engine(engine: str, folder: Path) -> list[tuple[str, str, str]]:
              f"{statistics.median(found):.2f} s", f"slowest of {len(found)}: {max(found):.2f} s")
         )  # fmt: skip
         for at_once in (16, 64):
-            ratios, rates, hits = [], [], Meters()
+            ratios, rates, hits = [], [], Metrics()
             for _ in range(ROUNDS):
-                before = await read_meters(servers)
+                before = await read_metrics(servers)
                 traces, mine = await driven(url, await versions.next(), at_once)
-                hits = (await read_meters(servers)).since(before)
+                hits = (await read_metrics(servers)).since(before)
                 bare = await plain(url, await versions.next(), traces, at_once)
                 rates.append((tokens(traces) / mine, tokens(traces) / bare))
                 ratios.append(bare / mine)
@@ -184,22 +190,22 @@ async def waited(
 ) -> tuple[str, str, str]:
     """The same where the engine has cores of its own: a server that only waits as long for a token as the engine alone takes."""
     table: dict[str, Any] = {}
-    plain_post = Servers.post
+    plain_post = ReplicaPool.post
 
-    async def kept(self: Servers, path: str, body: dict[str, Any], **options: Any) -> Any:
+    async def kept(self: ReplicaPool, path: str, body: dict[str, Any], **options: Any) -> Any:
         answer, sent = await plain_post(self, path, body, **options)
         table[key(path, body)] = answer
         return answer, sent
 
     async with supervised(
-        launch_of(check_config({"engine": "embedded"}), free_port(), folder),
+        launch_of(check_config({"engine": "embedded"}), folder, ServerOptions(port=free_port())),
         folder / "recorded.log",
     ) as server:
-        Servers.post = kept  # type: ignore[method-assign]
+        ReplicaPool.post = kept  # type: ignore[method-assign]
         try:
             traces, _ = await driven(server.url, "policy", at_once)
         finally:
-            Servers.post = plain_post  # type: ignore[method-assign]
+            ReplicaPool.post = plain_post  # type: ignore[method-assign]
         await close_connections()
     (folder / "table.json").write_text(json.dumps(table))
     port = free_port()

@@ -34,7 +34,7 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from stateset_agents.jobs.policy_server import SEED_POLICY
+from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.trainers.config import TrainConfig
 from stateset_agents.trainers.packing import tree_attention
 from stateset_agents.trainers.packing.batches import Sample, batches

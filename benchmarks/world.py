@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from stateset_agents.graphs.rollout import converse
+from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.tools.executor import Executor
 from stateset_agents.tools.scenarios.generator import ALL_INTENTS, INTENTS, scenarios
@@ -59,7 +59,7 @@ def episode_ms() -> float:
 
     async def play() -> None:
         for scenario in plans:
-            await converse(scenario, Oracle(plan=scenario.plan), Sampling())
+            await play_episode(scenario, Oracle(plan=scenario.plan), Sampling())
 
     asyncio.run(play())  # once for what is made once
     began = time.process_time()

@@ -14,9 +14,10 @@ from langchain_core.messages import HumanMessage
 from langgraph.graph import START, MessagesState, StateGraph
 
 from stateset_agents import Trace, TraceStore, connect, record
-from stateset_agents.jobs.policy_server import SEED_POLICY
-from stateset_agents.policy.chat_model import close_connections
+from stateset_agents.policy.transport import close_connections
+from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.server.engine.process import launch
+from stateset_agents.server.options import ServerOptions
 from stateset_agents.server.supervisor import free_port, supervised
 from stateset_agents.trace import Sampling
 
@@ -47,7 +48,9 @@ def app(model: Any) -> Any:
 
 async def use(store: TraceStore, folder: Path) -> None:
     """The app at work: every letter some times, at a temperature at which answers differ."""
-    async with supervised(launch(str(SEED_POLICY), free_port()), folder / "engine.log") as engine:
+    async with supervised(
+        launch(str(SEED_POLICY), ServerOptions(port=free_port())), folder / "engine.log"
+    ) as engine:
         url = engine.url
         model = connect(url, "policy").sampling(Sampling(version="policy", max_tokens=24, seed=1))
         graph = record(app(model), store)  # the one line

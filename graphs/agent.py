@@ -16,7 +16,8 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer, RetryPolicy
 
 from stateset_agents.nodes import agent as nodes
-from stateset_agents.nodes.agent import AgentContext, Agents, AgentState
+from stateset_agents.nodes import edges
+from stateset_agents.nodes.state import AgentContext, Agents, AgentState, Bound
 from stateset_agents.tools.backend import Backend, ShopBackend
 from stateset_agents.tools.executor import Executor
 from stateset_agents.tools.memory import Memory
@@ -28,7 +29,7 @@ from stateset_agents.tools.toolset import shop_rules
 
 STEP_LIMIT = 40
 """Supersteps that one turn may take; set on every run, since LangGraph's default is 10,000."""
-PATIENCE = {"policy": 300.0, "tools": 60.0, "confirm": 60.0, "handoff": 10.0}
+NODE_SECONDS = {"policy": 300.0, "tools": 60.0, "confirm": 60.0, "handoff": 10.0}
 """Seconds that a node may take; a model on two cores may need long."""
 
 AgentGraph = CompiledStateGraph[AgentState, Agents, AgentState, AgentState]
@@ -36,20 +37,20 @@ AgentGraph = CompiledStateGraph[AgentState, Agents, AgentState, AgentState]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Domain:
-    """What makes one agent: its name, what it is told, its tools, and for whom it acts."""
+    """What makes one agent: its name, its prompt, its tools, and for whom it acts."""
 
     name: str
     duty: str
     """What it is there for, in a sentence."""
     tools: tuple[Tool, ...]
     role: Role = "customer"
-    told: str = ""
-    """The whole prompt, where it is not to be made of the duty and the rules."""
+    system_prompt: str = ""
+    """The whole prompt, where it is not made of the duty and the rules."""
 
     def prompt(self, rules: Sequence[Rule] | None = None) -> str:
         """The duty, and the rules that its tools are under."""
-        if self.told:
-            return self.told
+        if self.system_prompt:
+            return self.system_prompt
         listed = rules_text(shop_rules() if rules is None else rules, [t.name for t in self.tools])
         return (
             f"You are the {self.name} agent of a shop. {self.duty} Say only what a tool told you. "
@@ -58,7 +59,7 @@ class Domain:
 
 
 def build(
-    domain: Domain, checkpointer: Checkpointer = None, *, bound: nodes.Bound | None = None
+    domain: Domain, checkpointer: Checkpointer = None, *, bound: Bound | None = None
 ) -> AgentGraph:
     """Compile an agent's graph. Interrupts need a checkpointer; without one, LangGraph's server adds its own.
     `bound` makes the context of runs that bring none."""
@@ -74,29 +75,29 @@ def _compiled(domain: Domain) -> AgentGraph:
     return _compile(domain, None, None)
 
 
-def _compile(domain: Domain, checkpointer: Checkpointer, bound: nodes.Bound | None) -> AgentGraph:
+def _compile(domain: Domain, checkpointer: Checkpointer, bound: Bound | None) -> AgentGraph:
     agent = nodes.Agent(domain.name, bound)
     # What a database loses to the network may be asked again: every write has its key. A policy may not:
     # two samples of one call would be in the trace.
     again = RetryPolicy(max_attempts=3, initial_interval=0.2, retry_on=nodes.transient)
     graph = StateGraph(AgentState, context_schema=Agents)
-    graph.add_node("identity", agent.identity, timeout=PATIENCE["handoff"])
-    graph.add_node("policy", agent.policy, timeout=PATIENCE["policy"])
+    graph.add_node("identity", agent.identity, timeout=NODE_SECONDS["handoff"])
+    graph.add_node("policy", agent.policy, timeout=NODE_SECONDS["policy"])
     graph.add_node(
         "tools",
         agent.tools,
-        timeout=PATIENCE["tools"],
+        timeout=NODE_SECONDS["tools"],
         retry_policy=again,
         error_handler=agent.broken,
     )
     # No handler here: a confirmation that failed stays pending, and can be given again.
-    graph.add_node("confirm", agent.confirm, timeout=PATIENCE["confirm"], retry_policy=again)
-    graph.add_node("handoff", agent.handoff, timeout=PATIENCE["handoff"])
+    graph.add_node("confirm", agent.confirm, timeout=NODE_SECONDS["confirm"], retry_policy=again)
+    graph.add_node("handoff", agent.handoff, timeout=NODE_SECONDS["handoff"])
     graph.add_edge(START, "identity")
-    graph.add_conditional_edges("identity", nodes.after_identity, ["handoff", "policy"])
-    graph.add_conditional_edges("policy", nodes.after_policy, ["tools", END])
-    graph.add_conditional_edges("tools", nodes.after_tools, ["confirm", "handoff", "policy"])
-    graph.add_conditional_edges("confirm", nodes.after_confirm, ["tools", "policy"])
+    graph.add_conditional_edges("identity", edges.after_identity, ["handoff", "policy"])
+    graph.add_conditional_edges("policy", edges.after_policy, ["tools", END])
+    graph.add_conditional_edges("tools", edges.after_tools, ["confirm", "handoff", "policy"])
+    graph.add_conditional_edges("confirm", edges.after_confirm, ["tools", "policy"])
     graph.add_edge("handoff", END)
     return graph.compile(checkpointer=checkpointer, name=domain.name)
 
@@ -151,6 +152,9 @@ def transfer_schema(colleagues: Sequence[str]) -> dict[str, Any]:
     """The tool that passes a conversation on."""
     agent = {"type": "string", "enum": list(colleagues)}
     parameters = {"type": "object", "properties": {"agent": agent}, "required": ["agent"]}
-    told = "Pass the conversation to the colleague whose business it is."
-    function = {"name": nodes.TRANSFER, "description": told, "parameters": parameters}
+    function = {
+        "name": nodes.TRANSFER,
+        "description": "Pass the conversation to the colleague whose business it is.",
+        "parameters": parameters,
+    }
     return {"type": "function", "function": function}

@@ -12,7 +12,7 @@ from stateset_agents.errors import BadInput
 from stateset_agents.graphs import agent
 from stateset_agents.graphs.agent import AgentGraph, Domain
 from stateset_agents.graphs.domains import DOMAINS
-from stateset_agents.nodes.agent import Agents
+from stateset_agents.nodes.state import Agents
 from stateset_agents.tools.backend import Backend
 from stateset_agents.tools.host import HostTools, Several
 from stateset_agents.tools.memory import Memory
@@ -50,9 +50,9 @@ def build_graph(
     """
     if name not in DOMAINS and prompt is None:
         raise BadInput(f"Expected one of {', '.join(DOMAINS)}, or a prompt for {name!r}.")
-    ours = DOMAINS.get(name, Domain(name=name, duty="", tools=(), told=prompt or ""))
+    ours = DOMAINS.get(name, Domain(name=name, duty="", tools=(), system_prompt=prompt or ""))
     domain = ours if prompt is None else Domain(
-        name=name, duty=ours.duty, tools=ours.tools, role=ours.role, told=prompt
+        name=name, duty=ours.duty, tools=ours.tools, role=ours.role, system_prompt=prompt
     )  # fmt: skip
     backends: list[Backend] = []
     if isinstance(backend, Database):

@@ -14,8 +14,8 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
-from stateset_agents.nodes.agent import Agents
 from stateset_agents.nodes.customer import CustomerSimulator
+from stateset_agents.nodes.state import Agents
 
 MAX_CONFIRMATIONS = 8
 
@@ -39,7 +39,7 @@ class ConversationContext:
     thread: str
     max_turns: int
     step_limit: int
-    held: bool = False
+    forkable: bool = False
     """Whether every superstep leaves a checkpoint, so that it can be forked."""
 
 
@@ -47,42 +47,45 @@ async def customer(
     state: ConversationState, runtime: Runtime[ConversationContext]
 ) -> ConversationState:
     """The customer speaks, or leaves."""
-    said = await runtime.context.customer.speak(state.get("agent_said"))
-    if said is None:
+    text = await runtime.context.customer.speak(state.get("agent_said"))
+    if text is None:
         return {"over": True, "customer_said": None}
     if state.get("turns", 0) >= runtime.context.max_turns:
         return {"over": True, "truncated": True, "customer_said": None}
-    return {"customer_said": said, "turns": state.get("turns", 0) + 1}
+    return {"customer_said": text, "turns": state.get("turns", 0) + 1}
 
 
 async def agent(
     state: ConversationState, runtime: Runtime[ConversationContext]
 ) -> ConversationState:
     """The agent takes its turn; the customer answers what it asks to confirm."""
-    around = runtime.context
+    agent_run = runtime.context
     inner: RunnableConfig = {
-        "configurable": {"thread_id": around.thread},
-        "recursion_limit": around.step_limit,
+        "configurable": {"thread_id": agent_run.thread},
+        "recursion_limit": agent_run.step_limit,
         "callbacks": get_config().get("callbacks"),
     }
     send: Any = {"messages": [HumanMessage(state.get("customer_said") or "")]}
     if state.get("forked"):
         send = None
     for _ in range(MAX_CONFIRMATIONS):
-        result = await around.agent.ainvoke(
-            send, inner, context=around.agent_context, durability="sync" if around.held else "exit"
+        result = await agent_run.agent.ainvoke(
+            send,
+            inner,
+            context=agent_run.agent_context,
+            durability="sync" if agent_run.forkable else "exit",
         )
         waiting = result.get("__interrupt__")
         if not waiting:
             break
-        asked = waiting[0].value
-        agreed = await around.customer.confirm(asked["tool"], asked["arguments"])
+        write = waiting[0].value
+        agreed = await agent_run.customer.confirm(write["tool"], write["arguments"])
         send = Command(resume={"confirmed": agreed})
     else:
         return {"over": True, "truncated": True, "forked": False}
     last = result["messages"][-1]
-    said = last.text if isinstance(last, AIMessage) else ""
-    return {"agent_said": said, "over": result.get("handed_off") is not None, "forked": False}
+    text = last.text if isinstance(last, AIMessage) else ""
+    return {"agent_said": text, "over": result.get("handed_off") is not None, "forked": False}
 
 
 def build() -> CompiledStateGraph[

@@ -1,4 +1,4 @@
-"""A graph of one's own as a roll-out: any LangGraph graph that takes its chat model from outside."""
+"""A graph of your own as a roll-out: any LangGraph graph that takes its chat model from outside."""
 
 import inspect
 from collections.abc import Callable
@@ -10,16 +10,16 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 
 from stateset_agents.errors import BadInput
-from stateset_agents.graphs.forking import Episode, Point, Points, checked_world
-from stateset_agents.graphs.run_result import ending
-from stateset_agents.policy.chat_model import reading, sampling_as
+from stateset_agents.graphs.forking import ForkableEpisode, Point, Points, checked_world
+from stateset_agents.graphs.run_result import result_of
+from stateset_agents.policy.chat_model import pinned, sampling_as
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.recorder import Recorder
-from stateset_agents.traces.sink import Episode as Calls
+from stateset_agents.traces.sink import CallBuffer
 
 
-class OwnGraph:
+class CustomGraph:
     """Roll-outs of `graph`: a function of the chat model that returns a compiled graph, or a
     compiled graph that reads `runtime.context["policy"]`, and `runtime.context["world"]` where one is given.
 
@@ -38,19 +38,23 @@ class OwnGraph:
             )
         self.graph, self.name, self.step_limit, self.world = graph, name, step_limit, world
 
-    async def rollout(self, scenario: Scenario, policy: BaseChatModel, sampling: Sampling) -> Trace:
+    async def play_episode(
+        self, scenario: Scenario, policy: BaseChatModel, sampling: Sampling
+    ) -> Trace:
         """One episode."""
-        trace, _ = await self._played(scenario, policy, sampling)
+        trace, _ = await self._play(scenario, policy, sampling)
         return trace
 
-    async def hold(self, scenario: Scenario, policy: BaseChatModel, sampling: Sampling) -> Episode:
+    async def play_forkable(
+        self, scenario: Scenario, policy: BaseChatModel, sampling: Sampling
+    ) -> ForkableEpisode:
         """One episode that can be forked. Raises BadInput where its world cannot be cloned."""
 
-        async def again(sampling: Sampling, point: Point) -> Trace:
-            return (await self._played(scenario, policy, sampling, start=point))[0]
+        async def fork(sampling: Sampling, point: Point) -> Trace:
+            return (await self._play(scenario, policy, sampling, start=point))[0]
 
-        trace, points = await self._played(scenario, policy, sampling, held=True)
-        return Episode(trace, points, again)
+        trace, points = await self._play(scenario, policy, sampling, forkable=True)
+        return ForkableEpisode(trace, points, fork)
 
     def _compiled(self, model: BaseChatModel, world: Any) -> Any:
         if isinstance(self.graph, Runnable):
@@ -58,55 +62,57 @@ class OwnGraph:
         takes = inspect.signature(self.graph).parameters
         return self.graph(model, world) if self.world and len(takes) > 1 else self.graph(model)
 
-    async def _played(
-        self, scenario: Scenario, policy: BaseChatModel, sampling: Sampling, *, held: bool = False,
+    async def _play(
+        self, scenario: Scenario, policy: BaseChatModel, sampling: Sampling, *, forkable: bool = False,
         start: Point | None = None,
     ) -> tuple[Trace, list[Point]]:  # fmt: skip
-        kept, thread = Calls(), "episode"
+        buffer, thread = CallBuffer(), "episode"
         model = sampling_as(policy, sampling)
         world: Any = None
         if start is not None:
             world = start.world and start.world.clone()
         elif self.world is not None:
             world = self.world(scenario)
-            world = checked_world(world) if held else world
+            world = checked_world(world) if forkable else world
         compiled = self._compiled(model, world)
         saver = await start.branch() if start is not None else InMemorySaver()
-        points = Points(saver, thread, lambda: world and world.clone(), lambda: kept.calls)
+        points = Points(saver, thread, lambda: world and world.clone(), lambda: buffer.calls)
         config: RunnableConfig = {
-            "callbacks": [Recorder(kept, texts=False)],
+            "callbacks": [Recorder(buffer, texts=False)],
             "recursion_limit": self.step_limit,
         }
         options: dict[str, Any] = {}
         if (
-            held or start is not None
+            forkable or start is not None
         ):  # as a copy: the graph's own checkpointer is for its own threads
             compiled = compiled.copy({"checkpointer": saver})
             config["configurable"] = {"thread_id": thread}
             options["durability"] = "sync"
-        if held:
-            config["callbacks"] = [Recorder(kept, texts=False), points]
+        if forkable:
+            config["callbacks"] = [Recorder(buffer, texts=False), points]
         if isinstance(self.graph, Runnable):
             options["context"] = {"policy": model, **({"world": world} if self.world else {})}
         opening = scenario.customer.opening or next(iter(scenario.customer.user_responses), "")
         given = scenario.input or {"messages": [HumanMessage(opening)]}
-        with reading(policy, sampling):
-            end = await ending(
+        with pinned(policy, sampling):
+            result = await result_of(
                 compiled.ainvoke(given if start is None else None, config, **options)
             )
-        messages = [m for m in end.state.get("messages", []) if isinstance(m, BaseMessage)]
+        messages = [m for m in result.state.get("messages", []) if isinstance(m, BaseMessage)]
         changes = getattr(world, "changes", None)
         trace = Trace(
             scenario=scenario,
             graph=self.name,
-            status=end.status,
-            error=end.error,
+            status=result.status,
+            error=result.error,
             sampling=sampling,
             messages=tuple(convert_to_openai_messages(messages)),
-            model_calls=(*(start.calls if start is not None else ()), *kept.calls),
+            model_calls=(*(start.calls if start is not None else ()), *buffer.calls),
             changes=tuple(changes()) if callable(changes) else (),
-            output={k: v for k, v in end.state.items() if isinstance(v, str | int | float | bool)},
-            started=end.started,
-            seconds=end.seconds,
+            output={
+                k: v for k, v in result.state.items() if isinstance(v, str | int | float | bool)
+            },
+            started=result.started,
+            seconds=result.seconds,
         )
         return trace, points.taken

@@ -9,7 +9,7 @@ SERVICE = Domain(
     name="service",
     duty="You answer for orders: status, cancellation, address, refund, prices.",
     tools=SERVICE_TOOLS,
-    told=SERVICE_PROMPT,
+    system_prompt=SERVICE_PROMPT,
 )
 SALES = Domain(
     name="sales",

@@ -1,4 +1,4 @@
-"""Forks: a run goes on once more from a decision, from its LangGraph checkpoint and on a clone of its world as it was there.
+"""Forks: a run continues once more from a decision, from its LangGraph checkpoint and on a clone of its world as it was there.
 
     points = Points(saver, thread, world.clone)              # a callback of the run; compile the graph with `saver`
     await graph.ainvoke(given, {..., "callbacks": [points]}, durability="sync")
@@ -68,7 +68,7 @@ class Points(BaseCallbackHandler):
         self._saver, self._thread = saver, thread
         self._snapshot, self._calls = snapshot, calls
         self._begun: Point | None = None
-        self._asked = False
+        self._taken = False
 
     def on_chain_start(
         self, serialized: dict[str, Any] | None, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None,
@@ -78,36 +78,36 @@ class Points(BaseCallbackHandler):
         within = "|" in str(about.get("langgraph_checkpoint_ns", ""))  # a graph inside this one
         if about.get("thread_id") != self._thread or within:
             return
-        found = self._saver.get_tuple(
+        checkpoint = self._saver.get_tuple(
             {"configurable": {"thread_id": self._thread, "checkpoint_ns": ""}}
         )
-        if found is None:
+        if checkpoint is None:
             return
         known = self._begun.checkpoint.checkpoint["id"] if self._begun else None
-        if found.checkpoint["id"] != known:
-            self._begun = Point(calls=self._calls(), checkpoint=found, world=self._snapshot())
-            self._asked = False
+        if checkpoint.checkpoint["id"] != known:
+            self._begun = Point(calls=self._calls(), checkpoint=checkpoint, world=self._snapshot())
+            self._taken = False
 
     def on_chat_model_start(
         self, serialized: dict[str, Any] | None, messages: Any, *, run_id: UUID, parent_run_id: UUID | None = None,
         metadata: dict[str, Any] | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         about = metadata or {}
-        if about.get("thread_id") == self._thread and self._begun is not None and not self._asked:
+        if about.get("thread_id") == self._thread and self._begun is not None and not self._taken:
             self.taken.append(self._begun)
-            self._asked = True
+            self._taken = True
 
 
-Again = Callable[[Sampling, Point], Awaitable[Trace]]
+Fork = Callable[[Sampling, Point], Awaitable[Trace]]
 
 
-class Episode:
-    """An episode that was played: its trace, and the decisions from which it can go on otherwise."""
+class ForkableEpisode:
+    """An episode that was played: its trace, and the decisions from which it can be continued otherwise."""
 
-    def __init__(self, trace: Trace, points: Sequence[Point], again: Again) -> None:
+    def __init__(self, trace: Trace, points: Sequence[Point], fork: Fork) -> None:
         self.trace = trace
         self._points = {len(point.calls): point for point in points}
-        self._again = again
+        self._fork = fork
 
     @property
     def decisions(self) -> list[int]:
@@ -115,8 +115,8 @@ class Episode:
         return sorted(self._points)
 
     async def fork(self, call: int, sampling: Sampling) -> Trace:
-        """What else might have come of it: its model calls up to `call`, not included, and others from there on."""
-        trace = await self._again(sampling, self._points[call])
+        """The episode continued otherwise: its model calls before number `call`, and others from there on."""
+        trace = await self._fork(sampling, self._points[call])
         return trace.model_copy(update={"forked": Forked(trace=self.trace.id, calls=call)})
 
     def close(self) -> None:
@@ -134,5 +134,5 @@ def checked_world(world: Any) -> World:
             f"Expected a world that can be cloned to fork from, found that {type(world).__name__} has no `clone`. Train without "
             "--forks, or give episodes a world of their own."
         )
-    found: World = world
-    return found
+    cloneable: World = world
+    return cloneable

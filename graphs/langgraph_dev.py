@@ -10,7 +10,7 @@ from langchain_core.runnables import RunnableConfig
 
 from stateset_agents.graphs import agent, orchestrator
 from stateset_agents.graphs.domains import DOMAINS
-from stateset_agents.nodes.agent import Agents
+from stateset_agents.nodes.state import Agents
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.settings import load_settings
 from stateset_agents.tools.shop.generate import generate

@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from stateset_agents.graphs.rollout import converse
+from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Act, Scenario
 from stateset_agents.tools.scenarios.demonstrations import FLAWS, bend
@@ -87,4 +87,4 @@ async def pairs(
 
 async def played(scenario: Scenario, kind: str, acts: tuple[Act, ...]) -> Mixed:
     """Acts through the graph, as an episode."""
-    return Mixed(kind=kind, trace=await converse(scenario, Oracle(plan=acts), Sampling()))
+    return Mixed(kind=kind, trace=await play_episode(scenario, Oracle(plan=acts), Sampling()))

@@ -15,8 +15,8 @@ from langgraph.types import Checkpointer
 from stateset_agents.graphs import agent
 from stateset_agents.graphs.agent import Domain
 from stateset_agents.graphs.domains import DOMAINS
-from stateset_agents.nodes.agent import AgentContext, Agents, Bound
 from stateset_agents.nodes.orchestrator import NAME, Router, TeamState, first
+from stateset_agents.nodes.state import AgentContext, Agents, Bound
 from stateset_agents.tools.backend import ShopBackend
 from stateset_agents.tools.rules import Rule
 from stateset_agents.tools.shop.database import Database
@@ -49,7 +49,10 @@ def _compiled() -> TeamGraph:
 def _compile(checkpointer: Checkpointer, bound: Bound | None) -> TeamGraph:
     graph = StateGraph(TeamState, context_schema=Agents)
     graph.add_node(
-        "route", Router(bound).route, timeout=agent.PATIENCE["policy"], destinations=(*DOMAINS, END)
+        "route",
+        Router(bound).route,
+        timeout=agent.NODE_SECONDS["policy"],
+        destinations=(*DOMAINS, END),
     )
     for name, domain in DOMAINS.items():
         graph.add_node(name, agent.build(domain, bound=bound), destinations=(*DOMAINS, END))

@@ -15,7 +15,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import ConfigDict
 
 from stateset_agents.errors import BadInput
-from stateset_agents.graphs.rollout import converse
+from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.tools.backend import Ability, Backend, Offer
 from stateset_agents.tools.executor import Outcome
 from stateset_agents.tools.tool import Session
@@ -126,8 +126,10 @@ async def _played(trace: Trace, model: BaseChatModel, swap: Swap | None) -> Trac
             f"Expected an episode, found that trace {trace.id[:12]} has no scenario: give --graph module:graph to replay a "
             "recorded app."
         )
-    around = None if swap is None else lambda backend: Swapped(backend, swap)
-    return await converse(trace.scenario, model, trace.sampling, graph=trace.graph, around=around)
+    wrap_backend = None if swap is None else lambda backend: Swapped(backend, swap)
+    return await play_episode(
+        trace.scenario, model, trace.sampling, graph=trace.graph, wrap_backend=wrap_backend
+    )
 
 
 def _answers(trace: Trace) -> list[AIMessage]:

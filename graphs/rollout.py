@@ -1,33 +1,34 @@
 """A roll-out is one episode: a scenario played to its end on a clone of its shop, kept as a trace."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, convert_to_openai_messages
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph.state import CompiledStateGraph
 
 from stateset_agents.graphs import conversation, orchestrator
 from stateset_agents.graphs.agent import STEP_LIMIT, build, over
 from stateset_agents.graphs.agent import context as context_of
-from stateset_agents.graphs.conversation import ConversationContext
+from stateset_agents.graphs.conversation import ConversationContext, ConversationState
 from stateset_agents.graphs.domains import DOMAINS
-from stateset_agents.graphs.forking import Episode, Point, Points
-from stateset_agents.graphs.run_result import ending
+from stateset_agents.graphs.forking import ForkableEpisode, Point, Points
+from stateset_agents.graphs.run_result import result_of
 from stateset_agents.nodes.customer import CustomerSimulator, simulate
-from stateset_agents.policy.chat_model import reading, sampling_as
+from stateset_agents.policy.chat_model import pinned, sampling_as
 from stateset_agents.scenario import Scenario
 from stateset_agents.tools.backend import Backend
-from stateset_agents.tools.shop.accounting import books, segment
+from stateset_agents.tools.shop.accounting import books_of, segment_of
 from stateset_agents.tools.shop.arrange import arrange_all
 from stateset_agents.tools.shop.generate import generate
 from stateset_agents.tools.shop.sqlite import Shop
 from stateset_agents.trace import Sampling, ToolCall, Trace
 from stateset_agents.traces.recorder import Recorder
-from stateset_agents.traces.sink import Episode as Calls
+from stateset_agents.traces.sink import CallBuffer
 
 _conversation = conversation.build()
 
@@ -43,7 +44,20 @@ class _World:
         self.shop.close()
 
 
-async def converse(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    """How an episode is played, beside its scenario, policy and sampling."""
+
+    graph: str | None = None
+    customer: BaseChatModel | None = None
+    max_turns: int | None = None
+    wrap_backend: Callable[[Backend], Backend] | None = None
+    texts: bool = False
+    forkable: bool = False
+    start: Point | None = None
+
+
+async def play_episode(
     scenario: Scenario,
     policy: BaseChatModel,
     sampling: Sampling,
@@ -51,20 +65,22 @@ async def converse(
     graph: str | None = None,
     customer: BaseChatModel | None = None,
     max_turns: int | None = None,
-    around: Callable[[Backend], Backend] | None = None,
+    wrap_backend: Callable[[Backend], Backend] | None = None,
     texts: bool = False,
 ) -> Trace:
     """Play a scenario with the agent whose business it is, or the graph named; a failure is a trace as well.
-    `customer` is a chat model to play the customer, in the place of rules; `around` is put around the backend of an
-    agent that acts alone. With `texts` each call keeps its messages, which its tokens say as well where it has any."""
-    with reading(policy, sampling):
-        trace, _ = await _played(
-            scenario, policy, sampling, graph, customer, max_turns, around, texts=texts
-        )
+
+    `customer` is a chat model that plays the customer, in the place of rules; `wrap_backend` wraps the backend of an agent that acts
+    alone. With `texts` each call keeps its messages, which its tokens say as well where it has any.
+    """
+    options = _Options(
+        graph=graph, customer=customer, max_turns=max_turns, wrap_backend=wrap_backend, texts=texts
+    )
+    trace, _ = await _play(scenario, policy, sampling, options)
     return trace
 
 
-async def hold(
+async def play_forkable(
     scenario: Scenario,
     policy: BaseChatModel,
     sampling: Sampling,
@@ -72,109 +88,107 @@ async def hold(
     graph: str | None = None,
     customer: BaseChatModel | None = None,
     max_turns: int | None = None,
-) -> Episode:
-    """As `converse`, with what it takes to fork the episode at any decision. Close it when that is done."""
+) -> ForkableEpisode:
+    """As `play_episode`, with what it takes to fork the episode at any decision. Close it when that is done."""
+    options = _Options(graph=graph, customer=customer, max_turns=max_turns)
 
-    async def again(sampling: Sampling, point: Point) -> Trace:
-        with reading(policy, sampling):
-            trace, _ = await _played(
-                scenario, policy, sampling, graph, customer, max_turns, None, start=point
-            )
+    async def fork(sampling: Sampling, point: Point) -> Trace:
+        trace, _ = await _play(scenario, policy, sampling, replace(options, start=point))
         return trace
 
-    with reading(policy, sampling):
-        trace, points = await _played(
-            scenario, policy, sampling, graph, customer, max_turns, None, held=True
-        )
-    return Episode(trace, points, again)
+    trace, points = await _play(scenario, policy, sampling, replace(options, forkable=True))
+    return ForkableEpisode(trace, points, fork)
 
 
-async def _played(
-    scenario: Scenario,
-    policy: BaseChatModel,
-    sampling: Sampling,
-    graph: str | None,
-    customer: BaseChatModel | None,
-    max_turns: int | None,
-    around: Callable[[Backend], Backend] | None,
-    *,
-    held: bool = False,
-    texts: bool = False,
-    start: Point | None = None,
+async def _play(
+    scenario: Scenario, policy: BaseChatModel, sampling: Sampling, options: _Options
 ) -> tuple[Trace, list[Point]]:
-    """An episode from its beginning, or on from a point of another one; `held`, with its own points."""
-    name = graph or scenario.graph
-    thread = "episode"
-    if start is None:
-        split = "train" if scenario.split == "user" else scenario.split
-        shop = generate(scenario.shop_seed, split).clone()
-        arrange_all(shop, scenario.arranged)
-        saver, who = InMemorySaver(), simulate(scenario, customer)
-    else:
-        shop, saver, who = (
-            start.world.shop.clone(),
-            await start.branch(),
-            start.world.customer.copy(),
-        )
-    kept = Calls()
-    model = sampling_as(policy, sampling)
+    """An episode from its beginning, or from a point of another one; where it is forkable, with its own points."""
+    name, thread, start = options.graph or scenario.graph, "episode", options.start
+    shop, saver, customer = await _setting(scenario, options)
+    agent, context = _conversation_of(
+        scenario, sampling_as(policy, sampling), name, shop, saver, customer, options
+    )
+    buffer = CallBuffer()
+    points = Points(
+        saver, thread, lambda: _World(shop.clone(), customer.copy()), lambda: buffer.calls
+    )
+    callbacks: list[BaseCallbackHandler] = [Recorder(buffer, texts=options.texts)]
+    begun: ConversationState = {
+        "turns": _turns(start) if start is not None else 0,
+        "forked": start is not None,
+    }
+    config: RunnableConfig = {
+        "callbacks": [*callbacks, points] if options.forkable else callbacks,
+        "recursion_limit": 4 * context.max_turns + 4,
+    }
+    with pinned(policy, sampling):
+        result = await result_of(_conversation.ainvoke(begun, config, context=context))
+    state: dict[str, Any] = (await agent.aget_state({"configurable": {"thread_id": thread}})).values
+    changes = shop.changes()
+    books, segment = books_of(shop, scenario, changes), segment_of(shop, scenario)
+    shop.close()
+    trace = Trace(
+        scenario=scenario,
+        graph=name,
+        status="truncated" if result.state.get("truncated") else result.status,
+        error=result.error,
+        sampling=sampling,
+        messages=tuple(convert_to_openai_messages(state.get("messages", []))),
+        model_calls=(*(start.calls if start is not None else ()), *buffer.calls),
+        tool_calls=tuple(ToolCall.model_validate(call) for call in state.get("tool_calls", [])),
+        changes=changes,
+        books=books,
+        segment=segment,
+        started=result.started,
+        seconds=result.seconds,
+    )
+    return trace, points.taken
+
+
+async def _setting(
+    scenario: Scenario, options: _Options
+) -> tuple[Shop, InMemorySaver, CustomerSimulator]:
+    """The shop, the checkpointer and the customer that an episode begins with: fresh ones, or those of the point that it starts from."""
+    start = options.start
+    if start is not None:
+        return start.world.shop.clone(), await start.branch(), start.world.customer.copy()
+    split = "train" if scenario.split == "user" else scenario.split
+    shop = generate(scenario.shop_seed, split).clone()
+    arrange_all(shop, scenario.arranged)
+    return shop, InMemorySaver(), simulate(scenario, options.customer)
+
+
+def _conversation_of(
+    scenario: Scenario, model: BaseChatModel, name: str, shop: Shop, saver: InMemorySaver, customer: CustomerSimulator,
+    options: _Options,
+) -> tuple[CompiledStateGraph[Any, Any, Any, Any], ConversationContext]:  # fmt: skip
+    """The agent's graph, and the context of a conversation with it."""
     agent: CompiledStateGraph[Any, Any, Any, Any]
     if name == orchestrator.NAME:
         agent, limit = orchestrator.build(saver), orchestrator.STEP_LIMIT
         agents = orchestrator.context(
-            model, orchestrator.over(shop), thread=thread, role=DOMAINS[scenario.graph].role
+            model, orchestrator.over(shop), thread="episode", role=DOMAINS[scenario.graph].role
         )
     else:
         domain = DOMAINS[name]
         agent, limit = build(domain, saver), STEP_LIMIT
         backend: Backend = over(domain, shop)
-        backend = around(backend) if around else backend
-        agents = context_of(domain, model, backend, thread=thread)
-    context = ConversationContext(
-        customer=who,
+        if options.wrap_backend is not None:
+            backend = options.wrap_backend(backend)
+        agents = context_of(domain, model, backend, thread="episode")
+    return agent, ConversationContext(
+        customer=customer,
         agent=agent,
         agent_context=agents,
-        thread=thread,
-        max_turns=max_turns or scenario.max_turns,
+        thread="episode",
+        max_turns=options.max_turns or scenario.max_turns,
         step_limit=limit,
-        held=held,
+        forkable=options.forkable,
     )
-    began = _turns(start) if start is not None else 0
-    points = Points(saver, thread, lambda: _World(shop.clone(), who.copy()), lambda: kept.calls)
-    listening: list[BaseCallbackHandler] = [Recorder(kept, texts=texts)]
-    end = await ending(
-        _conversation.ainvoke(
-            {"turns": began, "forked": start is not None},
-            {
-                "callbacks": [*listening, points] if held else listening,
-                "recursion_limit": 4 * context.max_turns + 4,
-            },
-            context=context,
-        )
-    )
-    state: dict[str, Any] = (await agent.aget_state({"configurable": {"thread_id": thread}})).values
-    changes = shop.changes()
-    came_to, whose = books(shop, scenario, changes), segment(shop, scenario)
-    shop.close()
-    trace = Trace(
-        scenario=scenario,
-        graph=name,
-        status="truncated" if end.state.get("truncated") else end.status,
-        error=end.error,
-        sampling=sampling,
-        messages=tuple(convert_to_openai_messages(state.get("messages", []))),
-        model_calls=(*(start.calls if start is not None else ()), *kept.calls),
-        tool_calls=tuple(ToolCall.model_validate(call) for call in state.get("tool_calls", [])),
-        changes=changes,
-        books=came_to,
-        segment=whose,
-        started=end.started,
-        seconds=end.seconds,
-    )
-    return trace, points.taken
 
 
 def _turns(point: Point) -> int:
     """How often the customer had spoken there."""
-    said = point.checkpoint.checkpoint["channel_values"].get("messages", [])
-    return sum(isinstance(message, HumanMessage) for message in said)
+    messages = point.checkpoint.checkpoint["channel_values"].get("messages", [])
+    return sum(isinstance(message, HumanMessage) for message in messages)

@@ -12,7 +12,7 @@ from stateset_agents.trace import Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
+class RunResult:
     """The final state, empty where the run did not get there, and what became of the run."""
 
     state: dict[str, Any]
@@ -23,7 +23,7 @@ class Ending:
     seconds: float
 
 
-async def ending(run: Awaitable[dict[str, Any]]) -> Ending:
+async def result_of(run: Awaitable[dict[str, Any]]) -> RunResult:
     """Wait for a graph run, whatever comes of it."""
     started, clock = time.time(), time.perf_counter()
     state: dict[str, Any] = {}
@@ -38,4 +38,4 @@ async def ending(run: Awaitable[dict[str, Any]]) -> Ending:
     except Exception as problem:  # noqa: BLE001 (one episode's failure is data, not the run's end)
         status, error = "failed", f"{type(problem).__name__}: {problem}"
     seconds = time.perf_counter() - clock
-    return Ending(state=state, status=status, error=error, started=started, seconds=seconds)
+    return RunResult(state=state, status=status, error=error, started=started, seconds=seconds)

@@ -7,11 +7,8 @@ conversations could be on one database connection at once.
 import dataclasses
 import json
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
-from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import (
     AIMessage,
     AnyMessage,
@@ -19,84 +16,30 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.runnables import Runnable, RunnableConfig
-from langgraph.config import get_config
+from langchain_core.runnables import RunnableConfig
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.errors import NodeError
-from langgraph.graph.message import add_messages
 from langgraph.runtime import Runtime
 from langgraph.types import Command, interrupt
-from pydantic import BaseModel, ConfigDict
 
 from stateset_agents.errors import BadInput
 from stateset_agents.grounding import unsupported
-from stateset_agents.tools.backend import Backend
+from stateset_agents.nodes.edges import hands_off
+from stateset_agents.nodes.state import (
+    AgentContext,
+    Agents,
+    AgentState,
+    Bound,
+    Confirmation,
+    agents_of,
+)
 from stateset_agents.tools.executor import Outcome
-from stateset_agents.tools.memory import Memory
-from stateset_agents.tools.tool import Role, Session
+from stateset_agents.tools.tool import Session
 
 TRANSFER = "transfer"
 """The tool with which an agent passes a conversation to a colleague; no shop has it."""
 HOLDS = 2
 """How often a reply is held back before a person takes over."""
-
-
-def grown(before: list[Any], new: list[Any]) -> list[Any]:
-    """A node adds to a list; an agent that is a part of another graph gives the whole list back."""
-    return new if new[: len(before)] == before else before + new
-
-
-class AgentState(TypedDict, total=False):
-    """Plain data only, so that any checkpointer can hold it."""
-
-    messages: Annotated[list[AnyMessage], add_messages]
-    session: Session
-    tool_calls: Annotated[list[dict[str, Any]], grown]
-    """Every attempt so far, as the fields of a ToolCall."""
-    proposal: dict[str, Any] | None
-    """A write that waits for the customer's word."""
-    handed_off: dict[str, Any] | None
-    """What a person needs to take over."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentContext:
-    """What a run is given and does not checkpoint."""
-
-    policy: Runnable[LanguageModelInput, AIMessage]
-    """A chat model with the tools bound."""
-    backend: Backend
-    prompt: str
-    thread: str
-    guard: bool = False
-    """Whether replies are held against what tools and the customer said before the customer sees them."""
-    customer: str = ""
-    """Id of the signed-in customer; '' where the agent has to verify."""
-    role: Role = "customer"
-    """For whom the agent acts."""
-    memory: Memory | None = None
-    """What was kept of the customer from earlier conversations."""
-    colleagues: tuple[str, ...] = ()
-    """Agents that it may pass the conversation to; the graph above knows them by these names."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agents:
-    """What a run of a graph is given: each of its agents' context, by name."""
-
-    team: Mapping[str, AgentContext] = field(default_factory=dict)
-
-
-Bound = Callable[[RunnableConfig], Agents]
-"""Makes the context of a run that was given none, from its config."""
-
-
-class Confirmation(BaseModel):
-    """The answer to a proposed write."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    confirmed: bool
 
 
 class Agent:
@@ -179,7 +122,7 @@ class Agent:
             session = outcome.session
             messages.append(_answer(call["id"] or "", outcome))
             attempts.append(_attempt(call["id"] or "", call["name"], call["args"], outcome))
-            if _hands_off(attempts[-1]):
+            if hands_off(attempts[-1]):
                 break  # whatever else was asked for is a person's business now
         return {
             "messages": messages,
@@ -247,18 +190,6 @@ class Agent:
         }
 
 
-def agents_of(runtime: Runtime[Agents], bound: Bound | None) -> Agents:
-    """What a run was given, or what was bound to its graph. Raises BadInput where there is neither."""
-    agents = runtime.context
-    if (agents is None or not agents.team) and bound is not None:
-        agents = bound(get_config())
-    if agents is None or not agents.team:
-        raise BadInput(
-            "Expected a context, found none: pass `context=` to the run, or make the graph with build_graph."
-        )
-    return agents
-
-
 def transient(error: BaseException) -> bool:
     """What a network, or a database that is restarting, may answer, and not the next time."""
     names = ("OperationalError", "PoolTimeout", "NodeTimeoutError")
@@ -300,32 +231,6 @@ def _unsupported(answer: AIMessage, state: AgentState, context: AgentContext) ->
 def _answer_to(question: dict[str, Any]) -> bool:
     answer = interrupt(question, response_schema=Confirmation)
     return Confirmation.model_validate(answer).confirmed
-
-
-def after_identity(state: AgentState) -> str:
-    return "handoff" if state.get("handed_off") else "policy"
-
-
-def after_policy(state: AgentState) -> str:
-    last = state["messages"][-1]
-    return "tools" if isinstance(last, AIMessage) and last.tool_calls else "__end__"
-
-
-def after_tools(state: AgentState) -> str:
-    if state.get("proposal"):
-        return "confirm"
-    return "handoff" if _hands_off(state["tool_calls"][-1]) else "policy"
-
-
-def after_confirm(state: AgentState) -> str:
-    """Calls of the same message that came after the confirmed one still have to run."""
-    last = next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
-    answered = {m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)}
-    return "policy" if all(call["id"] in answered for call in last.tool_calls) else "tools"
-
-
-def _hands_off(attempt: dict[str, Any]) -> bool:
-    return bool(attempt["name"] == "escalate_to_human" and attempt["status"] == "done")
 
 
 def _answer(call_id: str, outcome: Outcome) -> ToolMessage:

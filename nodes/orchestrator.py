@@ -7,7 +7,8 @@ from langgraph.graph import END
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
-from stateset_agents.nodes.agent import TRANSFER, Agents, AgentState, Bound, agents_of
+from stateset_agents.nodes.agent import TRANSFER
+from stateset_agents.nodes.state import Agents, AgentState, Bound, agents_of
 
 NAME = "orchestrator"
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stateset_agents.reward import Reward, Score, about_of
+from stateset_agents.reward import Reward, Score, declaration_of
 from stateset_agents.rewards.attacks import ATTACKS, SITUATIONS
 
 
@@ -22,7 +22,7 @@ class Finding:
 
 async def audit(reward: Reward) -> list[Finding]:
     """How every attack does. Each situation is scored as a group, with its honest answer in it."""
-    only_takes = about_of(reward).high <= 0
+    only_takes = declaration_of(reward).high <= 0
     rows: list[list[Score | None]] = []
     for situation in SITUATIONS:
         group = [situation.honest, *(attack(situation) for attack in ATTACKS.values())]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stateset_agents.errors import BadInput
-from stateset_agents.reward import Reward, Score, about_of, scorable, version_of
+from stateset_agents.reward import Reward, Score, declaration_of, scorable, version_of
 from stateset_agents.trace import Trace
 
 
@@ -17,7 +17,7 @@ class CachedReward:
     could not be scored is tried again. A reward that compares is kept by its whole group."""
 
     def __init__(self, reward: Reward, place: Path) -> None:
-        self.reward, self.about, self.name = reward, about_of(reward), reward.name
+        self.reward, self.declaration, self.name = reward, declaration_of(reward), reward.name
         self._version = version_of(reward)  # once: a reward may count what it does
         try:
             self._db = sqlite3.connect(
@@ -36,7 +36,7 @@ class CachedReward:
         keys = await asyncio.to_thread(self._keys, traces)
         found = {key: self._kept(key) for key in dict.fromkeys(keys)}
         missing = [n for n, key in enumerate(keys) if found[key] is None]
-        if self.about.compares and missing:
+        if self.declaration.compares and missing:
             missing = list(range(len(traces)))
         fresh = [
             n
@@ -60,7 +60,7 @@ class CachedReward:
         return None if row is None else Score.model_validate_json(row[0])
 
     def _keys(self, traces: Sequence[Trace]) -> list[str]:
-        include = {*self.about.reads, "status"} if self.about.reads else None
+        include = {*self.declaration.reads, "status"} if self.declaration.reads else None
         read = [
             json.dumps(
                 [scorable(t), t.model_dump(mode="json", include=include, exclude={"id"})],
@@ -68,7 +68,7 @@ class CachedReward:
             )
             for t in traces
         ]
-        group = "\n".join(read) if self.about.compares else ""
+        group = "\n".join(read) if self.declaration.compares else ""
         about = f"{self.name}@{self._version}"
         return [
             hashlib.sha256(

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from stateset_agents.reward import About, Reward, Score, about_of, checked_weight
+from stateset_agents.reward import Declaration, Reward, Score, checked_weight, declaration_of
 from stateset_agents.rewards.effort import EffortReward
 from stateset_agents.rewards.helpfulness import HelpfulnessReward
 from stateset_agents.rewards.manner import MannerReward
@@ -41,9 +41,11 @@ class CompositeReward:
             (reward, checked_weight(weight, reward.name)) for reward, weight in weighted
         ]
         self.how, self.missing = how, missing
-        parts = [about_of(reward) for reward, _ in self.weighted]
-        self.about = About(
-            version="+".join(f"{r.name}@{about_of(r).version}*{w:g}" for r, w in self.weighted),
+        parts = [declaration_of(reward) for reward, _ in self.weighted]
+        self.declaration = Declaration(
+            version="+".join(
+                f"{r.name}@{declaration_of(r).version}*{w:g}" for r, w in self.weighted
+            ),
             compares=how == "gdpo" or any(part.compares for part in parts),
             cost=max((part.cost for part in parts), key=("offline", "model", "network").index),
         )
@@ -96,11 +98,11 @@ class GatedReward:
         if not gates:
             raise ValueError("Expected at least one gate, found none.")
         self.reward, self.gates = reward, dict(gates)
-        inner = about_of(reward)
-        self.about = About(
+        inner = declaration_of(reward)
+        self.declaration = Declaration(
             version=f"{inner.version}/" + "+".join(f"{g.name}>={v:g}" for g, v in gates.items()),
             low=min(0.0, inner.low), high=max(0.0, inner.high), cost=inner.cost,
-            compares=inner.compares or any(about_of(gate).compares for gate in gates),
+            compares=inner.compares or any(declaration_of(gate).compares for gate in gates),
         )  # fmt: skip
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from stateset_agents.reward import Reward, Score, about_of
+from stateset_agents.reward import Reward, Score, declaration_of
 from stateset_agents.rewards.attacks import ATTACKS, SITUATIONS
 from stateset_agents.trace import Trace
 
@@ -22,7 +22,7 @@ def samples() -> list[Trace]:
 async def problems(reward: Reward, traces: Sequence[Trace] | None = None) -> list[str]:
     """What is wrong, in words; nothing for a reward that conforms."""
     group = list(traces) if traces is not None else samples()
-    about, found = about_of(reward), []
+    about, found = declaration_of(reward), []
     if not isinstance(getattr(reward, "name", None), str) or not reward.name:
         found.append("expected a name, found none")
     before = [trace.model_dump_json() for trace in group]

@@ -1,7 +1,7 @@
 """Disclosure: was the customer told what has to be told, with the amounts and dates that the tools gave?"""
 
 from stateset_agents.grounding import specifics
-from stateset_agents.reward import About, EachTrace, Score
+from stateset_agents.reward import Declaration, EachTrace, Score
 from stateset_agents.rewards.evidence import from_customer, from_tools
 from stateset_agents.trace import Trace
 
@@ -11,7 +11,7 @@ class DisclosureReward(EachTrace):
     nothing has to be told."""
 
     name = "disclosure"
-    about = About(low=0.0, high=1.0, reads=("scenario", "messages", "tool_calls"))
+    declaration = Declaration(low=0.0, high=1.0, reads=("scenario", "messages", "tool_calls"))
 
     def score(self, trace: Trace) -> Score | None:
         goal = trace.scenario.goal if trace.scenario else None

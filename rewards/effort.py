@@ -1,6 +1,6 @@
 """What an episode cost: calls, turns, tools, tokens, and the customer's time. They take away and never pay."""
 
-from stateset_agents.reward import About, EachTrace, Score
+from stateset_agents.reward import Declaration, EachTrace, Score
 from stateset_agents.trace import Trace
 
 
@@ -9,7 +9,7 @@ class EffortReward(EachTrace):
     the customer's turns, tool calls and sampled tokens."""
 
     name = "effort"
-    about = About(low=-1.0, high=0.0, reads=("model_calls", "messages", "tool_calls"))
+    declaration = Declaration(low=-1.0, high=0.0, reads=("model_calls", "messages", "tool_calls"))
 
     def __init__(
         self, budget: int = 20, *, turns: int | None = None, tools: int | None = None, tokens: int | None = None
@@ -36,7 +36,7 @@ class LatencyReward(EachTrace):
     """Minus the share of model calls that took longer than `sla` seconds. None where nothing was measured."""
 
     name = "latency"
-    about = About(low=-1.0, high=0.0, reads=("model_calls",))
+    declaration = Declaration(low=-1.0, high=0.0, reads=("model_calls",))
 
     def __init__(self, sla: float = 2.0) -> None:
         if not sla > 0:

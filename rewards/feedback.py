@@ -1,7 +1,7 @@
 """What people said afterwards, as a reward: thumbs, CSAT, resolved or not, or any number of yours."""
 
 from stateset_agents.errors import BadInput
-from stateset_agents.reward import About, EachTrace, Score, checked_weight
+from stateset_agents.reward import Declaration, EachTrace, Score, checked_weight
 from stateset_agents.trace import Trace
 
 
@@ -9,7 +9,7 @@ class FeedbackReward(EachTrace):
     """The mean of a trace's feedback of one kind, from `low` to `high` as 0 to 1; None where nobody said anything."""
 
     name = "feedback"
-    about = About(low=0.0, high=1.0, reads=("feedback",))
+    declaration = Declaration(low=0.0, high=1.0, reads=("feedback",))
 
     def __init__(
         self, key: str, *, low: float = 0.0, high: float = 1.0, weight: float = 1.0

@@ -1,4 +1,4 @@
-"""A watch on training: does what is paid for still go with what the shop verified? Where they part, a reward is being gamed."""
+"""Watches training: does what is paid for still go with what the shop verified? Where they part, a reward is being gamed."""
 
 import math
 from collections import deque
@@ -14,7 +14,7 @@ RISE, FALL = 0.02, 0.05
 """By how much the mean reward has to rise, and the share of successes to fall, for an alarm."""
 
 
-class Watch:
+class GamingMonitor:
     """Sees each step's rewards and outcomes; None stands for what could not be scored, or has no goal."""
 
     def __init__(self) -> None:
@@ -34,9 +34,11 @@ class Watch:
         bad = [reward for reward, success in both if not success]
         self._steps.append((math.fsum(r for r, _ in both) / len(both), len(good) / len(both)))
         self._paid.append((good, bad))
-        told = auc([r for g, _ in self._paid for r in g], [r for _, b in self._paid for r in b])
-        if len(self._paid) == WINDOW and told is not None and told < LEAST:
-            return f"the reward tells successes from failures with an AUC of {told:.2f} alone"
+        separation = auc(
+            [r for g, _ in self._paid for r in g], [r for _, b in self._paid for r in b]
+        )
+        if len(self._paid) == WINDOW and separation is not None and separation < LEAST:
+            return f"the reward tells successes from failures with an AUC of {separation:.2f} alone"
         if len(self._steps) < 2 * WINDOW:
             return ""
         steps = list(self._steps)

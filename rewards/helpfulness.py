@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from stateset_agents.grounding import claims, specifics, states
-from stateset_agents.reward import About, EachTrace, Score, checked_weight
+from stateset_agents.reward import Declaration, EachTrace, Score, checked_weight
 from stateset_agents.rewards.evidence import (
     from_customer,
     from_tools,
@@ -64,7 +64,7 @@ class HelpfulnessReward(EachTrace):
     """
 
     name = "helpfulness"
-    about = About(version="2", low=0.0, high=1.0, reads=("messages", "tool_calls"))
+    declaration = Declaration(version="2", low=0.0, high=1.0, reads=("messages", "tool_calls"))
 
     def __init__(self, weight: float = 1.0, *, writes: tuple[str, ...] | None = None) -> None:
         self.weight = checked_weight(weight, self.name)

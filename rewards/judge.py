@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from stateset_agents.errors import BadInput
 from stateset_agents.policy.litellm import load_litellm
-from stateset_agents.reward import About, Score, scorable
+from stateset_agents.reward import Declaration, Score, scorable
 from stateset_agents.rewards.manner import manner
 from stateset_agents.trace import Trace, words
 
@@ -140,7 +140,7 @@ class JudgeReward:
             weakref.WeakKeyDictionary()
         )
         told = json.dumps([self.models, self.rubrics, mode, repeats, _SYSTEM])
-        self.about = About(
+        self.declaration = Declaration(
             version=hashlib.sha256(told.encode()).hexdigest()[:12], low=0.0, high=1.0,
             reads=("messages", "scenario"), cost="network", compares=mode == "relative",
         )  # fmt: skip

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from stateset_agents.errors import BadInput
-from stateset_agents.reward import About, EachTrace, Score
+from stateset_agents.reward import Declaration, EachTrace, Score
 from stateset_agents.trace import Trace, words
 
 LONG = 12
@@ -18,7 +18,7 @@ class LanguageReward(EachTrace):
     where neither can be told, and for languages that it does not know."""
 
     name = "language"
-    about = About(low=-1.0, high=0.0, reads=("messages",))
+    declaration = Declaration(low=-1.0, high=0.0, reads=("messages",))
 
     def score(self, trace: Trace) -> Score | None:
         wanted, met, other = None, 0, 0

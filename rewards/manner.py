@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from stateset_agents.reward import About, EachTrace, Score
+from stateset_agents.reward import Declaration, EachTrace, Score
 from stateset_agents.trace import Trace, words
 
 LONG = 70
@@ -31,7 +31,7 @@ class MannerReward(EachTrace):
     """From -1 to 0; the parts name what it was."""
 
     name = "manner"
-    about = About(low=-1.0, high=0.0, reads=("messages",))
+    declaration = Declaration(low=-1.0, high=0.0, reads=("messages",))
 
     def score(self, trace: Trace) -> Score | None:
         parts = manner([words(m) for m in trace.messages if m.get("role") == "assistant"])

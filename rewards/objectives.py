@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stateset_agents.errors import BadInput
-from stateset_agents.reward import About, Score, checked_weight, scorable
+from stateset_agents.reward import Declaration, Score, checked_weight, scorable
 from stateset_agents.rewards.evidence import guesses
 from stateset_agents.trace import Trace
 
@@ -182,7 +182,7 @@ class ObjectivesReward:
             )
         self.weights = {name: checked_weight(weight, name) for name, weight in given.items()}
         self.how = how
-        self.about = About(
+        self.declaration = Declaration(
             version="1",
             reads=("books", "scenario", "feedback", "messages", "model_calls"),
             compares=how != "sum" or bool(self.limits),
@@ -245,7 +245,7 @@ class FairnessReward:
     what was taken off prices, over the scale of `discount`. None where no group is known."""
 
     name = "fairness"
-    about = About(high=0.0, reads=("books", "segment"), compares=True)
+    declaration = Declaration(high=0.0, reads=("books", "segment"), compares=True)
 
     def __init__(self, segment: str = "tier") -> None:
         self.segment = segment
@@ -273,7 +273,7 @@ class FairnessReward:
         ]
 
 
-def told(text: str) -> ObjectivesReward:
+def parse_objectives(text: str) -> ObjectivesReward:
     """`objectives:csat=0.5,gross_margin=0.5`, `objectives:sales` (a preset), `objectives:lexicographic:csat,gross_margin`.
 
     Raises BadInput with what was expected.

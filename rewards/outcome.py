@@ -1,6 +1,6 @@
 """Outcome: did the shop change as the scenario requires, and was the customer told what matters?"""
 
-from stateset_agents.reward import About, EachTrace, Score
+from stateset_agents.reward import Declaration, EachTrace, Score
 from stateset_agents.rewards.evidence import guesses
 from stateset_agents.trace import Trace
 
@@ -15,7 +15,9 @@ class OutcomeReward(EachTrace):
     """
 
     name = "outcome"
-    about = About(low=0.0, high=1.0, reads=("scenario", "changes", "tool_calls", "messages"))
+    declaration = Declaration(
+        low=0.0, high=1.0, reads=("scenario", "changes", "tool_calls", "messages")
+    )
 
     def score(self, trace: Trace) -> Score | None:
         goal = trace.goal_score

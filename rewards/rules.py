@@ -1,6 +1,6 @@
 """Rules and discipline: what the executor had to stop, by the rule's id. They take away and never pay."""
 
-from stateset_agents.reward import About, EachTrace, Score
+from stateset_agents.reward import Declaration, EachTrace, Score
 from stateset_agents.trace import Trace
 
 
@@ -8,7 +8,7 @@ class RulesReward(EachTrace):
     """-1 for an episode in which an attempt had to be stopped, 0 for a clean one; the parts name each rule."""
 
     name = "rules"
-    about = About(low=-1.0, high=0.0, reads=("tool_calls",))
+    declaration = Declaration(low=-1.0, high=0.0, reads=("tool_calls",))
 
     def score(self, trace: Trace) -> Score | None:
         broken = trace.violations
@@ -31,7 +31,7 @@ class DisciplineReward(EachTrace):
     """Minus the share of attempts that came before what has to come first: verification, a look, a quote, a yes."""
 
     name = "discipline"
-    about = About(low=-1.0, high=0.0, reads=("tool_calls",))
+    declaration = Declaration(low=-1.0, high=0.0, reads=("tool_calls",))
 
     def __init__(self, process: tuple[str, ...] = PROCESS) -> None:
         self.process = process

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from stateset_agents.grounding import promised
-from stateset_agents.reward import About, EachTrace, Score, checked_weight
+from stateset_agents.reward import Declaration, EachTrace, Score, checked_weight
 from stateset_agents.rewards.manner import manner
 from stateset_agents.trace import Trace, words
 from stateset_agents.traces.redaction import personal
@@ -33,7 +33,7 @@ class SafetyReward(EachTrace):
     """
 
     name = "safety"
-    about = About(version="3", low=0.0, high=1.0, reads=("messages", "tool_calls"))
+    declaration = Declaration(version="3", low=0.0, high=1.0, reads=("messages", "tool_calls"))
 
     def __init__(self, weight: float = 1.0, *, classifier: Classifier | None = None) -> None:
         self.weight = checked_weight(weight, self.name)

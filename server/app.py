@@ -24,7 +24,7 @@ from langgraph.types import Command
 from pydantic import ValidationError
 
 from stateset_agents.errors import ContextFull, PolicyUnreachable
-from stateset_agents.nodes.agent import Confirmation
+from stateset_agents.nodes.state import Confirmation
 from stateset_agents.server.conversations import Conversation, Conversations
 from stateset_agents.server.http import (
     Refusal,

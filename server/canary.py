@@ -14,7 +14,7 @@ from typing import Literal
 from stateset_agents.errors import BadInput
 
 FIRST_LOOK = 20
-KEPT = 65_536
+MAX_CONVERSATIONS = 65_536
 """Conversations that are remembered."""
 
 
@@ -56,7 +56,7 @@ class Canary:
         count[1] += conversation not in self._trouble
         count[0] += trouble and not self._trouble.get(conversation, False)
         self._trouble[conversation] = trouble or self._trouble.get(conversation, False)
-        while len(self._trouble) > KEPT:
+        while len(self._trouble) > MAX_CONVERSATIONS:
             self._trouble.popitem(last=False)
         new, old = self.counts()
         if new[1] < min(self._look, self.enough) or old[1] < FIRST_LOOK:

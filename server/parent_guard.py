@@ -1,4 +1,4 @@
-"""Runs a command for as long as its parent lives: `python keeper.py COMMAND…`.
+"""Runs a command for as long as its parent lives: `python parent_guard.py COMMAND…`.
 
 Standard input closes with the parent, however it ended; the command and all it started are then asked to stop, and killed after a while.
 Imports nothing of ours: it runs beside every policy server and weighs next to nothing.
@@ -15,8 +15,8 @@ import threading
 GRACE_SECONDS = 15
 
 
-def _die_with_keeper() -> None:
-    """Where the keeper itself is killed (Linux)."""
+def _die_with_guard() -> None:
+    """Where the guard itself is killed (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
@@ -26,7 +26,7 @@ def main() -> int:
         sys.argv[1:],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_die_with_keeper,  # noqa: PLW1509 (no thread runs yet)
+        preexec_fn=_die_with_guard,  # noqa: PLW1509 (no thread runs yet)
     )
 
     def stop() -> None:

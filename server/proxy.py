@@ -18,10 +18,15 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from stateset_agents.policy.chat_model import Sampled, joined, sampled
+from stateset_agents.policy.completion import (
+    Completion,
+    completion_of,
+    join_completions,
+    join_message,
+)
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.traces.conversion import openai_message, sampling
-from stateset_agents.traces.sink import Keeper
+from stateset_agents.traces.sink import TraceSink
 
 THREAD, NODE, CUSTOMER = "x-stateset-thread", "x-stateset-node", "x-stateset-customer"
 _HOP = {
@@ -34,21 +39,21 @@ _HOP = {
     "keep-alive",
 }
 """Headers that are between two machines, and not passed on."""
-MOST = 64 * 2**20
-"""Bytes of a request."""
+MAX_BYTES = 64 * 2**20
+"""Of a request."""
 
 
 class Proxy:
     """Passes calls to `to` (ends in /v1) and keeps them. With `exact` it asks vLLM, or the embedded engine, for token ids,
     which the client does not see unless it asked for them."""
 
-    def __init__(self, to: str, keeper: Keeper, *, exact: bool) -> None:
+    def __init__(self, to: str, sink: TraceSink, *, exact: bool) -> None:
         self.to = to.rstrip("/")
-        self.keeper = keeper
+        self.sink = sink
         self.exact = exact
 
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=MOST)
+        app = web.Application(client_max_size=MAX_BYTES)
         app.cleanup_ctx.append(self._connected)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_route("*", "/v1/{rest:.*}", self._pass)
@@ -90,7 +95,7 @@ class Proxy:
                 400, "Expected a JSON body with a list of messages, found none.", "invalid_body"
             )
         sent = {**body, "logprobs": True, "return_token_ids": True} if self.exact else body
-        heard = _Heard(self.keeper, request.headers, body)
+        recorded = _RecordedRequest(self.sink, request.headers, body)
         hides = (
             _Hides(ids=not body.get("return_token_ids"), logprobs=not body.get("logprobs"))
             if self.exact
@@ -102,100 +107,103 @@ class Proxy:
             ) as answer:
                 headers = _passed(answer.headers)
                 if answer.status == 200 and answer.content_type == "text/event-stream":
-                    return await self._streamed(request, answer, headers, heard, hides)
+                    return await self._streamed(request, answer, headers, recorded, hides)
                 data = await answer.read()
                 if answer.status != 200:
-                    heard.failed(f"{answer.status}: {data[:300].decode(errors='replace')}")
+                    recorded.failed(f"{answer.status}: {data[:300].decode(errors='replace')}")
                     return web.Response(status=answer.status, body=data, headers=headers)
-                told = _completion(data)
-                if told is None:
-                    heard.failed(f"no chat completion: {data[:300].decode(errors='replace')}")
+                completion = _parsed(data)
+                if completion is None:
+                    recorded.failed(f"no chat completion: {data[:300].decode(errors='replace')}")
                     return web.Response(body=data, headers=headers)
-                heard.answered(
+                recorded.answered(
                     [
-                        (sampled(told, n), choice["message"])
-                        for n, choice in enumerate(told["choices"])
+                        (completion_of(completion, n), choice["message"])
+                        for n, choice in enumerate(completion["choices"])
                     ]
                 )
                 if hides is not None:
-                    hides.hide(told)
-                    data = json.dumps(told).encode()
+                    hides.hide(completion)
+                    data = json.dumps(completion).encode()
                 return web.Response(body=data, headers=headers)
         except (aiohttp.ClientError, TimeoutError) as error:
-            heard.failed(f"{type(error).__name__}: {error}")
+            recorded.failed(f"{type(error).__name__}: {error}")
             return self._unreachable(error)
         except asyncio.CancelledError:
-            heard.failed("the client left")
+            recorded.failed("the client left")
             raise
 
     async def _streamed(
-        self, request: web.Request, answer: aiohttp.ClientResponse, headers: dict[str, str], heard: "_Heard",
+        self, request: web.Request, answer: aiohttp.ClientResponse, headers: dict[str, str], recorded: "_RecordedRequest",
         hides: "_Hides | None",
     ) -> web.StreamResponse:  # fmt: skip
         out = web.StreamResponse(headers=headers)
         await out.prepare(request)
-        choices = _Choices(int(heard.body.get("n") or 1))
+        choices = _Choices(int(recorded.body.get("n") or 1))
         try:
             async for line in _lines(answer.content):
                 if line.startswith(b"data: {"):
                     chunk = json.loads(line[6:])
                     choices.add(chunk)
                     if choices.whole:  # a client may leave at its end, before we know of it
-                        heard.answered(choices.answers())
+                        recorded.answered(choices.answers())
                     if hides is not None:
                         line = f"data: {json.dumps(hides.hidden(chunk))}\n".encode()
                 await out.write(line)
         except asyncio.CancelledError:
-            heard.failed("the client left")
+            recorded.failed("the client left")
             raise
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            heard.failed(f"the stream broke off: {type(error).__name__}")
+            recorded.failed(f"the stream broke off: {type(error).__name__}")
             if request.transport is not None:  # an end that looks like one would be a lie
                 request.transport.abort()
             return out
-        heard.failed("the stream ended without a finish reason")
+        recorded.failed("the stream ended without a finish reason")
         await out.write_eof()
         return out
 
     def _unreachable(self, error: Exception) -> web.Response:
-        told = f"Expected a server at {self.to}, found {type(error).__name__}: {error}"
-        return _refusal(502, told, "upstream_unreachable")
+        message = f"Expected a server at {self.to}, found {type(error).__name__}: {error}"
+        return _refusal(502, message, "upstream_unreachable")
 
 
 class _Choices:
     """The choices of a streamed answer, put together again."""
 
-    def __init__(self, asked: int) -> None:
-        self._asked = asked
+    def __init__(self, count: int) -> None:
+        self._count = count
         self._chunks: dict[int, list[dict[str, Any]]] = {}
         self._ended: set[int] = set()
 
     def add(self, chunk: dict[str, Any]) -> None:
         for choice in chunk.get("choices") or []:
             index = int(choice.get("index") or 0)
-            mine = self._chunks.setdefault(index, [])
-            mine.append({**chunk, "choices": [{**choice, "index": 0}]})
+            chunks = self._chunks.setdefault(index, [])
+            chunks.append({**chunk, "choices": [{**choice, "index": 0}]})
             if choice.get("finish_reason"):
                 self._ended.add(index)
 
     @property
     def whole(self) -> bool:
-        return len(self._ended) >= self._asked
+        return len(self._ended) >= self._count
 
     def answers(self) -> "Answers":
-        return [(joined(chunks), _message(chunks)) for _, chunks in sorted(self._chunks.items())]
+        return [
+            (join_completions(chunks), join_message(chunks))
+            for _, chunks in sorted(self._chunks.items())
+        ]
 
 
-Answers = list[tuple[Sampled, dict[str, Any]]]
+Answers = list[tuple[Completion, dict[str, Any]]]
 """The tokens and the message of each choice."""
 
 
-class _Heard:
-    """One request: a run of its own on the caller's thread. What goes wrong here is logged, and is not the client's."""
+class _RecordedRequest:
+    """One request: a run of its own on the caller's thread. What goes wrong here is logged, and never reaches the client."""
 
-    def __init__(self, keeper: Keeper, headers: Any, body: dict[str, Any]) -> None:
-        self.keeper, self.body = keeper, body
-        self.kept = False
+    def __init__(self, sink: TraceSink, headers: Any, body: dict[str, Any]) -> None:
+        self.sink, self.body = sink, body
+        self.is_recorded = False
         self.node = headers.get(NODE, "")
         self.clock = time.perf_counter()
         self.trace = Trace(
@@ -204,16 +212,16 @@ class _Heard:
         )  # fmt: skip
 
     def answered(self, answers: Answers) -> None:
-        """The first word on a request counts."""
+        """Record the answer; only the first outcome of a request counts."""
         self._keep(answers, None)
 
     def failed(self, error: str) -> None:
         self._keep([], error)
 
     def _keep(self, answers: Answers, error: str | None) -> None:
-        if self.kept:
+        if self.is_recorded:
             return
-        self.kept = True
+        self.is_recorded = True
         try:
             self._hand_over(answers, error)
         except Exception:
@@ -221,22 +229,22 @@ class _Heard:
 
     def _hand_over(self, answers: Answers, error: str | None) -> None:
         seconds = time.perf_counter() - self.clock
-        told = partial(_call, self.node, self.body, seconds)
-        self.keeper.begin(self.trace)
-        for number, (tokens, message) in enumerate(answers):
-            self.keeper.add_call(
-                self.trace.id, number, partial(told, number, tokens, message, None)
+        make = partial(_call, self.node, self.body, seconds)
+        self.sink.begin(self.trace)
+        for number, (completion, message) in enumerate(answers):
+            self.sink.add_call(
+                self.trace.id, number, partial(make, number, completion, message, None)
             )
         if error is not None:
-            self.keeper.add_call(self.trace.id, 0, partial(told, 0, None, None, error))
-        first = [_spoken(message) for _, message in answers[:1]]
+            self.sink.add_call(self.trace.id, 0, partial(make, 0, None, None, error))
+        first = [_compact(message) for _, message in answers[:1]]
         update = {
             "status": "failed" if error else "completed",
             "error": error,
             "messages": (*self.body["messages"], *first),
             "seconds": seconds,
         }
-        self.keeper.end(self.trace.id, partial(self.trace.model_copy, update=update))
+        self.sink.end(self.trace.id, partial(self.trace.model_copy, update=update))
 
 
 class _Hides:
@@ -262,37 +270,37 @@ class _Hides:
 
 
 def _call(
-    node: str, body: dict[str, Any], seconds: float, number: int, tokens: Sampled | None,
+    node: str, body: dict[str, Any], seconds: float, number: int, completion: Completion | None,
     message: dict[str, Any] | None, error: str | None,
 ) -> ModelCall:  # fmt: skip
-    whole = tokens is not None and len(tokens.logprobs) == len(tokens.sampled_ids)
-    response = tokens.response_id if tokens else uuid.uuid4().hex
+    whole = completion is not None and len(completion.logprobs) == len(completion.sampled_ids)
+    response = completion.response_id if completion else uuid.uuid4().hex
     return ModelCall(
         response_id=f"{response}/{number}" if number else response,
         node=node,
-        turn=sum(told.get("role") == "user" for told in body["messages"] if isinstance(told, dict)),
-        version=tokens.version if tokens else str(body.get("model") or ""),
-        messages=tuple(openai_message(told) for told in body["messages"]),
+        turn=sum(m.get("role") == "user" for m in body["messages"] if isinstance(m, dict)),
+        version=completion.version if completion else str(body.get("model") or ""),
+        messages=tuple(openai_message(message) for message in body["messages"]),
         tools=tuple(body.get("tools") or ()),
-        answer=None if message is None else _spoken(message),
-        prompt_ids=tokens.prompt_ids if tokens else (),
-        sampled_ids=tokens.sampled_ids if tokens else (),
-        logprobs=tokens.logprobs if tokens and whole else (),
-        finish_reason=tokens.finish_reason if tokens else "",
+        answer=None if message is None else _compact(message),
+        prompt_ids=completion.prompt_ids if completion else (),
+        sampled_ids=completion.sampled_ids if completion else (),
+        logprobs=completion.logprobs if completion and whole else (),
+        finish_reason=completion.finish_reason if completion else "",
         seconds=seconds,
         error=error,
         **sampling(body),
     )
 
 
-def _completion(data: bytes) -> dict[str, Any] | None:
+def _parsed(data: bytes) -> dict[str, Any] | None:
     try:
-        told = json.loads(data)
+        answer = json.loads(data)
     except ValueError:
         return None
-    choices = told.get("choices") if isinstance(told, dict) else None
-    good = isinstance(choices, list) and choices and all("message" in one for one in choices)
-    return told if good and "id" in told else None
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    good = isinstance(choices, list) and choices and all("message" in c for c in choices)
+    return answer if good and "id" in answer else None
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
@@ -306,32 +314,10 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
         yield rest
 
 
-_TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
-"""What a message says, in pieces where it is streamed."""
-
-
-def _spoken(message: dict[str, Any]) -> dict[str, Any]:
-    said = {name: value for name, value in message.items() if value not in (None, [], "")}
-    return {"content": "", **said}
-
-
-def _message(chunks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The message that a stream's pieces make."""
-    said, calls = dict.fromkeys(_TEXTS, ""), dict[int, dict[str, Any]]()
-    for chunk in chunks:
-        delta = chunk["choices"][0].get("delta") or {}
-        for name in _TEXTS:
-            said[name] += delta.get(name) or ""
-        for piece in delta.get("tool_calls") or []:
-            whole = calls.setdefault(
-                piece.get("index", 0),
-                {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
-            )
-            whole["id"] = piece.get("id") or whole["id"]
-            for name, part in (piece.get("function") or {}).items():
-                whole["function"][name] = whole["function"].get(name, "") + (part or "")
-    message: dict[str, Any] = {"role": "assistant", **said}
-    return {**message, "tool_calls": list(calls.values())} if calls else message
+def _compact(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without its empty fields."""
+    fields = {name: value for name, value in message.items() if value not in (None, [], "")}
+    return {"content": "", **fields}
 
 
 def _passed(headers: Any) -> dict[str, str]:

@@ -14,7 +14,7 @@ import aiohttp
 
 from stateset_agents.errors import BadInput, PolicyUnreachable, StatesetError
 
-KEEPER = Path(__file__).with_name("parent_guard.py")
+PARENT_GUARD = Path(__file__).with_name("parent_guard.py")
 RESTARTS = 5
 """How often in a row a server is started again before it is given up."""
 LOOKS = 6
@@ -70,7 +70,7 @@ class Supervised:
         self._begin = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", str(KEEPER), *self.launch.command,
+                sys.executable, "-I", str(PARENT_GUARD), *self.launch.command,
                 stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output,
                 env={**os.environ, **self.launch.environment},
             )  # fmt: skip
@@ -161,7 +161,7 @@ class Supervised:
         if process is None or process.returncode is not None:
             return
         if process.stdin is not None:
-            process.stdin.close()  # the keeper hears it, and ends all that belongs to the server
+            process.stdin.close()  # the guard hears it, and ends all that belongs to the server
         try:
             await asyncio.wait_for(process.wait(), 25)
         except TimeoutError:

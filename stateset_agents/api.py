@@ -14,21 +14,24 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs import service
-from stateset_agents.graphs.rollout import converse
-from stateset_agents.jobs import config as job_config
-from stateset_agents.jobs import policy_server, registry
-from stateset_agents.jobs import train as jobs
-from stateset_agents.policy.chat_model import Policy, connect
-from stateset_agents.policy.publishing import publish
+from stateset_agents.graphs.rollout import play_episode
+from stateset_agents.jobs import policy_server
+from stateset_agents.jobs.config import JobConfig, check_config
+from stateset_agents.jobs.registry import find_limits
+from stateset_agents.jobs.run_folder import new_run
+from stateset_agents.policy.chat_model import Policy
+from stateset_agents.policy.weight_files import model_path
 from stateset_agents.reward import Reward
 from stateset_agents.rewards.composite import CompositeReward
 from stateset_agents.rewards.helpfulness import HelpfulnessReward
 from stateset_agents.rewards.safety import SafetyReward
 from stateset_agents.scenario import Scenario, parse_scenarios
+from stateset_agents.server.launch import engine_of
 from stateset_agents.tools.shop.generate import generate
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.config import PROFILES, Profile, TrainConfig
+from stateset_agents.trainers.step_log import StepLog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,26 +51,24 @@ class MultiTurnAgent:
         self.config = config
         self.adapter: Path | None = None
         self._exit = contextlib.AsyncExitStack()
-        self._policy: Policy | None = None
-        self.base_url = ""
+        self._server: policy_server.PolicyServer | None = None
         self.version = "policy"
 
     async def initialize(self) -> None:
         """Start (or find) the policy server. Raises BadInput where the model cannot be served."""
-        if self._policy is not None:
+        if self._server is not None:
             return
-        config = job_config.check_config(
-            {"model": self.config.model_name, "base_url": self.config.base_url}
-        )
+        config = check_config({"model": self.config.model_name, "base_url": self.config.base_url})
         folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory()))
-        self.base_url, self.version = await self._exit.enter_async_context(
+        self._server = await self._exit.enter_async_context(
             policy_server.policy_server(config, folder, exact=False, training=True)
         )
-        self._policy = connect(self.base_url, self.version)
+        self.version = self._server.name
 
     async def close(self) -> None:
+        """End the engine, where one was started."""
+        self._server = None
         await self._exit.aclose()
-        self._policy = None
 
     async def __aenter__(self) -> Self:
         await self.initialize()
@@ -77,21 +78,29 @@ class MultiTurnAgent:
         await self.close()
 
     @property
-    def policy(self) -> Policy:
-        if self._policy is None:
+    def server(self) -> policy_server.PolicyServer:
+        """Raises BadInput before `initialize`."""
+        if self._server is None:
             raise BadInput("Expected an initialised agent: call `await agent.initialize()` first.")
-        return self._policy
+        return self._server
+
+    @property
+    def policy(self) -> Policy:
+        """The policy as a chat model."""
+        return self.server.policy(retry_seconds=0)
 
     async def serve_adapter(self, name: str, path: Path, before: int = 1) -> None:
-        """Answer with the adapter at `path` from now on; so many versions before it stay loaded."""
-        await publish(self.policy.servers, name, path, before)
+        """Answer with the adapter at `path` from now on; the `before` versions before it stay loaded."""
+        await self.server.publisher.publish(name, path, before)
         self.version, self.adapter = name, path
 
     async def generate_response(self, messages: str | Sequence[dict[str, Any]]) -> str:
         """The agent's reply to a conversation, tools included. The customer has the last word."""
         history = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        read = [m for m in convert_to_messages(list(history)) if not isinstance(m, SystemMessage)]
-        if not read or not isinstance(read[-1], HumanMessage):
+        conversation = [
+            m for m in convert_to_messages(list(history)) if not isinstance(m, SystemMessage)
+        ]
+        if not conversation or not isinstance(conversation[-1], HumanMessage):
             raise BadInput("Expected messages that end with the user's, found none there.")
         sampling = Sampling(
             version=self.version,
@@ -99,15 +108,15 @@ class MultiTurnAgent:
             max_tokens=self.config.max_new_tokens,
         )
         shop = generate(0, "train").clone()
-        where: RunnableConfig = {
+        thread: RunnableConfig = {
             "configurable": {"thread_id": "reply"},
             "recursion_limit": service.STEP_LIMIT,
         }
-        state: Any = {"messages": read}
+        state: Any = {"messages": conversation}
         try:
             end = await service.build(InMemorySaver()).ainvoke(
                 state,
-                where,
+                thread,
                 context=service.context(
                     self.policy.sampling(sampling), service.over(shop), thread="reply"
                 ),
@@ -115,14 +124,14 @@ class MultiTurnAgent:
         finally:
             shop.close()
         if "__interrupt__" in end:
-            asked = end["__interrupt__"][0].value
-            return f"Please confirm: {asked['tool']} {asked['arguments']}"
+            write = end["__interrupt__"][0].value
+            return f"Please confirm: {write['tool']} {write['arguments']}"
         last = end["messages"][-1]
         return last.text if isinstance(last, AIMessage) else ""
 
 
 class ConversationEnvironment:
-    """Scenarios to converse in: full ones, or `{"id", "user_responses": [...]}` for a scripted customer."""
+    """Scenarios to play: full ones, or `{"id", "user_responses": [...]}` for a scripted customer."""
 
     def __init__(self, scenarios: Sequence[dict[str, Any] | Scenario], max_turns: int = 8) -> None:
         if not scenarios:
@@ -132,7 +141,7 @@ class ConversationEnvironment:
 
     async def run(self, agent: MultiTurnAgent, scenario: Scenario, sampling: Sampling) -> Trace:
         """One episode."""
-        return await converse(scenario, agent.policy, sampling, max_turns=self.max_turns)
+        return await play_episode(scenario, agent.policy, sampling, max_turns=self.max_turns)
 
 
 def default_reward() -> CompositeReward:
@@ -148,13 +157,13 @@ async def train(
     num_episodes: int = 50,
     profile: Profile = "balanced",
     output_dir: Path | str | None = None,
-    on_step: Callable[[dict[str, Any]], None] | None = None,
+    on_step: Callable[[StepLog], None] | None = None,
     **settings: Any,
 ) -> MultiTurnAgent:
     """GRPO on episodes of the environment; the agent answers with what was learned afterwards.
 
     Episodes are played in groups of up to ten of one scenario, up to four scenarios a step; `settings` are fields of
-    `trainers.config.TrainConfig`, and go before what `profile` sets. Raises BadInput for fewer than two episodes, an unknown
+    `trainers.config.TrainConfig`, and override what `profile` sets. Raises BadInput for fewer than two episodes, an unknown
     profile and settings that do not go together.
     """
     from transformers import AutoTokenizer
@@ -168,9 +177,40 @@ async def train(
     if agent.config.temperature == 0:
         raise BadInput("temperature: expected more than 0 to train, found 0: nothing would differ.")
     await agent.initialize()
+    config = _config(agent, environment, num_episodes, profile, settings)
+    run = new_run(Path(output_dir) if output_dir is not None else Path("runs"))
+    path = model_path(agent.config.model_name)
+
+    async def play(scenario: Scenario, sampling: Sampling) -> Trace:
+        return await environment.run(agent, scenario, sampling)
+
+    with TraceStore(run / "traces.db") as store:
+        await loop.train(
+            loop.InitialPolicy(
+                base=str(agent.adapter) if config.full and agent.adapter else path,
+                tokenizer=AutoTokenizer.from_pretrained(path),
+                served=agent.version,
+                adapter=None if config.full else agent.adapter,
+            ),
+            loop.Episodes(scenarios=environment.scenarios, rollout=play),
+            loop.Grading(reward=reward_fn, limits=find_limits(config)),
+            loop.RunOutputs(
+                run=run, store=store, report=on_step or (lambda log: None), trackers=config.log
+            ),
+            config,
+            publish=agent.serve_adapter,
+        )
+    return agent
+
+
+def _config(
+    agent: MultiTurnAgent, environment: ConversationEnvironment, num_episodes: int, profile: Profile,
+    settings: dict[str, Any],
+) -> JobConfig:  # fmt: skip
+    """What `train` trains with. Raises BadInput for settings that it does not read."""
     group_size = min(10, num_episodes)
     groups = max(1, min(len(environment.scenarios), 4, num_episodes // group_size))
-    config = job_config.check_config(
+    config = check_config(
         {
             "steps": max(1, num_episodes // (groups * group_size)),
             "groups": groups,
@@ -182,51 +222,25 @@ async def train(
             **settings,
         }
     )
-    unread = sorted(
+    unknown = sorted(
         set(settings) - {*TrainConfig.model_fields, "log"} | set(settings) & {"adapters"}
     )
-    if unread:
+    if unknown:
         raise BadInput(
-            f"{unread[0]}: expected a field of TrainConfig that `train` reads, found another. `stateset-agents train` has them all."
+            f"{unknown[0]}: expected a field of TrainConfig that `train` reads, found another. `stateset-agents train` has them all."
         )
-    if config.full and (agent.config.base_url or policy_server.engine_of(None) == "vllm"):
+    if config.full and (agent.config.base_url or engine_of(None) == "vllm"):
         raise BadInput(
             "full: expected the embedded engine (STATESET_ENGINE=embedded) behind the agent, which takes whole models as they come, found "
             "another server. `stateset-agents train --full --engine vllm` starts a vLLM that takes them."
         )
-    run = jobs.new_run(Path(output_dir) if output_dir is not None else Path("runs"))
-    path = policy_server.model_path(agent.config.model_name)
-
-    async def play(scenario: Scenario, sampling: Sampling) -> Trace:
-        return await environment.run(agent, scenario, sampling)
-
-    async def publish(name: str, path: Path, before: int) -> None:
-        await agent.serve_adapter(name, path, before)
-
-    with TraceStore(run / "traces.db") as store:
-        await loop.train(
-            base=str(agent.adapter) if config.full and agent.adapter else path,
-            served=agent.version,
-            adapter=None if config.full else agent.adapter,
-            tokenizer=AutoTokenizer.from_pretrained(path),
-            scenarios=environment.scenarios,
-            rollout=play,
-            reward=reward_fn,
-            publish=publish,
-            store=store,
-            run=run,
-            config=config,
-            limits=registry.find_limits(config),
-            report=on_step or (lambda line: None),
-            logs=config.log,
-        )
-    return agent
+    return config
 
 
 @dataclass(kw_only=True)
 class AutoTrainer:
     """`train` with its choices made: the composite reward of helpfulness and safety by default, settings that follow what is
-    measured (`auto_adjust`), and, asked for, an end where the last `patience` steps were no better than those before them."""
+    measured (`auto_adjust`), and with `early_stopping` an end where the last `patience` steps were no better than those before them."""
 
     num_episodes: int = 50
     profile: Profile = "balanced"
@@ -234,8 +248,8 @@ class AutoTrainer:
     early_stopping: bool = False
     patience: int = 8
     output_dir: Path | str | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """A line for each step of the last training."""
+    history: list[StepLog] = field(default_factory=list)
+    """The steps of the last training."""
 
     async def train(
         self,

@@ -14,11 +14,16 @@ class PolicyUnreachable(StatesetError):
 
 
 class PolicyRefused(PolicyUnreachable):
-    """The policy server is there and said no: to the key, the model, the adapter or the request."""
+    """The policy server answered and refused: the key, the model, the adapter or the request."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        """The HTTP status, where the refusal was one."""
 
 
 class ContextFull(StatesetError):
-    """The conversation no longer fits into the model's context. The policy's doing, unlike a failure."""
+    """The conversation no longer fits into the model's context. The policy caused it, so it is no failure of the run."""
 
 
 class CustomerInvented(StatesetError):
@@ -30,4 +35,4 @@ class NotExact(StatesetError):
 
 
 class RunBroken(StatesetError):
-    """A training run cannot go on or be resumed; what was committed is still there."""
+    """A training run cannot continue or be resumed; the committed steps are kept."""

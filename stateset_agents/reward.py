@@ -1,7 +1,7 @@
 """A reward reads traces and says what each was worth; what it cannot score it says nothing about.
 
     class Polite(EachTrace):                       # one trace at a time
-        name, about = "polite", About(low=0.0, high=1.0, reads=("messages",))
+        name, declaration = "polite", Declaration(low=0.0, high=1.0, reads=("messages",))
 
         def score(self, trace: Trace) -> Score | None:
             return Score(value=float("please" in trace.said))
@@ -39,7 +39,7 @@ class Score(Frozen):
         return self
 
 
-class About(Frozen):
+class Declaration(Frozen):
     """What a reward declares of itself."""
 
     version: str = "1"
@@ -68,7 +68,7 @@ def checked_weight(weight: float, name: str) -> float:
 class Reward(Protocol):
     """Scores traces, a group at once. None: expected but could not be scored; never read as 0.
 
-    It may have an `about`; without one it declares nothing (`about_of`).
+    It may have an `declaration`; without one it declares nothing (`declaration_of`).
     """
 
     @property
@@ -77,10 +77,10 @@ class Reward(Protocol):
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]: ...
 
 
-def about_of(reward: Any) -> About:
+def declaration_of(reward: Any) -> Declaration:
     """What a reward declares of itself, or that it declares nothing."""
-    found = getattr(reward, "about", None)
-    return found if isinstance(found, About) else About()
+    found = getattr(reward, "declaration", None)
+    return found if isinstance(found, Declaration) else Declaration()
 
 
 def version_of(reward: Any) -> str:
@@ -101,7 +101,7 @@ def _settings(value: Any) -> Any:
         if name[:1] != "_" and name != "report"
     }
     kind = value if callable(value) and hasattr(value, "__qualname__") else type(value)
-    declared = about_of(value).version if hasattr(value, "about") else ""
+    declared = declaration_of(value).version if hasattr(value, "declaration") else ""
     return [
         kind.__module__,
         kind.__qualname__,
@@ -114,7 +114,7 @@ class EachTrace(abc.ABC):
     """A reward that scores each trace for itself."""
 
     name: str
-    about = About()
+    declaration = Declaration()
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
         return [self.score(trace) if scorable(trace) else None for trace in traces]

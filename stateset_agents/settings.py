@@ -27,16 +27,16 @@ class Settings(BaseSettings):
     model: str = "policy"
     """The policy's name on that server, for `langgraph dev`."""
     judge_tokens: int | None = Field(default=None, ge=1)
-    """What `--reward judge:…` may read and write at the most; it stops there."""
+    """Tokens that `--reward judge:…` may read and write, at most."""
     judge_usd: float | None = Field(default=None, gt=0)
-    """And cost."""
+    """What it may cost, at most."""
     judge_concurrency: int = Field(default=8, ge=1)
     base_url: str | None = None
-    """An OpenAI-compatible policy server, or several with commas between them; without it one is started (`engine`)."""
+    """An OpenAI-compatible policy server, or several with commas between them; default: one is started (`engine`)."""
     policy_key: SecretStr | None = None
     """The policy server's key."""
-    away_seconds: float = Field(default=240.0, ge=0)
-    """How long a job's call waits for a policy server that is away; vLLM starts again within two minutes on two cores."""
+    retry_seconds: float = Field(default=240.0, ge=0)
+    """How long a job's call waits for an unreachable policy server; vLLM restarts within two minutes on two cores."""
     engine: Literal["embedded", "vllm", "auto"] = "embedded"
     """What serves the policy: `auto` is vLLM where it is installed."""
     vllm: Path = Path(".venv-vllm")

@@ -190,6 +190,14 @@ class Trace(Frozen):
         return "\n".join(words(m) for m in self.messages if m.get("role") == "assistant")
 
     @property
+    def request(self) -> str:
+        """What was asked for: the scenario's id, or else the first message of the customer."""
+        if self.scenario is not None:
+            return self.scenario.id
+        first = next((m.get("content") for m in self.messages if m.get("role") == "user"), "")
+        return str(first)
+
+    @property
     def turns(self) -> int:
         return sum(message.get("role") == "user" for message in self.messages)
 

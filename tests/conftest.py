@@ -14,11 +14,12 @@ import pytest
 os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from stateset_agents.jobs.policy_server import SEED_POLICY
 from stateset_agents.policy import blocking_portal
-from stateset_agents.policy.chat_model import close_connections
+from stateset_agents.policy.transport import close_connections
+from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.scenario import Scenario
 from stateset_agents.server.engine import process as embedded
+from stateset_agents.server.options import ServerOptions, VllmOptions
 from stateset_agents.server.supervisor import Launch, Supervised, free_port, supervised
 from stateset_agents.server.vllm import process as vllm
 from stateset_agents.settings import load_settings
@@ -101,7 +102,7 @@ def held(launch: Launch, log: Path) -> Iterator[Supervised]:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of an embedded engine with the seed policy; one for all tests."""
     log = tmp_path_factory.mktemp("engine") / "engine.log"
-    with held(embedded.launch(str(SEED_POLICY), free_port()), log) as running:
+    with held(embedded.launch(str(SEED_POLICY), ServerOptions(port=free_port())), log) as running:
         yield running.url
 
 
@@ -125,10 +126,8 @@ def vllm_server(
     folder = tmp_path_factory.mktemp("vllm")
     launch = vllm.launch(
         str(SEED_POLICY),
-        free_port(),
-        python=vllm.find_python(environment),
-        folder=folder,
-        whole=WEIGHTS_KEY,
+        ServerOptions(port=free_port()),
+        VllmOptions(python=vllm.find_python(environment), folder=folder, weights_key=WEIGHTS_KEY),
     )
     with held(launch, folder / "engine.log") as running:
         yield running

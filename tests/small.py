@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from stateset_agents.jobs.policy_server import SEED_POLICY
+from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.trainers.config import TrainConfig
 from stateset_agents.trainers.model import load_model
 from stateset_agents.trainers.packing import tree_attention
@@ -52,7 +52,8 @@ def trainer(folder: Path, model: Any = None, **options: Any) -> TreeGRPOTrainer:
 
 def lora(folder: Path, seed: int = 0, **options: Any) -> Any:
     """A small model with a LoRA that already says something."""
-    model = load_model(saved(folder / "base", seed), rank=4, seed=seed, **options)
+    config = TrainConfig(rank=4, seed=seed, **options)
+    model = load_model(saved(folder / "base", seed), config)
     torch.manual_seed(seed + 1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

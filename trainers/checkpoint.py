@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from stateset_agents.files import replace_text
 from stateset_agents.trainers.config import ONE
 from stateset_agents.trainers.model import Model
+from stateset_agents.trainers.step_log import StepLog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +26,8 @@ class Committed:
     random: torch.Tensor
     """torch's global random state, which LoRA's dropout draws from."""
     state: dict[str, Any]
-    """What else the run goes on with: multipliers, plans, settings."""
-    log: list[dict[str, Any]]
+    """What else the run needs to resume: multipliers, plans, settings."""
+    log: list[StepLog]
 
 
 class Checkpoints:
@@ -35,7 +37,7 @@ class Checkpoints:
     def __init__(self, run: Path, keep: int = 3, every: int = 0) -> None:
         self.folder = run / "steps"
         self.keep, self.every = keep, every
-        """Committed steps that are kept: so many last ones, and every so-manieth; others leave only their line in the log."""
+        """Committed steps whose weights are kept: the last `keep`, and each `every`-th; others leave only their line in the log."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".writing-*"):
             shutil.rmtree(leftover)
@@ -50,7 +52,7 @@ class Checkpoints:
         model: Model,
         optimiser: torch.optim.Optimizer,
         state: dict[str, Any],
-        log: list[dict[str, Any]],
+        log: list[StepLog],
     ) -> None:
         """Write step `step` and make it the newest. Raises OSError where the disk is full."""
         beside = self.folder / f".writing-{step:06d}"
@@ -60,7 +62,7 @@ class Checkpoints:
         torch.save(optimiser.state_dict(), beside / "optimiser.pt")
         torch.save(torch.get_rng_state(), beside / "random.pt")
         (beside / "state.json").write_text(json.dumps(state))
-        (beside / "log.json").write_text(json.dumps(log))
+        (beside / "log.json").write_text(_lines(log))
         for path in sorted(beside.rglob("*")):
             if path.is_file():
                 with path.open("rb") as file:
@@ -73,12 +75,9 @@ class Checkpoints:
             if not self.every or int(old.name) % self.every:
                 shutil.rmtree(old)
 
-    def rewrite_log(self, step: int, log: list[dict[str, Any]]) -> None:
+    def rewrite_log(self, step: int, log: list[StepLog]) -> None:
         """Put another log in the place of a committed step's, whole or not at all."""
-        place = self.folder / f"{step:06d}" / "log.json"
-        beside = place.with_suffix(".writing")
-        beside.write_text(json.dumps(log))
-        beside.replace(place)
+        replace_text(self.folder / f"{step:06d}" / "log.json", _lines(log))
 
     def newest(self) -> Committed | None:
         """The last committed step, or None before the first."""
@@ -92,8 +91,12 @@ class Checkpoints:
             optimiser=torch.load(folder / "optimiser.pt", weights_only=True),
             random=torch.load(folder / "random.pt", weights_only=True),
             state=json.loads((folder / "state.json").read_text()),
-            log=json.loads((folder / "log.json").read_text()),
+            log=list(map(StepLog.from_json, json.loads((folder / "log.json").read_text()))),
         )
+
+
+def _lines(log: list[StepLog]) -> str:
+    return json.dumps([line.to_json() for line in log])
 
 
 def save_weights(model: Model, place: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 FIRST = 16
-MOST = 256
+MAX_EPISODES = 256
 """Where the search begins and ends."""
 WORTH = 1.05
 """By what a doubling has to raise the tokens a second to be kept."""
@@ -77,7 +77,7 @@ class Gate:
         half = self.rates.get(self.limit // 2, 0.0)
         if self.rates[self.limit] < WORTH * half:
             self.limit, self.found = self.limit // 2, True
-        elif self.limit >= MOST:
+        elif self.limit >= MAX_EPISODES:
             self.found = True
         else:
             self.limit *= 2

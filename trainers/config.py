@@ -1,8 +1,8 @@
 """How a policy is trained: every setting, what it may be, and what goes together."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from stateset_agents.frozen import Frozen
 from stateset_agents.trainers.algorithms import ALGORITHMS
@@ -18,86 +18,111 @@ PROFILES: dict[Profile, dict[str, Any]] = {
     "balanced": {"learning_rate": 1e-3},
     "aggressive": {"learning_rate": 2e-3},
 }
-"""What a profile sets, where nothing else is said: how fast a policy moves, and what holds it back."""
+"""What a profile sets, unless an option says otherwise: how fast a policy moves, and what holds it back."""
+
+
+def option(default: Any, *, panel: str, played: bool = False, flag: str = "", **limits: Any) -> Any:
+    """A field that is an option of the command line too: under `panel`, as `flag` where its own name does not fit. Its docstring is
+    the help. `played`: it says how episodes are played and measured, so training from a store does not read it."""
+    extra: dict[str, JsonValue] = {"panel": panel, "played": played, "flag": flag}
+    if isinstance(default, dict):
+        return Field(default_factory=dict, json_schema_extra=extra, **limits)
+    return Field(default, json_schema_extra=extra, **limits)
+
+
+EPISODES, STORE, LEARNING, CREDIT, MODEL, RUN = (
+    "Episodes", "Training from a store", "Learning", "Credit and limits", "Model", "Run"
+)  # fmt: skip
+"""Panels of the command line's help."""
 
 
 class TrainConfig(Frozen):
     """How a policy is trained. Every field is read, or refused; the defaults are what the demo runs with."""
 
-    steps: int = Field(default=32, ge=1)
-    groups: int = Field(default=8, ge=1)
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    steps: int = option(32, panel=EPISODES, ge=1)
+    """Optimiser steps."""
+    groups: int = option(8, panel=EPISODES, ge=1)
     """Scenarios a step."""
-    group_size: int = Field(default=8, ge=2)
+    group_size: int = option(8, panel=EPISODES, played=True, ge=2)
     """Episodes a scenario."""
-    algorithm: AlgorithmName = "dr_grpo"
-    learning_rate: float = Field(default=1e-3, gt=0)
-    beta: float = Field(default=0.0, ge=0)
-    """Weight of the KL to the base model."""
-    kl_target: float | None = Field(default=None, gt=0)
-    """Nats a token from the base that `auto_adjust` steers `beta` to."""
-    clip_low: float | None = Field(default=None, ge=0)
-    """How far an importance ratio may fall below 1; None: as the algorithm's paper has it."""
-    clip_high: float | None = Field(default=None, ge=0)
-    """How far it may rise above 1."""
-    importance: Literal["recorded", "decoupled", "tapered"] = "recorded"
-    """`recorded`: the ratio is against the log-probabilities that were recorded. `decoupled` (arXiv 2505.24298): it is against the
-    policy before the step, and what lies between that and the recorded is a weight, truncated per token. `tapered` (TOPR, arXiv
-    2503.14286): what was good weighs 1, and what was bad as much as the whole of it is still likely: for stores."""
-    importance_cap: float = Field(default=2.0, gt=0)
-    """Where a token's weight is truncated; `decoupled` reads it."""
-    resample: int = Field(default=0, ge=0, le=8)
-    """How often a step may sample more scenarios in the place of groups that agree; `dapo` reads it."""
-    overlong: tuple[int, int] | None = None
-    """Sampled tokens of an episode from which it pays, and from which it pays 1; `dapo` reads it."""
-    credit: Credit = "trajectory"
-    """What is compared: whole episodes; episodes at each node that they reached; at each turn."""
-    forks: int = Field(default=0, ge=0)
-    """How many of the `group_size` episodes go on from a decision of another one, from its checkpoint and on a clone of its shop."""
-    nodes: tuple[str, ...] = ()
-    """The graph's nodes, or the orchestrator's agents, that train; all of them where none is named."""
-    adapters: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """An adapter for each name, and the nodes that answer with it; one for all where none is named."""
-    limits: dict[str, float] = Field(default_factory=dict)
-    """Constraints: the share of episodes, by what they do (`violations`, `truncated`, `escalations`, or module:function), that may."""
-    limit_rate: float = Field(default=5.0, gt=0)
-    """How much a multiplier rises in a step for each whole share above its limit; `limits` reads it."""
-    epochs: int = Field(default=1, ge=1)
-    """How often a store's groups are gone through; training from a store reads it."""
-    least_ess: float = Field(default=0.3, gt=0, lt=1)
-    """The effective sample size, as a share of the trajectories, below which a store has no more to say of the policy; training from a
-    store reads it."""
-    auto_adjust: bool = False
-    """Adapt the learning rate, the KL's weight, the temperature, the group size and the choice of scenarios to what is measured."""
-    early_stopping: bool = False
-    """End when the last `patience` steps are not better than those before them."""
-    patience: int = Field(default=8, ge=2)
-    temperature: float = Field(default=1.0, gt=0, le=2)
-    max_tokens: int = Field(default=96, ge=1)
-    """Tokens a model call may sample."""
-    full: bool = False
-    """Train all weights and no adapter."""
-    rank: int = Field(default=16, ge=1)
-    lora_alpha: Annotated[int, Field(ge=1)] | None = None
-    """None: twice the rank."""
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    precision: Precision = "fp32"
-    """What is computed in. What is trained is float32 in either."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    tokens_per_batch: int = Field(default=6144, ge=16)
-    """Distinct tokens that go through the model at once."""
-    episodes_per_batch: int = Field(default=1024, ge=1)
-    """Episodes that go through the model at once, where they fit."""
-    keep_every: int = Field(default=0, ge=0)
-    """Every so-manieth step's weights are kept for good; 0: the last ones alone."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice rather than keep them; a conversation beyond `tokens_per_batch` always does."""
-    concurrency: int = Field(default=64, ge=0, le=1024)
+    forks: int = option(0, panel=EPISODES, played=True, ge=0)
+    """Of these episodes, the number that continue from a decision of another one: from its checkpoint, on a clone of its shop."""
+    temperature: float = option(1.0, panel=EPISODES, played=True, gt=0, le=2)
+    """Sampling temperature."""
+    max_tokens: int = option(96, panel=EPISODES, played=True, ge=1)
+    """Tokens that a model call may sample."""
+    concurrency: int = option(64, panel=EPISODES, played=True, ge=0, le=1024)
     """Episodes at a time; 0: as many as raise the tokens a second, found by measuring."""
-    staleness: int = Field(default=0, ge=0, le=8)
+    staleness: int = option(0, panel=EPISODES, played=True, ge=0, le=8)
     """Steps by which the policy that samples may be older than the one that trains; above 0, roll-outs and training overlap."""
-    seed: int = 1
-    shuffle_rewards: bool = False
-    """A control: rewards are shuffled within each group, so that there is nothing to learn."""
+    resample: int = option(0, panel=EPISODES, played=True, ge=0, le=8)
+    """At most so many redraws of groups with equal rewards (dapo)."""
+    epochs: int = option(1, panel=STORE, ge=1)
+    """Passes over the store."""
+    least_ess: float = option(0.3, panel=STORE, gt=0, lt=1)
+    """Effective sample size, as a share of the trajectories, below which the run ends."""
+    algorithm: AlgorithmName = option("dr_grpo", panel=LEARNING)
+    """The loss and the advantages (docs/training.md); rejection is a baseline."""
+    learning_rate: float = option(1e-3, panel=LEARNING, gt=0)
+    """Learning rate of AdamW."""
+    beta: float = option(0.0, panel=LEARNING, ge=0)
+    """Weight of the KL to the base model."""
+    kl_target: float | None = option(None, panel=LEARNING, played=True, gt=0)
+    """KL to the base model, in nats a token, that auto-adjust steers beta to."""
+    clip_low: float | None = option(None, panel=LEARNING, ge=0)
+    """How far an importance ratio may fall below 1; default: the paper's value."""
+    clip_high: float | None = option(None, panel=LEARNING, ge=0)
+    """How far it may rise above 1; default: the paper's value."""
+    importance: Literal["recorded", "decoupled", "tapered"] = option("recorded", panel=LEARNING)
+    """Importance ratio: against the recorded log-probabilities; decoupled from them (arXiv 2505.24298); or tapered, for stores (TOPR,
+    arXiv 2503.14286)."""
+    importance_cap: float = option(2.0, panel=LEARNING, gt=0)
+    """Where a token's weight is truncated (decoupled)."""
+    overlong: tuple[int, int] | None = option(None, panel=LEARNING)
+    """FROM,TO: sampled tokens of an episode from which it pays, and from which it pays 1 (dapo)."""
+    auto_adjust: bool = option(False, panel=LEARNING, played=True)
+    """Adapt learning rate, KL weight, temperature, group size and the choice of scenarios to what is measured."""
+    early_stopping: bool = option(False, panel=LEARNING, played=True)
+    """End where the last `patience` steps are not better than those before them."""
+    patience: int = option(8, panel=LEARNING, played=True, ge=2)
+    """Steps of a plateau."""
+    max_grad_norm: float = option(1.0, panel=LEARNING, gt=0)
+    """Norm to which gradients are clipped."""
+    shuffle_rewards: bool = option(False, panel=LEARNING, played=True)
+    """A control: shuffle rewards within each group, so that there is nothing to learn."""
+    credit: Credit = option("trajectory", panel=CREDIT)
+    """What is compared: whole episodes, episodes at each node that they reached, or at each turn."""
+    nodes: tuple[str, ...] = option((), panel=CREDIT, flag="--node")
+    """Train only this node of the graph, or this agent of the orchestrator; can be given several times. Default: all."""
+    adapters: dict[str, tuple[str, ...]] = option({}, panel=CREDIT, flag="--adapter")
+    """NAME=NODE,NODE: an adapter of these nodes' own; can be given several times. Default: one adapter for all."""
+    limits: dict[str, float] = option({}, panel=CREDIT, flag="--limit")
+    """NAME=SHARE, such as violations=0.02: at most this share of the episodes, held by a multiplier. NAME is violations, truncated,
+    escalations or module:function."""
+    limit_rate: float = option(5.0, panel=CREDIT, gt=0)
+    """How much a multiplier rises in a step for each whole share above its limit."""
+    full: bool = option(False, panel=MODEL)
+    """Train all weights instead of an adapter."""
+    rank: int = option(16, panel=MODEL, ge=1)
+    """Rank of the LoRA."""
+    lora_alpha: int | None = option(None, panel=MODEL, ge=1)
+    """Alpha of the LoRA; default: 2 x rank."""
+    lora_dropout: float = option(0.0, panel=MODEL, ge=0, lt=1)
+    """Dropout of the LoRA."""
+    precision: Precision = option("fp32", panel=MODEL)
+    """What is computed in. The weights that are trained are float32 in any case."""
+    gradient_checkpointing: bool = option(False, panel=MODEL)
+    """Compute activations twice rather than keep them; a conversation beyond `tokens_per_batch` always does."""
+    tokens_per_batch: int = option(6144, panel=MODEL, ge=16)
+    """Distinct tokens that go through the model at once."""
+    episodes_per_batch: int = option(1024, panel=MODEL, ge=1)
+    """Episodes that go through the model at once, where they fit."""
+    keep_every: int = option(0, panel=RUN, ge=0)
+    """Keep the weights of every n-th step; 0: only the last ones."""
+    seed: int = option(1, panel=RUN)
+    """Seed of scenarios, sampling and LoRA."""
 
     @model_validator(mode="after")
     def _agrees(self) -> "TrainConfig":
@@ -114,7 +139,7 @@ class TrainConfig(Frozen):
         if self.overlong is not None and not 0 < self.overlong[0] < self.overlong[1]:
             raise ValueError(f"overlong: expected 0 < from < to, found {self.overlong}")
         if self.importance == "recorded" and "importance_cap" in self.model_fields_set:
-            raise ValueError("importance_cap: importance 'decoupled' alone reads it")
+            raise ValueError("importance_cap: only importance 'decoupled' reads it")
         if self.full:
             for name in ("rank", "lora_alpha", "lora_dropout", "adapters"):
                 if getattr(self, name) != type(self).model_fields[name].get_default(
@@ -127,13 +152,13 @@ class TrainConfig(Frozen):
                 )
         given = [node for nodes in self.adapters.values() for node in nodes]
         if len(given) != len(set(given)):
-            raise ValueError(f"adapters: expected each node in one alone, found {sorted(given)}")
+            raise ValueError(f"adapters: expected each node in one of them, found {sorted(given)}")
         if any(not nodes for nodes in self.adapters.values()):
             raise ValueError("adapters: expected at least one node for each")
         if self.adapters and self.nodes:
             raise ValueError("nodes: adapters name the nodes that train already")
         if self.shuffle_rewards and self.credit != "trajectory":
-            raise ValueError("shuffle_rewards: it is a control of credit 'trajectory' alone")
+            raise ValueError("shuffle_rewards: it is a control of credit 'trajectory' only")
         if self.forks and self.credit != "trajectory":
             raise ValueError("forks: they are compared at their decisions, and not by node or turn")
         if self.forks and self.shuffle_rewards:
@@ -141,9 +166,9 @@ class TrainConfig(Frozen):
         if self.forks and self.forks > self.group_size - 2:
             raise ValueError(f"forks: expected two whole episodes of {self.group_size} at least")
         if "limit_rate" in self.model_fields_set and not self.limits:
-            raise ValueError("limit_rate: limits alone read it, and there are none")
+            raise ValueError("limit_rate: only limits read it, and there are none")
         if "patience" in self.model_fields_set and not self.early_stopping:
-            raise ValueError("patience: early_stopping alone reads it")
+            raise ValueError("patience: only early_stopping reads it")
         if self.kl_target is not None and not (self.auto_adjust and self.beta):
             raise ValueError("kl_target: auto_adjust reads it, and only with a beta to steer")
         for name, share in self.limits.items():

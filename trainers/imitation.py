@@ -22,6 +22,7 @@ from stateset_agents.reward import Reward
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.trainers.checkpoint import save_weights
 from stateset_agents.trainers.config import ONE, TrainConfig
+from stateset_agents.trainers.imitation_log import ImitationLog
 from stateset_agents.trainers.model import load_model, read_rows
 
 BATCH = 8
@@ -29,11 +30,14 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class TokenizedCall:
     """One call as a model reads it: what came before, and what was answered."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+
+
+Report = Callable[[ImitationLog], None]
 
 
 async def imitate(
@@ -45,16 +49,16 @@ async def imitate(
     reward: Reward,
     run: Path,
     config: TrainConfig,
-    report: Callable[[dict[str, Any]], None],
-) -> tuple[Path, list[dict[str, Any]], str]:
-    """Train on a store's traces; where the adapter lies, a line for each step that was logged, and which method it was in the end:
-    where no request was answered better and worse there is nothing to prefer, and the best are imitated.
+    report: Report,
+) -> tuple[Path, list[ImitationLog], str]:
+    """Train on a store's traces. Returns where the adapter lies, the logged steps, and the method that was used: where no request was
+    answered better and worse there is nothing to prefer, and the best are imitated.
 
     Raises BadInput where no trace is better than another, or none can be scored.
     """
     groups: dict[str, list[Trace]] = defaultdict(list)
     for trace in traces:
-        groups[_request(trace)].append(trace)
+        groups[trace.request].append(trace)
     scored: list[tuple[float, Trace]] = []
     pairs: list[tuple[Trace, Trace]] = []
     for group in groups.values():
@@ -69,7 +73,7 @@ async def imitate(
             pairs += [(trace, other) for other in worse[:1]]
     if not scored:
         raise BadInput(
-            f"Expected traces that can be scored, found that the reward {reward.name!r} says nothing of any of {len(traces)}. "
+            f"Expected traces that can be scored, found that the reward {reward.name!r} can score none of {len(traces)}. "
             "Name another with --reward."
         )
     if method == "dpo" and not pairs:
@@ -77,11 +81,12 @@ async def imitate(
     place = run / "adapter-trained"
     if method == "sft":
         best = _best(scored)
-        said = [one for trace in best for one in calls(tokenizer, trace)]
-        log = await asyncio.to_thread(sft, base, tokenizer, said, place, config, report)
+        learned = [call for trace in best for call in calls(tokenizer, trace)]
+        log = await asyncio.to_thread(sft, base, tokenizer, learned, place, config, report)
     else:
-        found = [pair for two in pairs if (pair := parting(tokenizer, *two)) is not None]
-        log = await asyncio.to_thread(dpo, base, tokenizer, found, place, config, report)
+        compared = [first_difference(tokenizer, *pair) for pair in pairs]
+        differing = [calls for calls in compared if calls is not None]
+        log = await asyncio.to_thread(dpo, base, tokenizer, differing, place, config, report)
     return place, log, method
 
 
@@ -97,19 +102,15 @@ def _best(scored: Sequence[tuple[float, Trace]]) -> list[Trace]:
     return [trace for value, trace in scored if value >= least - ROUNDING]
 
 
-def _request(trace: Trace) -> str:
-    asked = next((m.get("content") for m in trace.messages if m.get("role") == "user"), "")
-    return trace.scenario.id if trace.scenario else str(asked)
+def calls(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> list[TokenizedCall]:
+    """A trace's calls as tokens; a call without any is left out."""
+    tokenized = [_tokenized(tokenizer, call) for call in trace.calls]
+    return [call for call in tokenized if call is not None]
 
 
-def calls(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> list[Said]:
-    """A trace's calls as tokens, those that go on from one another as one: what the model said is learned, the rest is read."""
-    return [said for call in trace.calls if (said := _said(tokenizer, call)) is not None]
-
-
-def _said(tokenizer: PreTrainedTokenizerBase, call: ModelCall) -> Said | None:
+def _tokenized(tokenizer: PreTrainedTokenizerBase, call: ModelCall) -> TokenizedCall | None:
     if call.prompt_ids and call.sampled_ids:
-        return Said(call.prompt_ids, call.sampled_ids)
+        return TokenizedCall(call.prompt_ids, call.sampled_ids)
     if not call.messages or call.answer is None:
         return None
     if tokenizer.chat_template is None:
@@ -133,62 +134,65 @@ def _said(tokenizer: PreTrainedTokenizerBase, call: ModelCall) -> Said | None:
         len(prompt) : end + len(tokenizer.eos_token or "") if end > len(prompt) else None
     ]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer)]
-    return Said(tuple(ids[0]), tuple(ids[1]))
+    return TokenizedCall(tuple(ids[0]), tuple(ids[1]))
 
 
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": message.get("content") or ""}
 
 
-def parting(
+def first_difference(
     tokenizer: PreTrainedTokenizerBase, better: Trace, worse: Trace
-) -> tuple[Said, Said] | None:
-    """Where two traces part: the first call at which, having read the same, they said something else."""
-    for one, other in zip(calls(tokenizer, better), calls(tokenizer, worse), strict=False):
-        if one.prompt != other.prompt:
+) -> tuple[TokenizedCall, TokenizedCall] | None:
+    """The first call at which two traces, having read the same, answered differently; None where they read different things."""
+    for good, bad in zip(calls(tokenizer, better), calls(tokenizer, worse), strict=False):
+        if good.prompt != bad.prompt:
             return None
-        if one.answer != other.answer:
-            return one, other
+        if good.answer != bad.answer:
+            return good, bad
     return None
 
 
-def rows(said: Sequence[Said]) -> list[dict[str, list[int]]]:
-    """Calls that go on from one another as one row, with labels on what was said alone."""
+def rows(tokenized: Sequence[TokenizedCall]) -> list[dict[str, list[int]]]:
+    """Calls that extend one another as one row, with labels on the answers only."""
     made: list[dict[str, list[int]]] = []
-    for one in said:
-        last = made[-1] if made else None
-        start = len(last["input_ids"]) if last else 0
-        if last is None or tuple(last["input_ids"]) != one.prompt[:start]:
-            last, start = {"input_ids": [], "labels": []}, 0
-            made.append(last)
-        new = one.prompt[start:]
-        last["input_ids"] += [*new, *one.answer]
-        last["labels"] += [-100] * len(new) + list(one.answer)
+    for call in tokenized:
+        row = made[-1] if made else None
+        start = len(row["input_ids"]) if row else 0
+        if row is None or tuple(row["input_ids"]) != call.prompt[:start]:
+            row, start = {"input_ids": [], "labels": []}, 0
+            made.append(row)
+        new = call.prompt[start:]
+        row["input_ids"] += [*new, *call.answer]
+        row["labels"] += [-100] * len(new) + list(call.answer)
     return made
 
 
-class _Told(TrainerCallback):  # type: ignore[misc]  # transformers ships no types for it
-    def __init__(self, method: str, tokens: int, report: Callable[[dict[str, Any]], None]) -> None:
-        self.log: list[dict[str, Any]] = []
+class _Logger(TrainerCallback):  # type: ignore[misc]  # transformers ships no types for it
+    def __init__(self, method: str, tokens: int, report: Report) -> None:
+        self.log: list[ImitationLog] = []
         self.method, self.tokens, self.report = method, tokens, report
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
-            line = {
-                "step": state.global_step, "method": self.method, "loss": float(logs["loss"]), "reward": None,
-                "tokens_trained": round(self.tokens * args.logging_steps / max(1, state.max_steps)),
-                **{k: float(v) for k, v in logs.items() if k.startswith("rewards/")},
-            }  # fmt: skip
+            line = ImitationLog(
+                step=state.global_step,
+                method=self.method,
+                loss=float(logs["loss"]),
+                tokens_trained=round(self.tokens * args.logging_steps / max(1, state.max_steps)),
+                rewards={k: float(v) for k, v in logs.items() if k.startswith("rewards/")},
+            )
             self.log.append(line)
             self.report(line)
 
 
 def _model(base: str, config: TrainConfig) -> Any:
     model = load_model(
-        base, rank=config.rank, alpha=config.lora_alpha, dropout=config.lora_dropout, full=config.full,
-        precision=config.precision, seed=config.seed, adapters={ONE: None},
+        base,
+        config,
+        adapters={ONE: None},
         device="cuda" if torch.cuda.is_available() else "cpu",
-    )  # fmt: skip
+    )
     read_rows(model)
     return model
 
@@ -205,35 +209,35 @@ def _options(place: Path, config: TrainConfig, count: int) -> dict[str, Any]:
 
 
 def sft(
-    base: str, tokenizer: PreTrainedTokenizerBase, said: Sequence[Said], place: Path, config: TrainConfig,
-    report: Callable[[dict[str, Any]], None],
-) -> list[dict[str, Any]]:  # fmt: skip
+    base: str, tokenizer: PreTrainedTokenizerBase, learned: Sequence[TokenizedCall], place: Path, config: TrainConfig,
+    report: Report,
+) -> list[ImitationLog]:  # fmt: skip
     """TRL's SFTTrainer on calls; the weights are at `place` then. Raises BadInput where there are none."""
-    made = rows(said)
+    made = rows(learned)
     if not made:
         raise BadInput(
             "Expected calls with their messages and answers to imitate, found none: record with `record(graph, store)`, or "
             "import traces that have them."
         )
-    tokens = sum(len(one.answer) for one in said)
-    told = _Told("sft", tokens * config.epochs, report)
+    tokens = sum(len(call.answer) for call in learned)
+    logger = _Logger("sft", tokens * config.epochs, report)
     trainer = SFTTrainer(
         model=_model(base, config), args=SFTConfig(**_options(place, config, len(made))),
-        train_dataset=Dataset.from_list(made), processing_class=_padded(tokenizer), callbacks=[told],
+        train_dataset=Dataset.from_list(made), processing_class=_padded(tokenizer), callbacks=[logger],
     )  # fmt: skip
     trainer.train()
     save_weights(trainer.model, place)
-    return told.log
+    return logger.log
 
 
 def dpo(
-    base: str, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Said, Said]], place: Path, config: TrainConfig,
-    report: Callable[[dict[str, Any]], None],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """TRL's DPOTrainer on the calls at which better and worse traces part. Raises BadInput where there are none."""
+    base: str, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[TokenizedCall, TokenizedCall]], place: Path,
+    config: TrainConfig, report: Report,
+) -> list[ImitationLog]:  # fmt: skip
+    """TRL's DPOTrainer on the calls at which better and worse traces first differ. Raises BadInput where there are none."""
     if not pairs:
         raise BadInput(
-            "Expected traces of one request that part at a call, found none: DPO compares answers to the same prompt. "
+            "Expected traces of one request that answer the same prompt differently, found none: DPO compares answers to the same prompt. "
             "Take --method sft."
         )
     made = [
@@ -245,14 +249,14 @@ def dpo(
         for better, worse in pairs
     ]
     tokens = sum(len(better.answer) + len(worse.answer) for better, worse in pairs)
-    told = _Told("dpo", tokens * config.epochs, report)
+    logger = _Logger("dpo", tokens * config.epochs, report)
     trainer = DPOTrainer(
         model=_model(base, config), args=DPOConfig(**_options(place, config, len(made)), beta=config.beta or 0.1),
-        train_dataset=Dataset.from_list(made), processing_class=_padded(tokenizer), callbacks=[told],
+        train_dataset=Dataset.from_list(made), processing_class=_padded(tokenizer), callbacks=[logger],
     )  # fmt: skip
     trainer.train()
     save_weights(trainer.model, place)
-    return told.log
+    return logger.log
 
 
 def _padded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -19,6 +19,7 @@ from stateset_agents.trainers.constraints import Limit, Multipliers
 from stateset_agents.trainers.credit import Graded, samples
 from stateset_agents.trainers.model import load_model
 from stateset_agents.trainers.packing.batches import Sample
+from stateset_agents.trainers.step_log import StepLog
 from stateset_agents.trainers.tree_trainer import grpo_trainer
 
 Scores = Sequence[Score | None]
@@ -47,9 +48,9 @@ class Learner:
         self.checkpoints = Checkpoints(run, keep=config.staleness + 3, every=config.keep_every)
         committed = self.checkpoints.newest()
         self.step = committed.step if committed else 0
-        self.log = list(committed.log) if committed else []
+        self.log: list[StepLog] = list(committed.log) if committed else []
         self.state: dict[str, Any] = committed.state if committed else {}
-        """What the loop around it wants to go on with."""
+        """What the loop around it needs to resume."""
         self.multipliers = Multipliers(limits, config.limit_rate)
         self.multipliers.values |= self.state.get("multipliers", {})
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,9 +60,10 @@ class Learner:
         }
         self.model = load_model(
             str(committed.weights) if committed and config.full else base,
-            rank=config.rank, alpha=config.lora_alpha, dropout=config.lora_dropout, full=config.full,
-            precision=config.precision, seed=config.seed, adapters=begun, device=device,
-        )  # fmt: skip
+            config,
+            adapters=begun,
+            device=device,
+        )
         self.trainer = grpo_trainer(self.model, tokenizer, run, config)
         if committed:
             self.trainer.optimizer.load_state_dict(committed.optimiser)
@@ -83,10 +85,10 @@ class Learner:
         graded: Sequence[Scores],
         by_node: Mapping[str, Sequence[Scores]],
         *,
-        gap: float,
+        max_gap: float,
         least_ess: float = 0.0,
-    ) -> tuple[dict[str, Any], dict[str, list[Sample]]]:
-        """Grades to gradient for one step; the log's line, and the samples that each adapter learned from."""
+    ) -> tuple[StepLog, dict[str, list[Sample]]]:
+        """Scores to gradient for one step. Returns the step's log, and the samples that each adapter learned from."""
         config, algorithm = self.config, ALGORITHMS[self.config.algorithm]
         every: dict[str, list[Sample]] = defaultdict(list)
         nodes: dict[str, list[float]] = defaultdict(list)
@@ -103,41 +105,43 @@ class Learner:
                     for node, columns in by_node.items()
                 },
             )  # fmt: skip
-            found = samples(group, config.credit, algorithm.advantages, config.trained)
-            flat += not any(any(one.advantages) for mine in found.values() for one in mine)
-            for name, mine in found.items():
-                every[name] += mine
-                for one in mine:
-                    for row, worth in zip(one.trajectory.rows, one.advantages, strict=True):
-                        nodes[row.node].append(worth)
-        told = self.trainer.learn(every, gap=gap, least_ess=least_ess)
+            by_adapter = samples(group, config.credit, algorithm.advantages, config.trained)
+            flat += not any(any(s.advantages) for own in by_adapter.values() for s in own)
+            for name, own in by_adapter.items():
+                every[name] += own
+                for sample in own:
+                    for row, advantage in zip(
+                        sample.trajectory.rows, sample.advantages, strict=True
+                    ):
+                        nodes[row.node].append(advantage)
+        update = self.trainer.learn(every, max_gap=max_gap, least_ess=least_ess)
         # A KL term is paid on each token, with an advantage or without.
         learned = {
-            name: [one for one in mine if any(one.advantages) or config.beta]
-            for name, mine in every.items()
+            name: [sample for sample in own if any(sample.advantages) or config.beta]
+            for name, own in every.items()
         }
-        worthless = sum(not any(one.advantages) for mine in every.values() for one in mine)
+        zero = sum(not any(sample.advantages) for own in every.values() for sample in own)
         traces = [trace for group in groups for trace in group]
-        line = {
-            **told,
-            **_about(traces, [score for scores in graded for score in scores]),
-            "flat_groups": flat / len(groups),
-            "zero_advantage": worthless / max(1, sum(map(len, every.values()))),
-            "nodes": {
+        log = StepLog.of(
+            update,
+            **_episodes(traces, [score for scores in graded for score in scores]),
+            flat_groups=flat / len(groups),
+            zero_advantage=zero / max(1, sum(map(len, every.values()))),
+            nodes={
                 node: {
-                    "calls": len(worth),
-                    "advantage": sum(map(abs, worth)) / len(worth),
+                    "calls": len(advantages),
+                    "advantage": sum(map(abs, advantages)) / len(advantages),
                     **_node_reward(by_node.get(node)),
                 }
-                for node, worth in sorted(nodes.items())
+                for node, advantages in sorted(nodes.items())
             },
-            "learning_rate": config.learning_rate,
-        }
+            learning_rate=config.learning_rate,
+        )
         if self.multipliers.limits:
             whole = [trace for trace in traces if trace.forked is None]
-            line["limits"] = self.multipliers.update(whole)
-            line["multipliers"] = dict(self.multipliers.values)
-        return line, learned
+            log.limits = self.multipliers.update(whole)
+            log.multipliers = dict(self.multipliers.values)
+        return log, learned
 
     def _value(self, trace: Trace, score: Score | None) -> float | None:
         if score is None:
@@ -147,19 +151,20 @@ class Learner:
             value -= overlong(trace.tokens_in_all, *self.config.overlong)
         return value
 
-    def commit(self, line: dict[str, Any], **state: Any) -> None:
+    def commit(self, log: StepLog, **state: Any) -> None:
         """The next step is done: all of it is on disk, or none."""
         self.step += 1
-        self.log.append(line)
+        self.log.append(log)
         self.state = {"multipliers": self.multipliers.values, **state}
         self.checkpoints.commit(self.step, self.model, self.trainer.optimizer, self.state, self.log)
 
     def rewrite_log(self) -> None:
-        """What was found out of a step after it was committed is on disk as well."""
+        """What was added to a step's line after its commit is on disk as well."""
         self.checkpoints.rewrite_log(self.step, self.log)
 
 
-def _about(traces: Sequence[Trace], scores: Scores) -> dict[str, Any]:
+def _episodes(traces: Sequence[Trace], scores: Scores) -> dict[str, Any]:
+    """What a log says of the episodes of a step."""
     values = [score.value for score in scores if score is not None]
     parts: dict[str, list[float]] = defaultdict(list)
     for score in scores:
@@ -174,7 +179,7 @@ def _about(traces: Sequence[Trace], scores: Scores) -> dict[str, Any]:
         ]
         if ordered
         else None,
-        "parts": {name: sum(found) / len(found) for name, found in sorted(parts.items())},
+        "parts": {name: sum(own) / len(own) for name, own in sorted(parts.items())},
         "success": sum(goal is not None and goal.success for goal in goals) / len(traces),
         "unscored": len(traces) - len(values),
         "violations": sum(bool(trace.violations) for trace in traces) / len(traces),
@@ -197,14 +202,14 @@ def certificate(
     return [
         (sample.trajectory.trace_id, row.number, traces[sample.trajectory.trace_id].model_calls[row.number])
         for sample in learned
-        for row, worth in zip(sample.trajectory.rows, sample.advantages, strict=True)
-        if worth or every
+        for row, advantage in zip(sample.trajectory.rows, sample.advantages, strict=True)
+        if advantage or every
     ]  # fmt: skip
 
 
-def nothing_to_learn(log: Sequence[Mapping[str, Any]], after: int = 3) -> str | None:
-    """Why a run should end whose rewards have told nothing apart from its beginning; None where it should not."""
-    if len(log) < after or any(line["flat_groups"] < 1 for line in log):
+def nothing_to_learn(log: Sequence[StepLog], after: int = 3) -> str | None:
+    """Why a run should end whose rewards were equal within every group from its beginning; None where it should not."""
+    if len(log) < after or any(line.flat_groups < 1 for line in log):
         return None
     return (
         f"Expected rewards that differ within a group, found that all were equal in {len(log)} steps: nothing was learned. Take a "
@@ -212,8 +217,8 @@ def nothing_to_learn(log: Sequence[Mapping[str, Any]], after: int = 3) -> str | 
     )
 
 
-def ended_for_nothing(log: Sequence[Mapping[str, Any]]) -> None:
+def check_learned(log: Sequence[StepLog]) -> None:
     """Raises RunBroken where nothing was learned."""
-    why = nothing_to_learn(log)
-    if why is not None:
-        raise RunBroken(why)
+    reason = nothing_to_learn(log)
+    if reason is not None:
+        raise RunBroken(reason)

@@ -1,24 +1,25 @@
-"""The training loop: scenarios -> episodes -> grades -> advantages -> one optimiser step -> commit.
+"""The training loop: scenarios -> episodes -> scores -> advantages -> one optimiser step -> commit -> publish.
 
 step 1   play with version 0   learn   commit, serve version 1
 step 2   play with version 1   learn   commit, serve version 2
 
 With `staleness` s, step n plays with version n - 1 - s, so that it is played while steps n - s to n - 1 are learned. What a step plays
-is planned when the step is committed that it depends on, so a run that is killed goes on with the very scenarios that come next.
+is planned when the step is committed that it depends on, so a killed run resumes with the very scenarios that come next.
 """
 
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from stateset_agents.errors import BadInput, RunBroken
-from stateset_agents.reward import Reward
-from stateset_agents.rewards.gaming_monitor import Watch
+from stateset_agents.reward import Reward, Score
+from stateset_agents.rewards.gaming_monitor import GamingMonitor
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Trace
 from stateset_agents.traces.lineage import certify
@@ -30,228 +31,350 @@ from stateset_agents.trainers.learner import (
     Learner,
     Scores,
     certificate,
-    ended_for_nothing,
+    check_learned,
     version,
 )
-from stateset_agents.trainers.rollouts import Hold, Plan, Player, Rollout
+from stateset_agents.trainers.packing.batches import Sample
+from stateset_agents.trainers.rollouts import Plan, Player, PlayForkable, Rollout
 from stateset_agents.trainers.schedule import Schedule
-from stateset_agents.trainers.trackers import Logs
+from stateset_agents.trainers.step_log import StepLog
+from stateset_agents.trainers.trackers import RunLog
 from stateset_agents.trajectory import trajectory
 
 Publish = Callable[[str, Path, int], Awaitable[None]]
 """Serve the weights at a path under a version name, and keep so many versions before it."""
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[StepLog], None]
+Measure = Callable[[StepLog, dict[str, str]], Awaitable[None]]
+"""Adds to a step's log what it measures of the versions served after it, by adapter."""
 
-NEAR = 0.1
+MAX_GAP = 0.1
 """Nats a token by which an on-policy episode's log-probabilities may differ from the trainer's."""
-FAR = 0.5
+MAX_STALE_GAP = 0.5
 """The same for episodes of an older policy. A ratio is near 1 on average for any model whatever, since likelier and less likely tokens
 make up for each other; this is not."""
 
 
-async def train(
-    *,
-    base: str,
-    served: str,
-    tokenizer: PreTrainedTokenizerBase,
-    scenarios: Sequence[Scenario],
-    rollout: Rollout,
-    reward: Reward,
-    publish: Publish,
-    store: TraceStore,
-    run: Path,
-    config: TrainConfig,
-    report: Report,
-    hold: Hold | None = None,
-    node_rewards: Mapping[str, Reward] | None = None,
-    limits: Sequence[Limit] = (),
-    adapter: Path | None = None,
-    logs: Sequence[str] = (),
-    measure: Callable[[int, dict[str, str]], Awaitable[dict[str, Any]]] | None = None,
-) -> Learner:
-    """Train from the newest committed step on, and return the learner: its log has a line for each step.
+@dataclass(frozen=True, kw_only=True)
+class InitialPolicy:
+    """The policy before the first step: the model at `base`, with `adapter` where one is given, which answers as `served`."""
 
-    `served` is the name under which the policy before the first step answers: the model at `base`, with
-    `adapter` where one is given. `hold` plays episodes that can be forked; `forks` needs it. `measure` adds
-    to a step's line what it finds of the versions served after it, by adapter. Raises RunBroken where it cannot
-    go on; what was committed stays.
+    base: str
+    tokenizer: PreTrainedTokenizerBase
+    served: str = ""
+    adapter: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodes:
+    """What is played, and how. `forks` needs `play_forkable`."""
+
+    scenarios: Sequence[Scenario]
+    rollout: Rollout
+    play_forkable: PlayForkable | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grading:
+    """What an episode is worth: a reward, others for calls at single nodes, and limits on what it may do."""
+
+    reward: Reward
+    node_rewards: Mapping[str, Reward] = field(default_factory=dict)
+    limits: Sequence[Limit] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutputs:
+    """Where a run leaves what it does."""
+
+    run: Path
+    store: TraceStore
+    report: Report = lambda log: None
+    trackers: Sequence[str] = ()
+
+
+@dataclass(kw_only=True)
+class Step:
+    """One step, from its plan to its scores."""
+
+    plan: Plan
+    versions: dict[str, str]
+    """The version that plays, by adapter."""
+    groups: list[list[Trace]]
+    scores: list[list[Score | None]]
+    node_scores: dict[str, list[Scores]]
+    places: list[int]
+    """Where each group's scenario stands in the list of training scenarios."""
+    redrawn: list[Trace] = field(default_factory=list)
+    """Episodes of groups with equal rewards, replaced by others."""
+    seconds_rollout: float = 0.0
+
+    @property
+    def number(self) -> int:
+        return self.plan.step
+
+
+async def train(
+    policy: InitialPolicy,
+    episodes: Episodes,
+    grading: Grading,
+    outputs: RunOutputs,
+    config: TrainConfig,
+    *,
+    publish: Publish,
+    measure: Measure | None = None,
+) -> Learner:
+    """Train from the newest committed step on. Returns the learner, whose log has a line for each step.
+
+    Raises RunBroken where it cannot go on; what was committed stays.
     """
-    if config.forks and hold is None:
+    if config.forks and episodes.play_forkable is None:
         raise BadInput("forks: expected episodes that can be forked, found a roll-out that cannot.")
     learner = await asyncio.to_thread(
-        Learner, base=base, tokenizer=tokenizer, run=run, config=config, adapter=adapter, limits=limits
+        Learner, base=policy.base, tokenizer=policy.tokenizer, run=outputs.run, config=config, adapter=policy.adapter,
+        limits=grading.limits,
     )  # fmt: skip
-    # What a killed process stored of a step that it never committed is played again.
-    store.discard_from("train", learner.step + 1)
-    schedule = Schedule(config, learner.state.get("schedule"))
-    curriculum = Curriculum(
-        len(scenarios), config.auto_adjust, config.seed, learner.state.get("curriculum")
-    )
-    learner.use(schedule.config)
-    plans = {plan["step"]: Plan.model_validate(plan) for plan in learner.state.get("plans", [])}
-    player = Player(rollout, hold, config)
-    names: dict[int, dict[str, str]] = {0: dict.fromkeys(config.trained, served)}
-    for step in range(max(1, learner.step - config.staleness), learner.step + 1):
-        names[step] = await _publish(learner, step, publish)
-
-    def plan(step: int) -> None:
-        if step <= config.steps and step not in plans:
-            now = schedule.config
-            plans[step] = Plan(
-                step=step,
-                scenarios=tuple(curriculum.choose(step, config.groups)),
-                group_size=now.group_size,
-                temperature=now.temperature,
-            )
-
-    for step in range(learner.step + 1, learner.step + 2 + config.staleness):
-        plan(step)
-    ahead: dict[int, asyncio.Task[list[list[Trace]]]] = {}
-    watch = Watch()
-    written = Logs(run, logs, config, learner.log)
-    last = learner.step if schedule.plateau is not None else config.steps
-    if measure is not None and learner.log and "seconds" not in learner.log[-1]:
-        learner.log[-1].update(await measure(learner.step, names[learner.step]))
-        learner.rewrite_log()
+    loop = TrainingLoop(learner, policy, episodes, grading, outputs, config, publish, measure)
+    await loop.resume()
     try:
-        for step in range(learner.step + 1, last + 1):
+        for number in loop.remaining():
             began = time.perf_counter()
-            for later in range(step, min(config.steps, step + config.staleness) + 1):
-                if later not in ahead:
-                    by = names[max(0, later - 1 - config.staleness)]
-                    ahead[later] = asyncio.create_task(
-                        player.play(plans[later], scenarios, *_asked(by, config, served))
-                    )
-            current = plans.pop(step)
-            by = names[max(0, step - 1 - config.staleness)]
-            groups = await ahead.pop(step)
-            graded, by_node = await _graded(groups, reward, node_rewards or {})
-            places, replaced = list(current.scenarios), list[Trace]()
-            for again in range(1, config.resample + 1):
-                flat = [n for n, scores in enumerate(graded) if _flat(scores)]
-                if not flat:
-                    break
-                chosen = curriculum.choose(step, len(flat), again)
-                more = await player.play(
-                    current.model_copy(update={"scenarios": tuple(chosen)}), scenarios,
-                    *_asked(by, config, served), again,
-                )  # fmt: skip
-                found, nodes = await _graded(more, reward, node_rewards or {})
-                for place, group, scores, number in zip(
-                    flat, more, found, range(len(flat)), strict=True
-                ):
-                    replaced += groups[place]
-                    groups[place], graded[place] = group, scores
-                    places[place] = chosen[number]
-                    for node, columns in nodes.items():
-                        by_node[node][place] = columns[number]
-            rolled = time.perf_counter()
-            _played(groups, step)
-            if config.shuffle_rewards:
-                for number, scores in enumerate(graded):
-                    random.Random(f"{config.seed}/{step}/{number}").shuffle(scores)
-            learner.use(schedule.config.model_copy(update={"temperature": current.temperature}))
-            try:
-                line, learned = await asyncio.to_thread(
-                    learner.learn, groups, graded, by_node, gap=FAR if config.staleness else NEAR
-                )
-            except RunBroken as error:
-                raise RunBroken(f"Step {step}: {error}") from None
-            successes = [
-                _succeeded(group, scores) for group, scores in zip(groups, graded, strict=True)
-            ]
-            line["alarm"] = watch.see(
-                [None if score is None else score.value for scores in graded for score in scores],
-                [
-                    g.success if (g := trace.goal_score) else None
-                    for group in groups
-                    for trace in group
-                ],
-            )
-            pending = [
-                store.append(trace, phase="train", step=step, score=score)
-                for group, scores in zip(groups, graded, strict=True)
-                for trace, score in zip(group, scores, strict=True)
-            ]
-            for name, mine in learned.items():
-                rows = certificate(groups, mine, every=learner.config.beta > 0)
-                pending.append(
-                    certify(store, version(run, step, name), rows, parent=names[step - 1][name])
-                )
-            for waiting in pending:
-                await waiting
-            trained = time.perf_counter()
-            line |= {
-                "step": step,
-                "scenarios": [group[0].scenario.id for group in groups if group[0].scenario],
-                "concurrency": player.gate.limit,
-                "seconds_rollout": rolled - began,
-                "seconds_train": trained - rolled,
-            }
-            if replaced:
-                line["replaced"] = len(replaced)
-                line["tokens_sampled"] += sum(trace.tokens_sampled for trace in replaced)
-            curriculum.see(places, successes)
-            line["changes"] = schedule.see(line)
-            for later in range(step + 1, step + 2 + config.staleness):
-                plan(later)
-            await asyncio.to_thread(
-                learner.commit, line, schedule=schedule.state, curriculum=curriculum.state,
-                plans=[one.model_dump() for one in plans.values()],
-            )  # fmt: skip
-            names[step] = await _publish(learner, step, publish)
-            if measure is not None:
-                line |= await measure(step, names[step])
-            line["seconds"] = time.perf_counter() - began
-            learner.rewrite_log()
-            written.add(step, line)
-            report(line)
-            ended_for_nothing(learner.log)
-            if schedule.plateau is not None:
-                break
+            step = await loop.play(number)
+            await loop.redraw_equal_groups(step)
+            step.seconds_rollout = time.perf_counter() - began
+            log = await loop.learn(step)
+            await loop.commit(step, log)
+            await loop.publish_and_measure(log)
+            log.seconds = time.perf_counter() - began
+            loop.report(log)
     finally:
-        for task in ahead.values():
-            task.cancel()
-        await asyncio.gather(*ahead.values(), return_exceptions=True)
-        written.close()
+        await loop.close()
     return learner
 
 
-async def _publish(learner: Learner, step: int, publish: Publish) -> dict[str, str]:
-    """Serve what is after a step; the names it is served under, by adapter."""
-    names = {}
-    for name in learner.config.trained:
-        names[name] = version(learner.run, step, name)
-        await publish(
-            names[name], learner.checkpoints.weights(step, name), learner.config.staleness + 1
+class TrainingLoop:
+    """The state of a run between its steps."""
+
+    def __init__(
+        self, learner: Learner, policy: InitialPolicy, episodes: Episodes, grading: Grading, outputs: RunOutputs,
+        config: TrainConfig, publish: Publish, measure: Measure | None,
+    ) -> None:  # fmt: skip
+        self.learner, self.policy, self.episodes, self.grading = learner, policy, episodes, grading
+        self.outputs, self.config, self._publish, self._measure = outputs, config, publish, measure
+        state = learner.state
+        self.schedule = Schedule(config, state.get("schedule"))
+        self.curriculum = Curriculum(
+            len(episodes.scenarios), config.auto_adjust, config.seed, state.get("curriculum")
         )
-    return names
+        self.plans = {plan["step"]: Plan.model_validate(plan) for plan in state.get("plans", [])}
+        self.player = Player(episodes.rollout, episodes.play_forkable, config)
+        self.monitor = GamingMonitor()
+        self.log = RunLog(outputs.run, outputs.trackers, config, learner.log)
+        self.versions: dict[int, dict[str, str]] = {0: dict.fromkeys(config.trained, policy.served)}
+        """Of each step after which it was served, by adapter."""
+        self._playing: dict[int, asyncio.Task[list[list[Trace]]]] = {}
+        learner.use(self.schedule.config)
+
+    async def resume(self) -> None:
+        """Serve what is committed, plan what comes next, and finish the last step's line where the run was killed before that."""
+        learner, config = self.learner, self.config
+        # What a killed process stored of a step that it never committed is played again.
+        self.outputs.store.discard_from("train", learner.step + 1)
+        for step in range(max(1, learner.step - config.staleness), learner.step + 1):
+            self.versions[step] = await self._serve(step)
+        self._plan_after(learner.step)
+        if self._measure is not None and learner.log and learner.log[-1].seconds is None:
+            await self._measure(learner.log[-1], self.versions[learner.step])
+            learner.rewrite_log()
+
+    def remaining(self) -> Iterator[int]:
+        """The steps that are left, until the last one or a plateau."""
+        for step in range(self.learner.step + 1, self.config.steps + 1):
+            if self.schedule.plateau is not None:
+                return
+            yield step
+
+    def _plan_after(self, step: int) -> None:
+        """Settle what the steps play that depend on nothing after `step`."""
+        now = self.schedule.config
+        for later in range(step + 1, step + 2 + self.config.staleness):
+            if later <= self.config.steps and later not in self.plans:
+                self.plans[later] = Plan(
+                    step=later,
+                    scenarios=tuple(self.curriculum.choose(later, self.config.groups)),
+                    group_size=now.group_size,
+                    temperature=now.temperature,
+                )
+
+    def _played_by(self, step: int) -> dict[str, str]:
+        """The versions that play a step, by adapter."""
+        return self.versions[max(0, step - 1 - self.config.staleness)]
+
+    async def play(self, number: int) -> Step:
+        """Roll-outs and rewards of a step. The steps after it that may overlap with it begin to play."""
+        for later in range(number, min(self.config.steps, number + self.config.staleness) + 1):
+            if later not in self._playing:
+                self._playing[later] = asyncio.create_task(
+                    self.player.play(
+                        self.plans[later], self.episodes.scenarios, *self._asked(self._played_by(later))
+                    )
+                )  # fmt: skip
+        plan = self.plans.pop(number)
+        groups = await self._playing.pop(number)
+        scores, node_scores = await graded(groups, self.grading)
+        return Step(
+            plan=plan,
+            versions=self._played_by(number),
+            groups=groups,
+            scores=scores,
+            node_scores=node_scores,
+            places=list(plan.scenarios),
+        )
+
+    async def redraw_equal_groups(self, step: Step) -> None:
+        """Replace groups whose rewards are equal by those of other scenarios, at most `resample` times."""
+        for attempt in range(1, self.config.resample + 1):
+            equal = [number for number, scores in enumerate(step.scores) if _are_equal(scores)]
+            if not equal:
+                break
+            places = self.curriculum.choose(step.number, len(equal), attempt)
+            plan = step.plan.model_copy(update={"scenarios": tuple(places)})
+            groups = await self.player.play(
+                plan, self.episodes.scenarios, *self._asked(step.versions), attempt
+            )
+            scores, node_scores = await graded(groups, self.grading)
+            for new, number in enumerate(equal):
+                step.redrawn += step.groups[number]
+                step.groups[number], step.scores[number] = groups[new], scores[new]
+                step.places[number] = places[new]
+                for node, columns in node_scores.items():
+                    step.node_scores[node][number] = columns[new]
+
+    async def learn(self, step: Step) -> StepLog:
+        """Advantages and one optimiser step; what was learned from is stored, with its certificate."""
+        began = time.perf_counter()
+        check_played(step.groups, step.number)
+        if self.config.shuffle_rewards:
+            for number, scores in enumerate(step.scores):
+                random.Random(f"{self.config.seed}/{step.number}/{number}").shuffle(scores)
+        temperature = {"temperature": step.plan.temperature}
+        self.learner.use(self.schedule.config.model_copy(update=temperature))
+        gap = MAX_STALE_GAP if self.config.staleness else MAX_GAP
+        try:
+            log, learned = await asyncio.to_thread(
+                self.learner.learn, step.groups, step.scores, step.node_scores, max_gap=gap
+            )
+        except RunBroken as error:
+            raise RunBroken(f"Step {step.number}: {error}") from None
+        log.step = step.number
+        log.alarm = self._alarm(step)
+        await self._store(step, learned)
+        log.scenarios = [group[0].scenario.id for group in step.groups if group[0].scenario]
+        log.concurrency = self.player.gate.limit
+        log.redrawn = len(step.redrawn)
+        log.tokens_sampled += sum(trace.tokens_sampled for trace in step.redrawn)
+        log.seconds_rollout = step.seconds_rollout
+        log.seconds_train = time.perf_counter() - began
+        return log
+
+    def _alarm(self, step: Step) -> str:
+        scores = [score for scores in step.scores for score in scores]
+        goals = [trace.goal_score for group in step.groups for trace in group]
+        return self.monitor.see(
+            [None if score is None else score.value for score in scores],
+            [None if goal is None else goal.success for goal in goals],
+        )
+
+    async def _store(self, step: Step, learned: Mapping[str, Sequence[Sample]]) -> None:
+        """Traces with their scores, and which calls each adapter's next version learned from."""
+        store, run = self.outputs.store, self.outputs.run
+        pending = [
+            store.append(trace, phase="train", step=step.number, score=score)
+            for group, scores in zip(step.groups, step.scores, strict=True)
+            for trace, score in zip(group, scores, strict=True)
+        ]
+        for name, samples in learned.items():
+            rows = certificate(step.groups, samples, every=self.learner.config.beta > 0)
+            parent = self.versions[step.number - 1][name]
+            pending.append(certify(store, version(run, step.number, name), rows, parent=parent))
+        for written in pending:
+            await written
+
+    async def commit(self, step: Step, log: StepLog) -> None:
+        """The step is on disk, whole or not at all, with what the next ones depend on."""
+        successes = [
+            success_of(group, scores)
+            for group, scores in zip(step.groups, step.scores, strict=True)
+        ]
+        self.curriculum.see(step.places, successes)
+        log.changes = self.schedule.see(log)
+        self._plan_after(step.number)
+        await asyncio.to_thread(
+            self.learner.commit, log, schedule=self.schedule.state, curriculum=self.curriculum.state,
+            plans=[plan.model_dump() for plan in self.plans.values()],
+        )  # fmt: skip
+
+    async def publish_and_measure(self, log: StepLog) -> None:
+        """Swap the new version in behind the graph, and measure it where that is due."""
+        self.versions[log.step] = await self._serve(log.step)
+        if self._measure is not None:
+            await self._measure(log, self.versions[log.step])
+
+    def report(self, log: StepLog) -> None:
+        """Write the finished line. Raises RunBroken where nothing was ever learned."""
+        self.learner.rewrite_log()
+        self.log.add(log)
+        self.outputs.report(log)
+        check_learned(self.learner.log)
+
+    async def _serve(self, step: int) -> dict[str, str]:
+        """Serve what is after a step. Returns the names that it is served under, by adapter."""
+        names = {}
+        for adapter in self.config.trained:
+            names[adapter] = version(self.outputs.run, step, adapter)
+            weights = self.learner.checkpoints.weights(step, adapter)
+            await self._publish(names[adapter], weights, self.config.staleness + 1)
+        return names
+
+    def _asked(self, versions: dict[str, str]) -> tuple[dict[str, str], str]:
+        """Which version is asked at which node, and elsewhere: one adapter answers everywhere, several at their nodes."""
+        return versions_by_node(versions, self.config, self.policy.served)
+
+    async def close(self) -> None:
+        """Cancel what still plays, and close the trackers."""
+        for task in self._playing.values():
+            task.cancel()
+        await asyncio.gather(*self._playing.values(), return_exceptions=True)
+        self.log.close()
 
 
-def _asked(by: dict[str, str], config: TrainConfig, served: str) -> tuple[dict[str, str], str]:
-    """Which version is asked for at which node, and elsewhere: one adapter answers everywhere, several at their nodes."""
-    if set(by) == {ONE}:
-        return {}, by[ONE]
-    return {node: by[name] for name, nodes in config.trained.items() for node in nodes}, served
+def versions_by_node(
+    versions: Mapping[str, str], config: TrainConfig, base: str
+) -> tuple[dict[str, str], str]:
+    """Versions at nodes that have one of their own, and the one everywhere else: of `versions` by adapter, with `base` where no adapter
+    answers."""
+    if set(versions) == {ONE}:
+        return {}, versions[ONE]
+    return {node: versions[name] for name, nodes in config.trained.items() for node in nodes}, base
 
 
-async def _graded(
-    groups: Sequence[Sequence[Trace]], reward: Reward, by_node: Mapping[str, Reward]
+async def graded(
+    groups: Sequence[Sequence[Trace]], grading: Grading
 ) -> tuple[list[list[Any]], dict[str, list[Scores]]]:
-    graded = list(await asyncio.gather(*(reward(list(group)) for group in groups)))
-    nodes: dict[str, list[Scores]] = {
-        node: list(await asyncio.gather(*(other(list(group)) for group in groups)))
-        for node, other in by_node.items()
+    """Scores of each group, and those at nodes that have a reward of their own."""
+    scores = list(await asyncio.gather(*(grading.reward(list(group)) for group in groups)))
+    by_node: dict[str, list[Scores]] = {
+        node: list(await asyncio.gather(*(reward(list(group)) for group in groups)))
+        for node, reward in grading.node_rewards.items()
     }
-    return graded, nodes
+    return scores, by_node
 
 
-def _flat(scores: Scores) -> bool:
+def _are_equal(scores: Scores) -> bool:
     values = [score.value for score in scores if score is not None]
     return len(values) < 2 or max(values) - min(values) < 1e-6
 
 
-def _played(groups: Sequence[Sequence[Trace]], step: int) -> None:
+def check_played(groups: Sequence[Sequence[Trace]], step: int) -> None:
     """Raises RunBroken where what was played cannot be trained on."""
     traces = [trace for group in groups for trace in group]
     failed = [trace for trace in traces if trace.status == "failed"]
@@ -263,12 +386,12 @@ def _played(groups: Sequence[Sequence[Trace]], step: int) -> None:
     ended = [trace for trace in traces if trace.status != "failed"]
     if not any(trajectory(trace).tokens for trace in ended):
         raise RunBroken(
-            f"Expected episodes in step {step} in which the policy was asked, found that none of {len(ended)} holds a token of it. "
+            f"Expected episodes in step {step} in which the policy was called, found that none of {len(ended)} holds a token of it. "
             "Does the graph call the model it is given?"
         )
 
 
-def _succeeded(group: Sequence[Trace], scores: Scores) -> float | None:
+def success_of(group: Sequence[Trace], scores: Scores) -> float | None:
     """The share of a group that reached its goal; its mean reward, from 0 to 1, where there is no goal."""
     goals = [trace.goal_score for trace in group]
     if all(goal is not None for goal in goals):

@@ -12,52 +12,49 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from stateset_agents.errors import BadInput
-from stateset_agents.trainers.config import ONE, Precision
+from stateset_agents.trainers.config import ONE, Precision, TrainConfig
 from stateset_agents.trainers.packing import tree_attention
 from stateset_agents.trainers.packing.batches import Batch
 from stateset_agents.trainers.packing.chunked_logprobs import logprobs_of
 from stateset_agents.trainers.packing.tree_attention import Tree
 from stateset_agents.trainers.packing.trie import fold
 
-HELD: dict[Precision, torch.dtype] = {
+DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-"""What frozen weights are held in, and what is computed in."""
+"""What frozen weights are kept in, and what is computed in."""
 Model: TypeAlias = "PeftModel | PreTrainedModel"
 
 
 def load_model(
     path: str,
+    config: TrainConfig | None = None,
     *,
-    rank: int = 16,
-    alpha: int | None = None,
-    dropout: float = 0.0,
-    full: bool = False,
-    precision: Precision = "fp32",
-    seed: int = 1,
     adapters: Mapping[str, Path | None] | None = None,
     device: str = "cpu",
 ) -> Model:
-    """The base at `path` with LoRAs on every linear layer, fresh or saved (`adapters`: where, by name), or `full`.
+    """The base at `path` with LoRAs on every linear layer, fresh or saved (`adapters`: where, by name), or all of it trained
+    (`config.full`).
 
-    What is trained is float32; what is frozen is held in `precision`. Raises BadInput where a saved adapter does not fit.
+    What is trained is float32; what is frozen is kept in `config.precision`. Raises BadInput where a saved adapter does not fit.
     """
-    held = torch.float32 if full else HELD[precision]
+    config = config or TrainConfig()
+    dtype = torch.float32 if config.full else DTYPES[config.precision]
     try:
         base = AutoModelForCausalLM.from_pretrained(
-            path, dtype=held, attn_implementation=tree_attention.NAME
+            path, dtype=dtype, attn_implementation=tree_attention.NAME
         )
     except ValueError:  # a model whose attention cannot be replaced
-        base = AutoModelForCausalLM.from_pretrained(path, dtype=held)
+        base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     base.to(device)
-    if full:
+    if config.full:
         return base
     lora = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank if alpha is None else alpha,
-        lora_dropout=dropout,
+        r=config.rank,
+        lora_alpha=2 * config.rank if config.lora_alpha is None else config.lora_alpha,
+        lora_dropout=config.lora_dropout,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
@@ -75,7 +72,7 @@ def load_model(
                     f"{str(error).splitlines()[0][:200]}"
                 ) from None
             continue
-        torch.manual_seed(seed)
+        torch.manual_seed(config.seed)
         if model is None:
             model = get_peft_model(base, lora, adapter_name=name)
         else:
@@ -90,9 +87,9 @@ def load_model(
 
 def base_of(model: Model) -> PreTrainedModel:
     """The transformers model itself, its LoRAs inside."""
-    found = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(found, PreTrainedModel)
-    return found
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
+    return base
 
 
 def logprobs(
@@ -104,14 +101,14 @@ def logprobs(
     """
     base = base_of(model)
     device = batch.ids.device.type
-    with torch.autocast(device, dtype=HELD[precision], enabled=precision != "fp32"):
+    with torch.autocast(device, dtype=DTYPES[precision], enabled=precision != "fp32"):
         hidden_PH = (_through_the_tree if shared else _row_by_row)(base, batch)
         scale, cap = _output(base)
-        found, entropy = logprobs_of(
+        logprobs_P, entropy_P = logprobs_of(
             hidden_PH, base.get_output_embeddings(), batch.tokens_P,
             scale=scale / temperature, cap=None if cap is None else cap / temperature,
         )  # fmt: skip
-    return found[batch.sources_BT], entropy[batch.sources_BT]
+    return logprobs_P[batch.sources_BT], entropy_P[batch.sources_BT]
 
 
 def _through_the_tree(base: PreTrainedModel, batch: Batch) -> torch.Tensor:

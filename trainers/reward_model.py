@@ -21,7 +21,7 @@ from trl import RewardConfig, RewardTrainer
 
 from stateset_agents.errors import BadInput
 from stateset_agents.policy.chat_template import default_chat_template
-from stateset_agents.reward import About, Score, scorable
+from stateset_agents.reward import Declaration, Score, scorable
 from stateset_agents.trace import Trace
 
 Pair = tuple[Trace, Trace]
@@ -55,7 +55,7 @@ def preferences(
     for trace in traces:
         worth = _worth(trace, feedback)
         if worth is not None and scorable(trace):
-            groups[_asked(trace)].append((worth, trace))
+            groups[trace.request].append((worth, trace))
     found: list[Pair] = []
     for name, group in groups.items():
         both = [(a, b) for wa, a in group for wb, b in group if wa > wb]
@@ -64,16 +64,11 @@ def preferences(
     return found
 
 
-def _asked(trace: Trace) -> str:
-    asked = next((m.get("content") for m in trace.messages if m.get("role") == "user"), "")
-    return trace.scenario.id if trace.scenario else str(asked)
-
-
 def _split(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair], list[Pair]]:
     """A tenth, a tenth and the rest; pairs of one request stay together, since they share traces."""
     groups: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
-        groups[_asked(pair[0])].append(pair)
+        groups[pair[0].request].append(pair)
     shuffled = list(groups.values())
     random.Random(seed).shuffle(shuffled)
     parts: tuple[list[Pair], list[Pair], list[Pair]] = ([], [], [])
@@ -177,7 +172,9 @@ class NeuralReward:
         told = (
             f"{about['accuracy']}/{about['temperature']}/{about['pairs']}/{self._heads.sum():.6f}"
         )
-        self.about = About(version=told, low=0.0, high=1.0, reads=("messages",), cost="model")
+        self.declaration = Declaration(
+            version=told, low=0.0, high=1.0, reads=("messages",), cost="model"
+        )
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
         there = [n for n, trace in enumerate(traces) if scorable(trace) and trace.messages]

@@ -16,8 +16,8 @@ from stateset_agents.trainers.config import TrainConfig
 Rollout = Callable[[Scenario, Sampling], Awaitable[Trace]]
 
 
-class Held(Protocol):
-    """An episode that can go on otherwise from its decisions."""
+class Forkable(Protocol):
+    """An episode that was played, and can be continued otherwise from its decisions."""
 
     trace: Trace
 
@@ -29,7 +29,7 @@ class Held(Protocol):
     def close(self) -> None: ...
 
 
-Hold = Callable[[Scenario, Sampling], Awaitable[Held]]
+PlayForkable = Callable[[Scenario, Sampling], Awaitable[Forkable]]
 
 
 class Plan(Frozen):
@@ -46,8 +46,10 @@ class Player:
     """Plays groups. All steps under way share one gate, and the earlier one goes first: an episode that ends lets the next one in, of
     whatever group or step, so that the engine's batch stays full across uneven ones."""
 
-    def __init__(self, rollout: Rollout, hold: Hold | None, config: TrainConfig) -> None:
-        self.rollout, self.hold, self.config = rollout, hold, config
+    def __init__(
+        self, rollout: Rollout, play_forkable: PlayForkable | None, config: TrainConfig
+    ) -> None:
+        self.rollout, self.play_forkable, self.config = rollout, play_forkable, config
         self.gate = Gate(config.concurrency)
 
     async def play(
@@ -62,31 +64,31 @@ class Player:
         `part` tells further episodes of a step from the first."""
 
         def sampling(scenario: Scenario, number: int | str, nth: int) -> Sampling:
-            told = f"{self.config.seed}/{plan.step}/{scenario.id}/{number}"
-            told = told if not nth else f"{told}/{nth}"  # the same scenario again in this step
+            seed = f"{self.config.seed}/{plan.step}/{scenario.id}/{number}"
+            seed = seed if not nth else f"{seed}/{nth}"  # the same scenario again in this step
             return Sampling(
                 version=served,
                 versions=versions,
                 temperature=plan.temperature,
-                seed=random.Random(told if not part else f"{told}/{part}").getrandbits(31),
+                seed=random.Random(seed if not part else f"{seed}/{part}").getrandbits(31),
                 max_tokens=self.config.max_tokens,
             )
 
-        async def one(scenario: Scenario, number: int, nth: int) -> Trace:
+        async def whole(scenario: Scenario, number: int, nth: int) -> Trace:
             async with self.gate.place() as played:
                 trace = await self.rollout(scenario, sampling(scenario, number, nth))
                 played(trace.tokens_sampled)
                 return trace
 
-        async def held(scenario: Scenario, number: int, nth: int) -> Held:
-            assert self.hold is not None
+        async def forkable(scenario: Scenario, number: int, nth: int) -> Forkable:
+            assert self.play_forkable is not None
             async with self.gate.place() as played:
-                episode = await self.hold(scenario, sampling(scenario, number, nth))
+                episode = await self.play_forkable(scenario, sampling(scenario, number, nth))
                 played(episode.trace.tokens_sampled)
                 return episode
 
         async def forked(
-            episode: Held, call: int, scenario: Scenario, number: int, nth: int
+            episode: Forkable, call: int, scenario: Scenario, number: int, nth: int
         ) -> Trace:
             async with self.gate.place() as played:
                 trace = await episode.fork(call, sampling(scenario, f"fork-{number}", nth))
@@ -96,11 +98,11 @@ class Player:
         async def group(position: int, place: int) -> list[Trace]:
             scenario, nth = scenarios[place], plan.scenarios[:position].count(place)
             if not self.config.forks:
-                every = (one(scenario, number, nth) for number in range(plan.group_size))
+                every = (whole(scenario, number, nth) for number in range(plan.group_size))
                 return list(await asyncio.gather(*every))
-            whole = range(plan.group_size - self.config.forks)
+            count = plan.group_size - self.config.forks
             episodes = list(
-                await asyncio.gather(*(held(scenario, number, nth) for number in whole))
+                await asyncio.gather(*(forkable(scenario, number, nth) for number in range(count)))
             )
             try:
                 chosen = decisions(episodes, self.config.forks)
@@ -121,7 +123,7 @@ AT_ONE = 2
 """Forks at one decision at the least, so that they are compared with more than one other."""
 
 
-def decisions(episodes: Sequence[Held], count: int) -> list[tuple[Held, int]]:
+def decisions(episodes: Sequence[Forkable], count: int) -> list[tuple[Forkable, int]]:
     """Where `count` forks begin, `AT_ONE` or more at each place: in the episodes in turn, at the calls that were least sure in the
     *other* episodes.
 

@@ -2,8 +2,8 @@
 
 reward falls                 the learning rate is halved
 KL off its target            its weight is scaled (Ziegler et al., arXiv 1909.08593, section 2.2)
-groups agree                 larger groups, then more heat, where there is still something to win
-groups differ again          back to the size that was asked for
+equal rewards in groups      larger groups, then a higher temperature, where there is still something to win
+they differ again            back to the configured size
 """
 
 import math
@@ -12,17 +12,18 @@ from typing import Any
 
 from stateset_agents.evaluation import paired_gain
 from stateset_agents.trainers.config import TrainConfig
+from stateset_agents.trainers.step_log import StepLog
 
 WINDOW = 4
 """Steps that are compared with as many before them."""
 
 
 class Schedule:
-    """Sees a run's log lines one by one. `config` is what the next step is to use."""
+    """Sees a run's steps one by one. `config` is what the next step is to use."""
 
     def __init__(self, config: TrainConfig, state: dict[str, Any] | None = None) -> None:
         kept = state or {}
-        self._asked = config
+        self._initial = config
         self.config = config.model_copy(update=kept.get("settings", {}))
         self.plateau: str | None = kept.get("plateau")
         """Why the run should end."""
@@ -35,27 +36,27 @@ class Schedule:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What `Schedule` takes to go on."""
+        """What `Schedule` takes to resume."""
         settings = {
             name: getattr(self.config, name)
             for name in ("learning_rate", "beta", "temperature", "group_size")
-            if getattr(self.config, name) != getattr(self._asked, name)
+            if getattr(self.config, name) != getattr(self._initial, name)
         }
         return {
             "settings": settings, "plateau": self.plateau, "rewards": self._rewards, "flat": self._flat,
             "success": self._success, "kl": self._kl, "changed": self._changed, "same": self._same,
         }  # fmt: skip
 
-    def see(self, line: dict[str, Any]) -> list[str]:
-        """Take a step's line in; returns what changed and why, in words."""
-        if line["reward"] is None:
+    def see(self, log: StepLog) -> list[str]:
+        """Take a step in. Returns what changed and why, in words."""
+        if log.reward is None:
             return []
-        self._rewards.append(line["reward"])
-        self._flat.append(line["flat_groups"])
-        self._success.append(line["success"])
-        self._kl.append(line["kl"])
-        changes = self._adjusted() if self._asked.auto_adjust else []
-        if self._asked.early_stopping:
+        self._rewards.append(log.reward)
+        self._flat.append(log.flat_groups)
+        self._success.append(log.success)
+        self._kl.append(log.kl)
+        changes = self._adjusted() if self._initial.auto_adjust else []
+        if self._initial.early_stopping:
             self.plateau = self._ended()
             if self.plateau:
                 changes.append(self.plateau)
@@ -67,10 +68,10 @@ class Schedule:
         if seen < 2 * WINDOW or seen - self._changed < WINDOW:
             return []
         for rule in (self._slower, self._closer, self._wider, self._hotter, self._narrower):
-            told = rule()
-            if told is not None:
+            change = rule()
+            if change is not None:
                 self._changed = seen
-                return [told]
+                return [change]
         return []
 
     def _set(self, name: str, value: float, why: str) -> str:
@@ -90,7 +91,7 @@ class Schedule:
         )  # fmt: skip
 
     def _closer(self) -> str | None:
-        target = self._asked.kl_target
+        target = self._initial.kl_target
         if target is None:
             return None
         now = _mean(self._kl[-WINDOW:])
@@ -103,34 +104,40 @@ class Schedule:
 
     def _wider(self) -> str | None:
         flat, success = _mean(self._flat[-WINDOW:]), _mean(self._success[-WINDOW:])
-        size = min(2 * self._asked.group_size, round(1.5 * self.config.group_size))
+        size = min(2 * self._initial.group_size, round(1.5 * self.config.group_size))
         if flat < 0.6 or success > 0.95 or size == self.config.group_size:
             return None
         return self._set(
-            "group_size", size, f"{flat:.0%} of the groups agree, and success is {success:.0%}"
+            "group_size",
+            size,
+            f"{flat:.0%} of the groups have equal rewards, and success is {success:.0%}",
         )
 
     def _hotter(self) -> str | None:
         flat, success = _mean(self._flat[-WINDOW:]), _mean(self._success[-WINDOW:])
-        heat = round(min(1.3, self.config.temperature + 0.1), 2)
-        if flat < 0.6 or success > 0.95 or heat <= self.config.temperature:
+        temperature = round(min(1.3, self.config.temperature + 0.1), 2)
+        if flat < 0.6 or success > 0.95 or temperature <= self.config.temperature:
             return None
         return self._set(
-            "temperature", heat, f"{flat:.0%} of the groups agree in larger groups too"
+            "temperature",
+            temperature,
+            f"{flat:.0%} of the groups have equal rewards in larger groups too",
         )
 
     def _narrower(self) -> str | None:
         flat = _mean(self._flat[-WINDOW:])
-        if flat > 0.3 or self.config.group_size == self._asked.group_size:
+        if flat > 0.3 or self.config.group_size == self._initial.group_size:
             return None
         return self._set(
-            "group_size", self._asked.group_size, f"only {flat:.0%} of the groups agree"
+            "group_size",
+            self._initial.group_size,
+            f"only {flat:.0%} of the groups have equal rewards",
         )
 
     def _ended(self) -> str | None:
         """A plateau: for `patience` steps in a row, the last `patience` steps were not surely better than those before them. Step by
         step they are pairs: scenarios come in a fixed order of intents, so the n-th steps of both are alike."""
-        patience = self._asked.patience
+        patience = self._initial.patience
         if len(self._rewards) < 2 * patience:
             return None
         before, now = self._rewards[-2 * patience : -patience], self._rewards[-patience:]

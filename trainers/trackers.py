@@ -8,12 +8,13 @@ from typing import Any
 
 from stateset_agents.errors import BadInput
 from stateset_agents.trainers.config import TrainConfig
+from stateset_agents.trainers.step_log import StepLog
 
 NAMES = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises BadInput for a tracker that there is not, or that is not installed."""
+    """Raises BadInput for a tracker that is not known, or not installed."""
     from importlib.util import find_spec
 
     for name in names:
@@ -25,7 +26,7 @@ def check_names(names: Sequence[str]) -> None:
             )
 
 
-class Logs:
+class RunLog:
     """`run/log.jsonl` has a line a step, as the checkpoint has it; trackers get its numbers, nested ones as `nodes/policy/reward`."""
 
     def __init__(
@@ -33,13 +34,13 @@ class Logs:
         run: Path,
         names: Sequence[str],
         config: TrainConfig,
-        log: Sequence[Mapping[str, Any]] = (),
+        log: Sequence[StepLog] = (),
     ) -> None:
-        """`log` has the lines of the committed steps: what a killed process did not write is written now."""
+        """`log` has the committed steps: what a killed process did not write is written now."""
         check_names(names)
         self._file = run / "log.jsonl"
-        there = self._file.read_text(encoding="utf-8").splitlines() if self._file.is_file() else []
-        missing = log[len(there) :]
+        lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.is_file() else []
+        missing = log[len(lines) :]
         self._trackers: list[Any] = []
         for name in dict.fromkeys(names):
             from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -52,15 +53,16 @@ class Logs:
             tracker.store_init_configuration(_plain(config.model_dump(mode="json")))
             self._trackers.append(tracker)
         for line in missing:
-            self.add(int(line["step"]), line)
+            self.add(line)
 
-    def add(self, step: int, line: Mapping[str, Any]) -> None:
+    def add(self, log: StepLog) -> None:
         """Append a step's line."""
+        line = log.to_json()
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         numbers = flat(line)
         for tracker in self._trackers:
-            tracker.log(numbers, step=step)
+            tracker.log(numbers, step=log.step)
 
     def close(self) -> None:
         for tracker in self._trackers:
@@ -69,13 +71,13 @@ class Logs:
 
 def flat(line: Mapping[str, Any], above: str = "") -> dict[str, float]:
     """The numbers of a line, by their path."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for name, value in line.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{above}{name}/")
+            numbers |= flat(value, f"{above}{name}/")
         elif isinstance(value, bool | int | float):
-            found[above + name] = float(value)
-    return found
+            numbers[above + name] = float(value)
+    return numbers
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

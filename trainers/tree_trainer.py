@@ -26,6 +26,7 @@ from stateset_agents.trainers.model import (
     why_not_shared,
 )
 from stateset_agents.trainers.packing.batches import Batch, Sample, batches
+from stateset_agents.trainers.step_log import StepUpdate
 
 NEVER = 1e9
 """A clip that no ratio reaches."""
@@ -44,44 +45,41 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
         self,
         samples: Mapping[str, Sequence[Sample]],
         *,
-        gap: float = math.inf,
+        max_gap: float = math.inf,
         least_ess: float = 0.0,
-    ) -> dict[str, Any]:
-        """One optimiser step on the samples of each adapter. Returns what a log line says of it; `stepped` is False where
-        there was nothing to learn from, or where less than `least_ess` of the trajectories' weight is effective.
+    ) -> StepUpdate:
+        """One optimiser step on the samples of each adapter; none where there is nothing to learn from, or where less than `least_ess`
+        of the trajectories' weight is effective.
 
-        Raises RunBroken where a loss or a gradient is not finite, or the log-probabilities are farther than `gap` nats a token
+        Raises RunBroken where a loss or a gradient is not finite, or the log-probabilities are farther than `max_gap` nats a token
         from the recorded ones; then nothing has moved.
         """
         self._check_length(samples)
         self.model.train()
         self._metrics["train"].clear()
-        told: dict[str, Any] = {
-            "tokens_trained": 0,
-            "positions_forwarded": 0,
-            "positions_in_rows": 0,
-        }
+        update = StepUpdate()
         self._starts: list[dict[str, float]] = []
         norms = []
         try:
-            for name, mine in samples.items():
+            for name, own in samples.items():
                 self._use(name)
                 packed = batches(
-                    mine, self.config.tokens_per_batch, most=self.config.episodes_per_batch,
+                    own, self.config.tokens_per_batch, most=self.config.episodes_per_batch,
                     every=self.beta != 0.0,
                 )  # fmt: skip
                 for number, batch in enumerate(packed):
-                    self._backward(batch.to(self.model.device), mine, base=number == 0)
-                    told["tokens_trained"] += int(batch.mask_BT.sum())
-                    told["positions_forwarded"] += batch.ids.size(1)
-                    told["positions_in_rows"] += batch.positions_in_rows
+                    self._backward(batch.to(self.model.device), own, base=number == 0)
+                    update.tokens_trained += int(batch.mask_BT.sum())
+                    update.positions_forwarded += batch.ids.size(1)
+                    update.positions_in_rows += batch.positions_in_rows
                 if packed:
                     norms.append(self._clip())
-            start = _mean(self._starts)
-            if start["gap"] > gap:
+            for name, mean in _means(self._starts).items():
+                setattr(update, name, mean)
+            if update.gap > max_gap:
                 raise RunBroken(
                     f"Expected tokens that this policy sampled, or one close to it, found that its log-probabilities are "
-                    f"{start['gap']:.2f} nats a token from the recorded ones (at most {gap:g}). Serve the same "
+                    f"{update.gap:.2f} nats a token from the recorded ones (at most {max_gap:g}). Serve the same "
                     "model in fp32 or bf16, vLLM with --logprobs-mode processed_logprobs; of a store, train the model that "
                     "sampled it: `traces list` names its version."
                 )
@@ -90,8 +88,8 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
             raise
         finally:
             self._use_all()
-        stepped = bool(norms) and start["ess"] >= least_ess
-        if stepped:
+        update.stepped = bool(norms) and update.ess >= least_ess
+        if update.stepped:
             self.optimizer.step()
         self.optimizer.zero_grad()
         means = {
@@ -99,19 +97,15 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
             for name, values in self._metrics["train"].items()
             if values
         }
-        return {
-            **told,
-            **start,
-            "stepped": stepped,
-            "entropy": means.get("entropy", 0.0),
-            "clipped": means.get("clip_ratio/region_mean", means.get("cispo_clip_ratio", 0.0)),
-            "grad_norm": max(norms, default=0.0),
-        }
+        update.entropy = means.get("entropy", 0.0)
+        update.clipped = means.get("clip_ratio/region_mean", means.get("cispo_clip_ratio", 0.0))
+        update.grad_norm = max(norms, default=0.0)
+        return update
 
     def _check_length(self, samples: Mapping[str, Sequence[Sample]]) -> None:
         config = base_of(self.model).config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None)
-        for sample in (one for mine in samples.values() for one in mine):
+        for sample in (sample for own in samples.values() for sample in own):
             longest = max(
                 (len(r.prompt) + len(r.sampled) for r in sample.trajectory.rows), default=0
             )
@@ -203,14 +197,14 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
         batch: Batch = self._inputs["batch"]
         logprobs, entropies = self.logprobs(batch)
         self._now = logprobs.detach()
-        there = batch.mask_BT.bool()
-        away_BT = ((self._now - batch.recorded_BT) * batch.mask_BT).double()
-        ratio_BT = away_BT.exp()
+        sampled_BT = batch.mask_BT.bool()
+        gap_BT = ((self._now - batch.recorded_BT) * batch.mask_BT).double()
+        ratio_BT = gap_BT.exp()
         if self.config.importance == "decoupled":
             weight_BT = ratio_BT.clamp(max=self.config.importance_cap).to(logprobs.dtype)
             self._inputs["advantages"] = batch.advantages_BT * weight_BT
         # A product over many tokens tells what each of them hides: how likely the policy is to do this again.
-        span_B = away_BT.sum(1).clamp(-30, 30).exp()
+        span_B = gap_BT.sum(1).clamp(-30, 30).exp()
         if self.config.importance == "tapered":
             weight_B = span_B.clamp(max=1.0).to(logprobs.dtype)
             self._inputs["advantages"] = torch.where(
@@ -221,10 +215,10 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
         weights_B = span_B.clamp(max=2.0)
         self._starts.append(
             {
-                "tokens": float(there.sum()),
-                "ratio": float(ratio_BT[there].sum()),
-                "gap": float(away_BT.abs().sum()),
-                "sampler_kl": float((ratio_BT - 1 - away_BT)[there].sum()),
+                "tokens": float(sampled_BT.sum()),
+                "ratio": float(ratio_BT[sampled_BT].sum()),
+                "gap": float(gap_BT.abs().sum()),
+                "sampler_kl": float((ratio_BT - 1 - gap_BT)[sampled_BT].sum()),
                 "spans": float(len(weights_B)),
                 "weight": float(weights_B.sum()),
                 "weight_squared": float((weights_B**2).sum()),
@@ -259,7 +253,7 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
                     parameter.requires_grad_(True)
 
 
-def _mean(starts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _means(starts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Where a step started from: means per token over all batches, and the effective sample size of the trajectories' weights,
     truncated at 2, as a share of their number (Kish 1965)."""
     if not starts:
@@ -315,10 +309,10 @@ def grpo_trainer(
         processing_class=tokenizer,
     )
     trainer.config = config
-    why = why_not_shared(model)
-    trainer.shared = why is None
-    if why is not None:
-        print(f"Prefixes are not shared in {type(base_of(model)).__name__}: {why}.", flush=True)
+    reason = why_not_shared(model)
+    trainer.shared = reason is None
+    if reason is not None:
+        print(f"Prefixes are not shared in {type(base_of(model)).__name__}: {reason}.", flush=True)
         read_rows(model)
     trainer.current_gradient_accumulation_steps = 1
     trainer._starts = []

@@ -7,11 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from stateset_agents.errors import BadInput, StatesetError
 from stateset_agents.policy.chat_template import default_chat_template
+from stateset_agents.server.options import ServerOptions, VllmOptions
 from stateset_agents.server.supervisor import Launch
 
 SUPPORTED = ((0, 32), (0, 34))
@@ -46,16 +46,16 @@ def find_python(environment: Path) -> Path:
                 f"Expected vLLM in {str(environment)!r}, found no such environment. {BUILD}"
             )
         python = Path(sys.executable)
-    told = subprocess.run(
+    version = subprocess.run(
         [str(python), "-c", _VERSION], capture_output=True, text=True, check=False
     ).stdout.strip()
-    if not told:
+    if not version:
         raise BadInput(f"Expected vLLM in {str(environment)!r}, found none there. {BUILD}")
-    found = tuple(int(part) for part in re.findall(r"\d+", told)[:2])
-    if not SUPPORTED[0] <= found < SUPPORTED[1]:
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if not SUPPORTED[0] <= numbers < SUPPORTED[1]:
         low, high = (".".join(map(str, bound)) for bound in SUPPORTED)
         raise BadInput(
-            f"Expected vLLM from {low} and below {high}, found {told} in {str(environment)!r}. {BUILD}"
+            f"Expected vLLM from {low} and below {high}, found {version} in {str(environment)!r}. {BUILD}"
         )
     return python
 
@@ -80,14 +80,14 @@ def chat_template(model: str) -> str | None:
     if not Path(model).is_dir():
         from transformers import AutoTokenizer
 
-        found = AutoTokenizer.from_pretrained(model).chat_template
-        return found if isinstance(found, str) or found is None else json.dumps(found)
+        template = AutoTokenizer.from_pretrained(model).chat_template
+        return template if isinstance(template, str) or template is None else json.dumps(template)
     own = Path(model) / "chat_template.jinja"
     if own.is_file():
         return own.read_text()
     config = Path(model) / "tokenizer_config.json"
-    found = json.loads(config.read_text()).get("chat_template") if config.is_file() else None
-    return found if isinstance(found, str) or found is None else json.dumps(found)
+    template = json.loads(config.read_text()).get("chat_template") if config.is_file() else None
+    return template if isinstance(template, str) or template is None else json.dumps(template)
 
 
 def tool_parser(template: str) -> str | None:
@@ -95,117 +95,113 @@ def tool_parser(template: str) -> str | None:
     return next((parser for mark, parser in PARSERS if mark in template), None)
 
 
-def launch(
-    model: str,
-    port: int,
-    *,
-    python: Path,
-    folder: Path,
-    host: str = "127.0.0.1",
-    name: str = "policy",
-    threads: int = 1,
-    slots: int = 96,
-    rank: int = 16,
-    max_model_len: int | None = None,
-    gpu_memory_utilization: float | None = None,
-    parser: str | None = None,
-    adapters: Mapping[str, str] | None = None,
-    weights: Path | None = None,
-    whole: str = "",
-    devices: str | None = None,
-    key: str = "",
-    extra: tuple[str, ...] = (),
-) -> Launch:
-    """vLLM with `model` as `name`, with other `weights` of it where they are given. `slots` are sequences at once, `rank` the largest of
-    an adapter, `parser` vLLM's name of the reader of tool calls (the chat template tells, without it), `whole` a key for
-    whoever may put other weights in place while it runs (nobody, without it), `devices` the GPUs it sees (all, without it), `extra` further options of vLLM's own. Raises BadInput where
-    no reader is known."""
+def launch(model: str, options: ServerOptions, own: VllmOptions) -> Launch:
+    """vLLM with the model at a path or of the hub. Raises BadInput where no parser of its tool calls is known."""
     cpu = shutil.which("nvidia-smi") is None
-    template = chat_template(model)
     command = [
-        str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(weights or model), "--tokenizer", model, "--served-model-name", name,
-        "--host", host, "--port", str(port), "--max-num-seqs", str(slots), "--uvicorn-log-level", "warning",
-        # What a token's log-probability is reported of must be what it was drawn from, and nothing of the model's own settings may
-        # change that unsaid.
+        *_command(model, options, own),
+        *_chat_options(model, own),
+        *(_CPU_OPTIONS if cpu else ()),
+        *options.extra,
+    ]
+    return Launch(
+        name="vLLM",
+        command=tuple(command),
+        url=options.url,
+        seconds=600,
+        environment=_environment(model, options, own, cpu=cpu),
+        explain=_explain,
+    )
+
+
+def _command(model: str, options: ServerOptions, own: VllmOptions) -> list[str]:
+    command = [
+        str(own.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(own.weights or model), "--tokenizer", model,
+        "--served-model-name", options.name, "--host", options.host, "--port", str(options.port),
+        "--max-num-seqs", str(options.slots), "--uvicorn-log-level", "warning",
+        # A token's log-probability must be that of the distribution it was drawn from, and no setting of the model's own may change it.
         "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
         "--enable-prefix-caching", "--enable-prompt-tokens-details", "--enable-request-id-headers",
         "--enable-lora", "--max-loras", "4", "--max-cpu-loras", "16",
-        "--max-lora-rank", str(next((bound for bound in RANKS if bound >= rank), RANKS[-1])),
+        "--max-lora-rank", str(next((bound for bound in RANKS if bound >= own.rank), RANKS[-1])),
     ]  # fmt: skip
-    if template is None or weights is not None:
+    if own.max_model_len is not None:
+        command += ["--max-model-len", str(own.max_model_len)]
+    if own.gpu_memory_utilization is not None:
+        command += ["--gpu-memory-utilization", str(own.gpu_memory_utilization)]
+    if options.adapters:
+        modules = (f"{name}={path}" for name, path in options.adapters.items())
+        command += ["--lora-modules", *modules]
+    if own.weights_key:
+        command += ["--worker-extension-cls", f"{PLUGIN}.Weights"]
+        command += ["--middleware", f"{PLUGIN}.Guard"]
+    return command
+
+
+def _chat_options(model: str, own: VllmOptions) -> list[str]:
+    """The chat template, where the model has none beside it, and the parser of the tool calls that it writes."""
+    command = []
+    template = chat_template(model)
+    if template is None or own.weights is not None:
         template = template or default_chat_template()
-        (folder / "chat_template.jinja").write_text(template)
-        command += ["--chat-template", str(folder / "chat_template.jinja")]
-    reader = parser or tool_parser(template)
-    if reader is None:
+        (own.folder / "chat_template.jinja").write_text(template)
+        command += ["--chat-template", str(own.folder / "chat_template.jinja")]
+    parser = own.tool_parser or tool_parser(template)
+    if parser is None:
         raise BadInput(
-            f"Expected a chat template whose tool calls vLLM can read, found none in {model!r} that is known here. Name the reader: "
+            f"Expected a chat template whose tool calls vLLM can parse, found none in {model!r} that is known here. Name the parser: "
             "--tool-parser NAME (vLLM lists them: `--tool-call-parser`)."
         )
-    command += ["--enable-auto-tool-choice", "--tool-call-parser", reader]
-    if max_model_len is not None:
-        command += ["--max-model-len", str(max_model_len)]
-    if gpu_memory_utilization is not None:
-        command += ["--gpu-memory-utilization", str(gpu_memory_utilization)]
-    if adapters:
-        command += ["--lora-modules", *(f"{one}={path}" for one, path in adapters.items())]
+    return [*command, "--enable-auto-tool-choice", "--tool-call-parser", parser]
+
+
+_CPU_OPTIONS = (
+    # float32, as the trainer computes; blocks of 32 tokens, since a prefix is shared by whole blocks.
+    "--dtype", "float32", "--enforce-eager", "--block-size", "32",
+    # A prompt that is computed in parts breaks vLLM 0.32 on a CPU where the request has a seed ("CPU Generator does not use offset").
+    "--no-enable-chunked-prefill",
+    # A worker of its own would spin while it waits, on a core that others need; its threads are set in the environment.
+    "--distributed-executor-backend", "uni",
+)  # fmt: skip
+
+
+def _environment(
+    model: str, options: ServerOptions, own: VllmOptions, *, cpu: bool
+) -> dict[str, str]:
+    paths = [str(_plugin(own.folder)), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
-        "PYTHONPATH": os.pathsep.join(
-            [str(_plugin(folder)), *filter(None, [os.environ.get("PYTHONPATH")])]
-        ),
+        "PYTHONPATH": os.pathsep.join(paths),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "OMP_WAIT_POLICY": "passive",
     }
     if Path(model).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
-    if whole:
-        environment |= {"VLLM_SERVER_DEV_MODE": "1", "STATESET_WEIGHTS_KEY": whole}
-        command += ["--worker-extension-cls", f"{PLUGIN}.Weights"]
-        command += ["--middleware", f"{PLUGIN}.Guard"]
+    if own.weights_key:
+        environment |= {"VLLM_SERVER_DEV_MODE": "1", "STATESET_WEIGHTS_KEY": own.weights_key}
     if cpu:
-        # float32, as the trainer computes; blocks of 32 tokens, since a prefix is shared by whole blocks; threads where the system puts
-        # them: bound ones would leave a core to vLLM alone, and every replica to the same.
-        # A prompt that is computed in parts breaks vLLM 0.32 on a CPU where the request has a seed ("CPU Generator does not use offset").
-        command += [
-            "--dtype",
-            "float32",
-            "--enforce-eager",
-            "--block-size",
-            "32",
-            "--no-enable-chunked-prefill",
-            # A worker of its own would spin while it waits, on a core that others need; its threads are set below.
-            "--distributed-executor-backend",
-            "uni",
-        ]
+        # Threads where the system puts them: bound ones would leave a core to vLLM alone, and every replica to the same.
         environment |= {
             "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
             "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
-            "OMP_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": str(options.threads),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
-    if devices is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = devices
-    if key:
-        environment["VLLM_API_KEY"] = key
-    return Launch(
-        name="vLLM",
-        command=(*command, *extra),
-        url=f"http://{host}:{port}/v1",
-        seconds=600,
-        environment=environment,
-        explain=_explain,
-    )
+    if own.devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = own.devices
+    if options.key:
+        environment["VLLM_API_KEY"] = options.key
+    return environment
 
 
 def _plugin(folder: Path) -> Path:
     """A folder for PYTHONPATH in which vLLM finds our plugin, as it would find an installed one."""
     made = folder / "vllm-plugin"
-    told = made / f"{PLUGIN}-1.dist-info"
-    told.mkdir(parents=True, exist_ok=True)
+    info = made / f"{PLUGIN}-1.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(__file__).with_name("plugin.py"), made / f"{PLUGIN}.py")
-    (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PLUGIN}\nVersion: 1\n")
-    (told / "entry_points.txt").write_text(
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PLUGIN}\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
         f"[vllm.general_plugins]\n{PLUGIN} = {PLUGIN}:register\n"
     )
     return made.resolve()
@@ -232,6 +228,10 @@ def _explain(code: int, lines: list[str]) -> StatesetError | None:
     for pattern, wanted, remedy in MEANINGS:
         for line in reversed(lines):
             if re.search(pattern, line):
-                said = re.sub(r"^\(\w+ pid=\d+\)\s*(\w+ [\d: -]+ \[[^\]]+\] ?)?", "", line).strip()
-                return BadInput(f"Expected {wanted}, found that vLLM ended: {said[:300]} {remedy}")
+                message = re.sub(
+                    r"^\(\w+ pid=\d+\)\s*(\w+ [\d: -]+ \[[^\]]+\] ?)?", "", line
+                ).strip()
+                return BadInput(
+                    f"Expected {wanted}, found that vLLM ended: {message[:300]} {remedy}"
+                )
     return None

@@ -4,14 +4,12 @@ import os
 import sys
 from pathlib import Path
 
-import typer
-
 from stateset_agents import __version__
 from stateset_agents.cli import data, policies, rewards, traces, training
+from stateset_agents.cli.help import CommandLine
 from stateset_agents.errors import StatesetError
 
-app = typer.Typer(
-    no_args_is_help=True,
+app = CommandLine(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Commerce agents as LangGraph graphs, trained on what really happened in the shop.",
@@ -31,10 +29,10 @@ def main() -> None:
 
 
 def version() -> None:
-    """Versions, device and engines found."""
+    """The versions of the packages, the device, and the engines that are installed."""
     from importlib import metadata, util
 
-    def found(package: str) -> str:
+    def installed(package: str) -> str:
         try:
             return metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -42,13 +40,13 @@ def version() -> None:
 
     cuda = "CUDA" if Path("/proc/driver/nvidia/version").exists() else "CPU"
     engines = ["embedded"] if util.find_spec("torch") and util.find_spec("fastapi") else []
-    apart = Path(os.environ.get("STATESET_VLLM", ".venv-vllm")) / ".ready"
-    engines += ["vllm"] if apart.is_file() or util.find_spec("vllm") else []
+    own_environment = Path(os.environ.get("STATESET_VLLM", ".venv-vllm")) / ".ready"
+    engines += ["vllm"] if own_environment.is_file() or util.find_spec("vllm") else []
     rows = {
         "stateset-agents": __version__,
         "python": sys.version.split()[0],
-        "torch": f"{found('torch')} ({cuda})",
-        **{name: found(name) for name in ("transformers", "trl", "peft", "langgraph")},
+        "torch": f"{installed('torch')} ({cuda})",
+        **{name: installed(name) for name in ("transformers", "trl", "peft", "langgraph")},
         "engines": ", ".join(engines) or "none (install the extras trl and api)",
     }
     for name, value in rows.items():

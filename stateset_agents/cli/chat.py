@@ -9,11 +9,11 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 from rich.console import Console
+from rich.text import Text
 
 from stateset_agents.graphs import service
 from stateset_agents.jobs.config import JobConfig
 from stateset_agents.jobs.policy_server import served_policy
-from stateset_agents.policy.chat_model import connect
 from stateset_agents.tools.scenarios.generator import scenarios
 from stateset_agents.tools.shop.generate import generate
 from stateset_agents.trace import Sampling
@@ -27,9 +27,9 @@ async def chat_loop(
     scenario = next(itertools.islice(scenarios(seed=seed, split="development"), seed % 5, None))
     shop = generate(scenario.shop_seed, "development").clone()
     with tempfile.TemporaryDirectory() as folder:
-        async with served_policy(config, adapter, Path(folder), print, exact=False) as (url, name):
-            policy = connect(url, name, exact=False).sampling(
-                Sampling(version=name, temperature=temperature)
+        async with served_policy(config, adapter, Path(folder), print, exact=False) as server:
+            policy = server.policy(exact=False, retry_seconds=0).sampling(
+                Sampling(version=server.name, temperature=temperature)
             )
             graph = service.build(InMemorySaver())
             context = service.context(policy, service.over(shop), thread="chat")
@@ -38,27 +38,27 @@ async def chat_loop(
                 "recursion_limit": service.STEP_LIMIT,
             }
             known = ", ".join(f"{name} {value}" for name, value in scenario.customer.slots.items())
-            console.print(f"You are a customer. You know: {known}.")
-            console.print(f"You could start with: [bold]{scenario.customer.opening}[/]")
+            console.print(f"You are a customer. You know: {known}.", markup=False, emoji=False)
+            console.print("You could start with:", Text(scenario.customer.opening, style="bold"))
             console.print("An empty line ends the conversation.")
-            while said := _read(console, "you      "):
-                send: Any = {"messages": [HumanMessage(said)]}
+            while text := _read(console, "you      "):
+                send: Any = {"messages": [HumanMessage(text)]}
                 while send is not None:
-                    asked = None
+                    write = None
                     async for update in graph.astream(send, thread, context=context):
                         if "__interrupt__" in update:
-                            asked = update["__interrupt__"][0].value
+                            write = update["__interrupt__"][0].value
                         for state in update.values():
                             if isinstance(state, dict):
                                 _show(console, state)
                     send = None
-                    if asked is not None:
-                        question = f"confirm  {asked['tool']} {asked['arguments']}? (y/n) "
+                    if write is not None:
+                        question = f"confirm  {write['tool']} {write['arguments']}? (y/n) "
                         agreed = _read(console, question).lower() in ("y", "yes")
                         send = Command(resume={"confirmed": agreed})
             for change in shop.changes():
                 console.print(
-                    f"changed  {change.table} {change.key} {change.column} = {change.value}"
+                    Text(f"changed  {change.table} {change.key} {change.column} = {change.value}")
                 )
 
 

@@ -5,28 +5,34 @@ from typing import Annotated, Literal
 
 import typer
 
+from stateset_agents.cli.help import CommandLine
 from stateset_agents.cli.sources import Schema, postgres, rules_from
 
-scenarios = typer.Typer(no_args_is_help=True, help="Make and check scenarios.")
-shop = typer.Typer(no_args_is_help=True, help="A shop that stays.")
-rules = typer.Typer(no_args_is_help=True, help="The rules that the executor enforces.")
+scenarios = CommandLine(help="Make and check scenarios.")
+shop = CommandLine(help="A persistent shop, and simulated sales.")
+rules = CommandLine(help="The rules that the executor enforces.")
 
 
 @scenarios.command("generate")
 def scenarios_generate(
     out: Annotated[Path, typer.Option(help="File to write, JSON lines.")],
-    seed: int = 1,
-    count: int = 100,
+    seed: Annotated[int, typer.Option(help="Which scenarios.")] = 1,
+    count: Annotated[int, typer.Option(help="Number of scenarios.")] = 100,
     split: Annotated[
         Literal["train", "development", "held_out"],
         typer.Option(help="Whose names, items and phrasings."),
     ] = "train",
-    intent: Annotated[list[str] | None, typer.Option(help="Only these intents.")] = None,
+    intent: Annotated[
+        list[str] | None, typer.Option(help="Only this intent; can be given several times.")
+    ] = None,
     complications: Annotated[
-        int, typer.Option(help="At most so many in each: 0 to 3.", min=0, max=3)
+        int, typer.Option(help="Complications of each scenario, at most: 0 to 3.", min=0, max=3)
     ] = 0,
     locale: Annotated[
-        list[str] | None, typer.Option(help="Languages to draw from: en, de, es, fr, pt.")
+        list[str] | None,
+        typer.Option(
+            help="Language to draw from (en, de, es, fr, pt); can be given several times."
+        ),
     ] = None,
 ) -> None:
     """Write solvable scenarios with their goals and plans."""
@@ -39,8 +45,7 @@ def scenarios_generate(
     intents = tuple(intent) if intent else INTENTS
     unknown = sorted(set(intents) - set(ALL_INTENTS))
     if unknown:
-        told = ", ".join(ALL_INTENTS)
-        raise BadInput(f"--intent: expected one of {told}, found {unknown[0]!r}.")
+        raise BadInput(f"--intent: expected one of {', '.join(ALL_INTENTS)}, found {unknown[0]!r}.")
     if count < 1:
         raise BadInput(f"--count: expected at least 1, found {count}.")
     made = scenarios(
@@ -69,17 +74,20 @@ def scenarios_check(file: Path) -> None:
         s.id for s in planned if any(score_acts(s, acts).success for acts in mutants(s).values())
     ]
     print(f"{len(every)} scenarios, {len(planned)} with a plan")
-    for name, found in (("not solved by their plan", unsolved), ("solved by a mutant", leaky)):
-        if found:
-            print(f"{len(found)} {name}: {', '.join(found[:5])}")
+    for name, ids in (("not solved by their plan", unsolved), ("solved by a wrong plan", leaky)):
+        if ids:
+            print(f"{len(ids)} {name}: {', '.join(ids[:5])}")
     raise typer.Exit(2 if unsolved or leaky else 0)
 
 
 @scenarios.command("survey")
 def scenarios_survey(
-    seed: int = 1,
-    count: Annotated[int, typer.Option(help="Candidates an intent.")] = 200,
-    split: Annotated[Literal["train", "development", "held_out"], typer.Option()] = "train",
+    seed: Annotated[int, typer.Option(help="Which candidates.")] = 1,
+    count: Annotated[int, typer.Option(help="Candidates of each intent.")] = 200,
+    split: Annotated[
+        Literal["train", "development", "held_out"],
+        typer.Option(help="Whose names, items and phrasings."),
+    ] = "train",
 ) -> None:
     """What share of the candidates of each intent is solved by doing nothing, or by some other mistake."""
     from rich.console import Console
@@ -94,12 +102,12 @@ def scenarios_survey(
         "candidates",
         "unsolved",
         "by doing nothing",
-        "by a mutant (rejected)",
+        "by a wrong plan (rejected)",
     ):
         table.add_column(column, justify="left" if column == "intent" else "right")
     console = Console(highlight=False)
-    found = survey(seed=seed, split=split, count=count)
-    for row in track(found, "drawing", total=len(ALL_INTENTS), console=Console(stderr=True)):
+    rows = survey(seed=seed, split=split, count=count)
+    for row in track(rows, "drawing", total=len(ALL_INTENTS), console=Console(stderr=True)):
         table.add_row(
             row.intent, str(row.candidates), str(row.unsolved),
             f"{row.by_doing_nothing / row.candidates:.1%}", f"{row.by_a_mutant / row.candidates:.1%}",
@@ -109,7 +117,7 @@ def scenarios_survey(
 
 @shop.command("create")
 def shop_create(
-    database: Annotated[str, typer.Option(help="postgresql://user@host/name")],
+    database: Annotated[str, typer.Option(help="postgresql://user@host/name of the database.")],
     schema: Schema = "shop",
     seed: Annotated[int, typer.Option(help="Which generated shop.")] = 1,
 ) -> None:
@@ -126,8 +134,8 @@ def shop_create(
         }
     finally:
         made.close()
-    told = ", ".join(f"{count} {table}" for table, count in counts.items())
-    print(f"{told} in schema {schema!r}")
+    rows = ", ".join(f"{count} {table}" for table, count in counts.items())
+    print(f"{rows} in schema {schema!r}")
 
 
 @shop.command("sell")
@@ -136,9 +144,11 @@ def shop_sell(
     seed: Annotated[int, typer.Option(help="Which generated shop.")] = 1,
     market: Annotated[int, typer.Option(help="Seed of the demand.")] = 1,
     visits: Annotated[int, typer.Option(help="Visitors a day.", min=1)] = 40,
-    price: Annotated[list[str] | None, typer.Option(help="SKU=12.50, another price.")] = None,
+    price: Annotated[
+        list[str] | None, typer.Option(help="SKU=12.50: another price; can be given several times.")
+    ] = None,
 ) -> None:
-    """Let simulated customers buy for some days, and see what prices do."""
+    """Let simulated customers buy for some days, to see what prices do."""
     from stateset_agents.errors import BadInput
     from stateset_agents.tools.scenarios.demand import Market
     from stateset_agents.tools.shop.generate import generate
@@ -162,7 +172,7 @@ def shop_sell(
         "margin": show(sold.margin),
         "order value": show(round(sold.order_value)),
         "a customer": f"{show(round(sold.lifetime_value))} of margin in {days} days",
-        "lost": f"{sold.lost} found the shelf empty",
+        "lost": f"{sold.lost} visitors, to an empty shelf",
         "stock": f"{sold.stock_age:.0f} days old on average",
     }.items():
         print(f"{name:<12} {value}")
@@ -174,24 +184,26 @@ def rules_check(file: Path) -> None:
     from stateset_agents.tools.rules import problems
     from stateset_agents.tools.toolset import SIGNATURES
 
-    found = problems(file.read_text(encoding="utf-8"), tools=SIGNATURES)
-    for line, reason in found:
+    refused = problems(file.read_text(encoding="utf-8"), tools=SIGNATURES)
+    for line, reason in refused:
         print(f"{file}:{line}: {reason}")
-    if not found:
+    if not refused:
         print(f"{file}: no problems")
-    raise typer.Exit(2 if found else 0)
+    raise typer.Exit(2 if refused else 0)
 
 
 @rules.command("show")
 def rules_show(
-    file: Annotated[Path | None, typer.Argument(help="The shop's own rules without it.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="YAML file of rules; default: the shop's own.")
+    ] = None,
 ) -> None:
-    """What an agent is told of the rules, and what would make each of them bite."""
+    """What an agent is told of the rules, and cases that trigger each of them."""
     from stateset_agents.tools.scenarios.near_misses import near_misses
     from stateset_agents.tools.shop.calendar import NOT_DELIVERED
 
     for rule in rules_from(file):
         print(f"{rule.id} (version {rule.version}): {rule.told}")
         for situation in near_misses(rule):
-            told = [f"{k} is {v!r}" for k, v in situation.items() if v != NOT_DELIVERED]
-            print("    denied when " + " and ".join(told))
+            facts = [f"{k} is {v!r}" for k, v in situation.items() if v != NOT_DELIVERED]
+            print("    denied when " + " and ".join(facts))

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from stateset_agents.cli.help import CommandLine
+from stateset_agents.cli.options import Values, config_options
 from stateset_agents.cli.sources import (
     Database,
     Meaning,
@@ -16,39 +18,36 @@ from stateset_agents.cli.sources import (
     shop_from,
 )
 
-RUNNING = "Policy servers that run already, as http://host:port/v1, with commas between several."
-ENGINE = "embedded, vllm, or auto: vLLM where it is installed."
-policy = typer.Typer(no_args_is_help=True, help="Build and serve policies.")
+PolicyFolder = Annotated[
+    Path | None, typer.Option(help="A run's folder; default: the seed policy.")
+]
+policy = CommandLine(help="Build and serve policies.")
 
 
+@config_options("model", "base_url", "engine", panels=False)
 def chat(
-    policy: Annotated[
-        Path | None, typer.Option(help="A run's folder; the seed without it.")
-    ] = None,
-    model: str = "seed",
-    base_url: Annotated[str | None, typer.Option(help=RUNNING)] = None,
-    engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
+    values: Values,
+    policy: PolicyFolder = None,
     seed: Annotated[int, typer.Option(help="Which generated customer you play.")] = 1,
-    temperature: float = 0.0,
+    temperature: Annotated[float, typer.Option(help="0: greedy.")] = 0.0,
 ) -> None:
     """Talk to a policy as a customer of the shop, and see the tool calls as they happen."""
     from stateset_agents.cli.chat import chat_loop
-    from stateset_agents.jobs import config as job_config
-    from stateset_agents.jobs import policy_server
+    from stateset_agents.jobs.config import check_config
+    from stateset_agents.policy.weight_files import find_adapter
+    from stateset_agents.server.launch import where
 
-    adapter = policy_server.find_adapter(policy) if policy else None
-    config = job_config.check_config({"model": model, **policy_server.where(base_url, engine)})
+    adapter = find_adapter(policy) if policy else None
+    values |= where(values.pop("base_url", None), values.get("engine"))
+    config = check_config(values)
     asyncio.run(chat_loop(config, adapter, seed=seed, temperature=temperature))
 
 
+@config_options("model", "base_url", "engine", panels=False)
 def serve(
+    values: Values,
     graph: Annotated[str, typer.Option(help="Which of the shop's graphs answers.")] = "service",
-    policy: Annotated[
-        Path | None, typer.Option(help="A run's folder; the seed without it.")
-    ] = None,
-    model: str = "seed",
-    base_url: Annotated[str | None, typer.Option(help=RUNNING)] = None,
-    engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
+    policy: PolicyFolder = None,
     database: Database = None,
     schema: Schema = "shop",
     shop_seed: Seed = 1,
@@ -60,7 +59,7 @@ def serve(
     state: Annotated[
         str | None,
         typer.Option(
-            help="Where conversations are kept: a SQLite file or postgresql://…; memory without it."
+            help="Where conversations are kept: a SQLite file or postgresql://…; default: memory."
         ),
     ] = None,
     traces: Annotated[
@@ -73,28 +72,36 @@ def serve(
         ),
     ] = None,
     canary_share: Annotated[float, typer.Option(help="Which share.")] = 0.1,
-    host: str = "127.0.0.1",
-    port: int = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
 ) -> None:
     """Answer OpenAI's chat protocol with a graph and its policy."""
-    from stateset_agents.jobs import config as job_config
-    from stateset_agents.jobs import policy_server
-    from stateset_agents.jobs.serve import serve_graph
+    from stateset_agents.jobs.config import check_config
+    from stateset_agents.jobs.serve import ServedGraph, ServeOptions, serve_graph
+    from stateset_agents.policy.weight_files import find_adapter
+    from stateset_agents.server.launch import where
     from stateset_agents.settings import load_settings
 
-    adapter = policy_server.find_adapter(policy) if policy else None
+    adapter = find_adapter(policy) if policy else None
     settings = load_settings()
-    config = job_config.check_config(
-        {"graph": graph, "model": model, **policy_server.where(base_url, engine)}
+    values |= where(values.pop("base_url", None), values.get("engine"))
+    config = check_config({"graph": graph, **values})
+    served = ServedGraph(
+        name=graph,
+        shop=shop_from(database, schema, shop_seed, meaning),
+        rules=rules_from(rules),
+        guard=guard,
     )
-    key = settings.api_key.get_secret_value() if settings.api_key else None
-    asyncio.run(
-        serve_graph(
-            config, adapter, shop_from(database, schema, shop_seed, meaning), host=host, port=port, key=key,
-            rules=rules_from(rules), guard=guard, state=state, traces=traces,
-            canary=policy_server.find_adapter(canary) if canary else None, canary_share=canary_share,
-        )
-    )  # fmt: skip
+    options = ServeOptions(
+        host=host,
+        port=port,
+        key=settings.api_key.get_secret_value() if settings.api_key else None,
+        state=state,
+        traces=traces,
+        canary=find_adapter(canary) if canary else None,
+        canary_share=canary_share,
+    )
+    asyncio.run(serve_graph(config, adapter, served, options))
 
 
 def mcp(
@@ -123,9 +130,9 @@ def mcp(
 def policy_build(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     steps: Annotated[int, typer.Option(help="Steps on transcripts.")] = 1700,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and the data.")] = 0,
 ) -> None:
-    """Raise the seed policy from nothing (about half an hour on two cores)."""
+    """Train the bundled model from scratch (about half an hour on two cores)."""
     from stateset_agents.jobs.seed_policy import build_seed
 
     build_seed(out, steps=steps, seed=seed)
@@ -134,7 +141,7 @@ def policy_build(
 @policy.command("install-vllm")
 def policy_install(
     into: Annotated[
-        Path | None, typer.Option(help="Its folder; the setting `vllm` without it.")
+        Path | None, typer.Option(help="Its folder; default: the setting STATESET_VLLM.")
     ] = None,
 ) -> None:
     """Build the environment that vLLM runs in, apart from this one (about 3 GB)."""
@@ -148,45 +155,32 @@ def policy_install(
 
 
 @policy.command("serve")
+@config_options(
+    "model", "engine", "replicas", "rank", "max_model_len", "gpu_memory_utilization", "tool_parser", panels=False
+)  # fmt: skip
 def policy_serve(
-    model: str = "seed",
+    values: Values,
     policy: Annotated[
         Path | None,
         typer.Option(help="A run's folder, served beside the model as 'policy-trained'."),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
-    host: str = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The first one; replicas take those after it.")] = 8001,
-    replicas: Annotated[int, typer.Option(help="Servers side by side.")] = 1,
-    threads: Annotated[int, typer.Option(help="On a CPU, for each.")] = 1,
-    slots: Annotated[int, typer.Option(help="Sequences at once, for each.")] = 96,
-    rank: Annotated[int, typer.Option(help="The largest rank of an adapter (vLLM).")] = 16,
-    max_model_len: Annotated[
-        int | None, typer.Option(help="Tokens of a conversation (vLLM).")
-    ] = None,
-    gpu_memory_utilization: Annotated[float | None, typer.Option(help="vLLM's.")] = None,
-    tool_parser: Annotated[
-        str | None,
-        typer.Option(help="vLLM's reader of tool calls; the chat template tells, without it."),
-    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; further replicas take those after it.")] = 8001,
+    threads: Annotated[int, typer.Option(help="Threads of each replica, on a CPU.")] = 1,
+    slots: Annotated[int, typer.Option(help="Sequences at once, of each replica.")] = 96,
     options: Annotated[
         list[str] | None, typer.Argument(help="Further options of vLLM's, after `--`.")
     ] = None,
 ) -> None:
     """Serve a policy with vLLM or the embedded engine, and start it again when it dies."""
-    from stateset_agents.jobs import config as job_config
-    from stateset_agents.jobs import policy_server
+    from stateset_agents.jobs.config import check_config
+    from stateset_agents.jobs.serve_policy import serve_policy
+    from stateset_agents.policy.weight_files import find_adapter
+    from stateset_agents.server.options import ServerOptions
 
-    values = {
-        "model": model, "engine": engine, "replicas": replicas, "rank": rank, "max_model_len": max_model_len,
-        "gpu_memory_utilization": gpu_memory_utilization, "tool_parser": tool_parser,
-    }  # fmt: skip
-    config = job_config.check_config(
-        {name: value for name, value in values.items() if value is not None}
+    config = check_config(values)
+    adapter = find_adapter(policy) if policy else None
+    server = ServerOptions(
+        host=host, port=port, threads=threads, slots=slots, extra=tuple(options or ())
     )
-    adapter = policy_server.find_adapter(policy) if policy else None
-    asyncio.run(
-        policy_server.serve(
-            config, adapter, host=host, port=port, threads=threads, slots=slots, extra=tuple(options or ())
-        )
-    )  # fmt: skip
+    asyncio.run(serve_policy(config, adapter, server))

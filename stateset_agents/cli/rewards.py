@@ -1,11 +1,13 @@
-"""`rewards`: what a reward can be talked into, how far it can be trusted, what weights make of a policy."""
+"""`rewards`: whether a reward can be gamed, how far it can be trusted, and what weights make of a policy."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-rewards = typer.Typer(no_args_is_help=True, help="Check, audit and calibrate rewards.")
+from stateset_agents.cli.help import CommandLine
+
+rewards = CommandLine(help="Check, audit and calibrate rewards.")
 
 Named = Annotated[
     str,
@@ -22,26 +24,29 @@ def rewards_audit(reward: Named) -> None:
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from stateset_agents.errors import BadInput
     from stateset_agents.jobs.registry import find_reward
     from stateset_agents.rewards.audit import audit
 
-    found = asyncio.run(audit(find_reward(reward)))
-    table = Table(
-        "what is tried", "honest answer", "attack, at its best", "", title=f"what {reward} pays"
-    )
-    for one in found:
-        told = "-" if one.best is None else f"{one.best:.3f}"
-        honest = "-" if one.honest is None else f"{one.honest:.3f}"
-        table.add_row(one.attack, honest, told, "[bold red]gamed" if one.gamed else "[green]held")
+    audits = asyncio.run(audit(find_reward(reward)))
+    title = Text(f"what {reward} pays", style="italic")
+    table = Table("what is tried", "honest answer", "attack, at its best", "", title=title)
+    for result in audits:
+        table.add_row(
+            Text(result.attack),
+            "-" if result.honest is None else f"{result.honest:.3f}",
+            "-" if result.best is None else f"{result.best:.3f}",
+            Text("gamed", style="bold red") if result.gamed else Text("resisted", style="green"),
+        )
     Console().print(table)
-    if all(one.best is None for one in found):
+    if all(result.best is None for result in audits):
         raise BadInput(
             f"Expected scores from {reward}, found that it could not score any situation: nothing was audited."
         )
-    gamed = sum(one.gamed for one in found)
-    print(f"{gamed or 'none'} of {len(found)} attacks reached an honest answer")
+    gamed = sum(result.gamed for result in audits)
+    print(f"{gamed or 'none'} of {len(audits)} attacks reached an honest answer")
     raise typer.Exit(2 if gamed else 0)
 
 
@@ -53,21 +58,19 @@ def rewards_check(reward: Named) -> None:
     from stateset_agents.jobs.registry import find_reward
     from stateset_agents.rewards.conformance import problems
 
-    found = asyncio.run(problems(find_reward(reward)))
-    for problem in found:
+    broken = asyncio.run(problems(find_reward(reward)))
+    for problem in broken:
         print(problem)
-    print(f"{reward}: {len(found) or 'no'} problem{'' if len(found) == 1 else 's'}")
-    raise typer.Exit(2 if found else 0)
+    print(f"{reward}: {len(broken) or 'no'} problem{'' if len(broken) == 1 else 's'}")
+    raise typer.Exit(2 if broken else 0)
 
 
 @rewards.command("grade")
 def rewards_grade(
     reward: Named,
     store: Annotated[str, typer.Argument(help="A run's folder or a store.")],
-    phase: str | None = None,
-    write: Annotated[
-        bool, typer.Option(help="Keep the scores in the store, in the place of those there.")
-    ] = False,
+    phase: Annotated[str | None, typer.Option(help="Only traces of this phase.")] = None,
+    write: Annotated[bool, typer.Option(help="Replace the scores in the store.")] = False,
 ) -> None:
     """Score stored traces again, in groups as they were played."""
     import asyncio
@@ -105,10 +108,10 @@ def rewards_calibrate(
     ],
     against: Annotated[
         str | None,
-        typer.Option(help="Another reward, or an earlier judge: how far they drifted apart."),
+        typer.Option(help="Another reward, or an earlier judge: how far they differ."),
     ] = None,
-    phase: str | None = None,
-    limit: Annotated[int, typer.Option(help="Traces at the most.", min=1)] = 1000,
+    phase: Annotated[str | None, typer.Option(help="Only traces of this phase.")] = None,
+    limit: Annotated[int, typer.Option(help="Number of traces, at most.", min=1)] = 1000,
 ) -> None:
     """Compare a reward's scores with outcomes that the shop verified."""
     import asyncio
@@ -116,6 +119,7 @@ def rewards_calibrate(
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from stateset_agents.cli.sources import open_store
     from stateset_agents.errors import BadInput
@@ -126,34 +130,39 @@ def rewards_calibrate(
     with open_store(store) as opened:
         traces = list(itertools.islice(opened.traces(phase=phase), limit))
 
-    def told(value: float | None) -> str:
+    def shown(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
     try:
-        found: Calibration = asyncio.run(calibrate(judged, traces))
+        result: Calibration = asyncio.run(calibrate(judged, traces))
     except ValueError as error:
         raise BadInput(str(error)) from None
     table = Table(
-        "", "", title=f"{reward} against {found.successes} successes in {found.traces} traces"
+        "",
+        "",
+        title=Text(
+            f"{reward} against {result.successes} successes in {result.traces} traces",
+            style="italic",
+        ),
     )
     for name, value in (
-        ("AUC", told(found.auc)), ("accuracy", f"{told(found.accuracy)} at {told(found.threshold)}"),
-        ("the more frequent outcome alone", told(found.majority)), ("could not be scored", str(found.unscored)),
-        ("bias by length", told(found.length_bias)), ("bias by position", told(found.position_bias)),
-        ("score: successes", ", ".join(f"{score:.2f}: {share:.2f}" for score, share, _ in found.reliability)),
+        ("AUC", shown(result.auc)), ("accuracy", f"{shown(result.accuracy)} at {shown(result.threshold)}"),
+        ("the more frequent outcome alone", shown(result.majority)), ("could not be scored", str(result.unscored)),
+        ("bias by length", shown(result.length_bias)), ("bias by position", shown(result.position_bias)),
+        ("score: successes", ", ".join(f"{score:.2f}: {share:.2f}" for score, share, _ in result.reliability)),
     ):  # fmt: skip
         table.add_row(name, value)
     report = getattr(getattr(judged, "reward", judged), "report", None)
     if report is not None:
         agreement = sum(report.agreement) / len(report.agreement) if report.agreement else None
-        table.add_row("agreement of repeats", told(agreement))
+        table.add_row("agreement of repeats", shown(agreement))
         table.add_row(
             "answers refused", ", ".join(f"{n} {k}" for k, n in report.refused.items()) or "none"
         )
     if against is not None:
         same, gap = asyncio.run(drift(judged, find_reward(against), traces))
-        table.add_row(f"correlation with {against}", told(same))
-        table.add_row(f"mean difference to {against}", told(gap))
+        table.add_row(f"correlation with {against}", shown(same))
+        table.add_row(f"mean difference to {against}", shown(gap))
     Console().print(table)
 
 
@@ -164,13 +173,14 @@ def rewards_pareto(
         list[str], typer.Option(help="Two or more, such as csat and gross_margin.")
     ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("pareto.html"),
-    phase: str = "after",
+    phase: Annotated[str, typer.Option(help="Only traces of this phase.")] = "after",
 ) -> None:
     """Compare policies that were trained with different weights, as a table and a plot."""
     import json
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from stateset_agents.cli.sources import open_store
     from stateset_agents.errors import BadInput
@@ -194,9 +204,10 @@ def rewards_pareto(
                 raise BadInput(str(error)) from None
     points = front(points)
     table = Table("policy", *objective, "", title=f"{len(points)} policies, {phase}")
-    for one in points:
-        values = [f"{m:.3f} ± {r:.3f}" for m, r in zip(one.means, one.reaches, strict=True)]
-        table.add_row(one.name, *values, "dominated" if one.dominated else "on the front")
+    for policy in points:
+        values = [f"{m:.3f} ± {r:.3f}" for m, r in zip(policy.means, policy.reaches, strict=True)]
+        verdict = "dominated" if policy.dominated else "on the front"
+        table.add_row(Text(policy.name), *values, verdict)
     Console().print(table)
     write_pareto(points, objective, out)
     print(f"plot in {out}")
@@ -208,7 +219,7 @@ def rewards_train(
     store: Annotated[
         str | None,
         typer.Option(
-            help="A run's folder or a store to take preferences from; without it they are generated."
+            help="A run's folder or a store to take preferences from; default: they are generated."
         ),
     ] = None,
     feedback: Annotated[
@@ -217,23 +228,23 @@ def rewards_train(
             help="Prefer by feedback of this kind (csat, thumbs, …) instead of verified goals."
         ),
     ] = None,
-    pairs: Annotated[int, typer.Option(help="Preferences at the most.", min=50)] = 2000,
+    pairs: Annotated[int, typer.Option(help="Number of preferences, at most.", min=50)] = 2000,
     model: Annotated[
         str, typer.Option(help="The base: seed, or a model of transformers.")
     ] = "seed",
-    epochs: Annotated[float, typer.Option(min=0.1)] = 1.0,
-    seed: int = 0,
+    epochs: Annotated[float, typer.Option(help="Passes over the preferences.", min=0.1)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
 ) -> None:
     """Learn a reward from preferences; use it as `--reward neural:FOLDER`."""
     import asyncio
 
-    from stateset_agents.cli.training import _quiet_libraries
-    from stateset_agents.jobs import offline
+    from stateset_agents.cli.checks import quiet_libraries
+    from stateset_agents.jobs.reward_model import RewardModelConfig, reward_model_job
 
-    _quiet_libraries()
-    found = asyncio.run(
-        offline.reward_model_job(out, store=store, feedback=feedback, pairs=pairs, model=model, epochs=epochs, seed=seed,
-                              report=lambda line: print(line, flush=True))
-    )  # fmt: skip
-    print(f"{found['accuracy']:.1%} of {found['held_out']} held-out pairs ranked right")
+    quiet_libraries()
+    config = RewardModelConfig(
+        store=store, feedback=feedback, pairs=pairs, model=model, epochs=epochs, seed=seed
+    )
+    result = asyncio.run(reward_model_job(config, out, report=lambda line: print(line, flush=True)))
+    print(f"{result['accuracy']:.1%} of {result['held_out']} held-out pairs ranked right")
     print(f"use it: --reward neural:{out}")

@@ -6,7 +6,10 @@ from typing import Annotated, Any
 import typer
 
 Rules = Annotated[
-    Path | None, typer.Option(help="YAML file of rules, in the place of or beside the shop's own.")
+    Path | None,
+    typer.Option(
+        help="YAML file of rules: they replace the shop's own of the same id, and are added to the others."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Which generated shop, where no database is given.")]
 Database = Annotated[

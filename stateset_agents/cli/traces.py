@@ -5,17 +5,28 @@ from typing import Annotated, Any
 
 import typer
 
+from stateset_agents.cli.help import CommandLine
 from stateset_agents.cli.sources import open_store
 
-traces = typer.Typer(no_args_is_help=True, help="Look into recorded traces, prove and move them.")
+traces = CommandLine(help="Look into recorded traces, prove and move them.")
 
 Place = Annotated[
     str, typer.Argument(help="A run's folder, a store's file, or postgresql://…", metavar="STORE")
 ]
 
 
+TraceId = Annotated[str, typer.Argument(help="A trace's id, or its beginning.")]
+Phase = Annotated[
+    str | None, typer.Option(help="Only of this phase, such as train, before, after or evaluate.")
+]
+
+
 @traces.command("list")
-def traces_list(store: Place, phase: str | None = None, limit: int = 20) -> None:
+def traces_list(
+    store: Place,
+    phase: Phase = None,
+    limit: Annotated[int, typer.Option(help="Number of traces.")] = 20,
+) -> None:
     """The newest traces."""
     from stateset_agents.reporting.terminal import trace_table
 
@@ -24,7 +35,7 @@ def traces_list(store: Place, phase: str | None = None, limit: int = 20) -> None
 
 
 @traces.command("show")
-def traces_show(store: Place, trace: str) -> None:
+def traces_show(store: Place, trace: TraceId) -> None:
     """One conversation with its tool calls, tokens and outcome."""
     from stateset_agents.reporting.terminal import show_trace
 
@@ -36,7 +47,7 @@ def traces_show(store: Place, trace: str) -> None:
 def traces_export(
     store: Place,
     out: Annotated[Path, typer.Option(help="A .jsonl or .parquet file.")],
-    phase: str | None = None,
+    phase: Phase = None,
 ) -> None:
     """All traces as JSON lines or Parquet."""
     from stateset_agents.traces.export import export
@@ -62,31 +73,31 @@ def traces_import(
 
 @traces.command("verify")
 def traces_verify(store: Place) -> None:
-    """Prove that every token is as it was recorded, and that adapters learned from tokens of the version named."""
+    """Prove that every token is as it was recorded, and that adapters learned from tokens of the version that is named."""
     from stateset_agents.traces.lineage import problems
 
     with open_store(store) as opened:
-        found = 0
+        wrong = 0
         for problem in problems(opened):
-            found += 1
-            if found <= 20:
+            wrong += 1
+            if wrong <= 20:
                 print(problem)
         count, learned = opened.count(), opened.certified()
     print(
-        f"{count} traces, {learned} trained rows, {found or 'no'} problem{'' if found == 1 else 's'}"
+        f"{count} traces, {learned} trained rows, {wrong or 'no'} problem{'' if wrong == 1 else 's'}"
     )
-    raise typer.Exit(2 if found else 0)
+    raise typer.Exit(2 if wrong else 0)
 
 
 @traces.command("feedback")
 def traces_feedback(
     store: Place,
     key: Annotated[str, typer.Argument(help="Such as thumbs, csat, resolved.")],
-    value: float,
+    value: Annotated[float, typer.Argument(help="A number, such as 1 or 0.")],
     trace: Annotated[str, typer.Option(help="A trace's id, or its beginning.")] = "",
     thread: Annotated[str, typer.Option(help="All runs of this thread.")] = "",
     response: Annotated[str, typer.Option(help="The run of this response id.")] = "",
-    comment: str = "",
+    comment: Annotated[str, typer.Option(help="In words; personal data is redacted.")] = "",
 ) -> None:
     """Attach what somebody said afterwards; `--reward` can pay for it (rewards/feedback.py)."""
     with open_store(store) as opened:
@@ -107,7 +118,7 @@ def traces_forget(
         count, adapters = forget(opened, customer)
     print(f"{count} traces of {customer} erased")
     for adapter in adapters:
-        print(f"{adapter} learned from them: train it again without, or retire it")
+        print(f"{adapter} learned from them: train it again without them, or retire it")
 
 
 @traces.command("prune")
@@ -144,19 +155,23 @@ def traces_kpi(
     by: Annotated[
         str,
         typer.Option(
-            help="intent, version, graph, status, persona, tier, locale, or '' for all as one."
+            help="intent, version, graph, status, persona, tier, locale, or '' for all together."
         ),
     ] = "intent",
     objective: Annotated[
-        list[str] | None, typer.Option(help="Only these; without it all that are told.")
+        list[str] | None,
+        typer.Option(help="Only this one; can be given several times. Default: all available."),
     ] = None,
     ab: Annotated[
         str | None,
-        typer.Option("--ab", help="The name of an A/B test: threads are halved by a hash of both."),
+        typer.Option(
+            "--ab",
+            help="The name of an A/B test: a hash of name and thread says which half a thread is in.",
+        ),
     ] = None,
-    phase: str | None = None,
+    phase: Phase = None,
 ) -> None:
-    """Business KPIs of a store with 95 % intervals, told apart by one thing; or the two halves of an A/B test."""
+    """Business KPIs of a store with 95 % intervals, grouped by one thing; or the two halves of an A/B test."""
     from rich.console import Console
     from rich.table import Table
 
@@ -207,7 +222,7 @@ def _kpi(mean: float | None, ci95: tuple[float, float] | None) -> str:
 @traces.command("replay")
 def traces_replay(
     store: Place,
-    trace: str,
+    trace: TraceId,
     graph: Annotated[
         str | None, typer.Option(help="package.module:graph, for a run that `record` kept.")
     ] = None,
@@ -216,42 +231,39 @@ def traces_replay(
         typer.Option("--set", help='TOOL=RESULT, such as \'get_order={"status": "shipped"}\'.'),
     ] = None,
     policy: Annotated[
-        Path | None, typer.Option(help="A run's folder: who goes on after --set.")
+        Path | None, typer.Option(help="A run's folder: the policy that continues after --set.")
     ] = None,
-    model: str = "seed",
-    base_url: str | None = None,
+    model: Annotated[str, typer.Option(help="'seed', a folder, or a Hugging Face name.")] = "seed",
+    base_url: Annotated[
+        str | None, typer.Option(help="Policy servers that run already, as http://host:port/v1.")
+    ] = None,
 ) -> None:
-    """Play a run again from its record, and name the first difference; with --set, give a tool another result and let
-    the policy (or, with --graph, the app's own models and tools) go on from there."""
+    """Play a run again from its record, and name the first difference. With --set, give a tool another result and let the policy (or,
+    with --graph, the app's own models and tools) continue from there."""
     import asyncio
 
     from stateset_agents.jobs import replay
     from stateset_agents.reporting.terminal import show_trace
 
     with open_store(store) as opened:
-        found = opened.get(trace)
-        before = list(opened.traces(thread=found.thread)) if found.thread else [found]
-    change = None if swap is None else replay.swap_of(swap)
+        recorded = opened.get(trace)
+        thread = list(opened.traces(thread=recorded.thread)) if recorded.thread else [recorded]
+    change = None if swap is None else replay.parse_swap(swap)
+    difference = None
     if graph is not None:
-        earlier = [run for run in before if run.started <= found.started]
-        made, differs = asyncio.run(replay.app(graph, earlier, change))
+        runs = [run for run in thread if run.started <= recorded.started]
+        made, difference = asyncio.run(replay.replay_app(graph, runs, change))
     elif change is None:
-        made, differs = asyncio.run(replay.episode(found))
+        made, difference = asyncio.run(replay.replay_episode(recorded))
     else:
-        made, differs = (
-            asyncio.run(replay.going_on(found, change, policy, model, base_url)),
-            None,
-        )
+        made = asyncio.run(replay.replay_otherwise(recorded, change, policy, model, base_url))
     if change is not None:
         show_trace(made)
-    print(
-        f"{found.id[:12]} differs: {differs}"
-        if differs
-        else ""
-        if change
-        else f"{found.id[:12]} is the same to the byte"
-    )
-    raise typer.Exit(2 if differs else 0)
+    if difference:
+        print(f"{recorded.id[:12]} differs: {difference}")
+    elif change is None:
+        print(f"{recorded.id[:12]}: the replay is identical")
+    raise typer.Exit(2 if difference else 0)
 
 
 @traces.command("proxy")
@@ -264,8 +276,8 @@ def traces_proxy(
         bool, typer.Option(help="Ask for token ids: vLLM and the embedded engine give them.")
     ] = False,
     redact: Annotated[bool, typer.Option(help="Keep no personal data.")] = True,
-    host: str = "127.0.0.1",
-    port: int = 8002,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8002,
 ) -> None:
     """Record an app in any language: point its base URL here."""
     import asyncio
@@ -277,14 +289,12 @@ def traces_proxy(
 
     port_is_free(host, port)
     with open_store(store, create=True) as opened, contextlib.suppress(KeyboardInterrupt):
-        keeper = Redacted(opened, Redactor()) if redact else opened
+        sink = Redacted(opened, Redactor()) if redact else opened
         print(f"http://{host}:{port}/v1 passes to {to} and records into {store}", flush=True)
-        asyncio.run(serve(Proxy(to, keeper, exact=exact), host=host, port=port))
+        asyncio.run(serve(Proxy(to, sink, exact=exact), host=host, port=port))
 
 
-langsmith = typer.Typer(
-    no_args_is_help=True, help="Runs of LangSmith as traces, and traces as runs."
-)
+langsmith = CommandLine(help="Runs of LangSmith as traces, and traces as runs.")
 traces.add_typer(langsmith, name="langsmith")
 
 
@@ -318,12 +328,12 @@ def langsmith_import(
         return [run async for run in smith.fetched(Client(), name, since=since)]
 
     runs = smith.read(file) if file is not None else asyncio.run(live(str(project)))
-    found = list(smith.traces_of(runs))
+    imported = list(smith.traces_of(runs))
     if redact:
         redactor = Redactor()
-        found = [redactor.trace(trace) for trace in found]
+        imported = [redactor.trace(trace) for trace in imported]
     with open_store(store, create=True) as opened:
-        new, known = smith.store_all(opened, found)
+        new, known = smith.store_all(opened, imported)
     print(f"{new} traces, {known} were there already; all are text: LangSmith keeps no token ids")
 
 
@@ -331,7 +341,7 @@ def langsmith_import(
 def langsmith_export(
     store: Place,
     project: Annotated[str, typer.Option(help="A project of LangSmith (LANGSMITH_API_KEY).")],
-    phase: str | None = None,
+    phase: Phase = None,
 ) -> None:
     """Send a store's traces to LangSmith, with scores, policy versions and feedback."""
     from langsmith import Client

@@ -15,9 +15,11 @@ from fastapi import FastAPI
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs import agent, orchestrator
 from stateset_agents.graphs.domains import DOMAINS
-from stateset_agents.jobs.config import GRAPHS, JobConfig
-from stateset_agents.jobs.policy_server import serve_adapter, served_policy
-from stateset_agents.policy.chat_model import Policy, connect
+from stateset_agents.graphs.names import GRAPHS
+from stateset_agents.jobs.config import JobConfig
+from stateset_agents.jobs.policy_server import served_policy
+from stateset_agents.jobs.serve_policy import LOOPBACK
+from stateset_agents.policy.chat_model import Policy
 from stateset_agents.server.app import Served, build
 from stateset_agents.server.canary import Canary
 from stateset_agents.server.conversations import Conversations, kept_in
@@ -26,45 +28,66 @@ from stateset_agents.tools.rules import Rule
 from stateset_agents.tools.shop.database import Database
 from stateset_agents.traces.recorder import record
 from stateset_agents.traces.redaction import Redacted, Redactor
-from stateset_agents.traces.sink import Keeper
+from stateset_agents.traces.sink import TraceSink
 from stateset_agents.traces.store import TraceStore
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServedGraph:
+    """One of the shop's graphs, and what it acts on."""
+
+    name: str = "service"
+    shop: Database
+    rules: Sequence[Rule] | None = None
+    """Default: the shop's own."""
+    guard: bool = True
+    """Hold back replies that state what no tool said."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """How a graph is served."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    key: str | None = None
+    """Default: none on loopback; elsewhere one is made and shown once."""
+    state: str | None = None
+    """Where conversations are kept; default: memory."""
+    traces: str | None = None
+    """The store that records every answer; default: none."""
+    canary: Path | None = None
+    """A newer version's weights, for a share of the conversations."""
+    canary_share: float = 0.1
+
+
 def service_app(
-    shop: Database,
-    base_url: str,
-    policy: str,
-    *,
-    key: str | None,
-    graph: str = "service",
-    rules: Sequence[Rule] | None = None,
-    guard: bool = True,
-    conversations: Conversations | None = None,
-    keeper: Keeper | None = None,
-    canary: Canary | None = None,
-) -> FastAPI:
-    """The endpoint for one of the shop's graphs, with a served policy and rules of one's own; each answer is a trace
-    where `keeper` is given, under the id that the client is told. `canary` has its version answer a share of the conversations."""
-    model = connect(base_url, policy, exact=keeper is not None).model_copy(
+    graph: ServedGraph, policy: Policy, *, key: str | None, conversations: Conversations | None = None,
+    sink: TraceSink | None = None, canary: Canary | None = None,
+) -> FastAPI:  # fmt: skip
+    """The endpoint for a graph with a served policy. Each answer is a trace where `sink` is given, under the id that the client is
+    told. `canary` has its version answer a share of the conversations."""
+    model = policy.model_copy(
         update={
             "temperature": 0.0,
-            "disable_streaming": guard,  # a guarded reply is seen whole or not at all
+            "exact": sink is not None,
+            "disable_streaming": graph.guard,  # a guarded reply is seen whole or not at all
             "stream_usage": True,
             "max_tokens": 160,
         }
     )
-    served = _served(graph, model, shop, rules, guard, canary)
-    if keeper is not None:
-        served_compile = served.compile
+    served = _served(graph, model, canary)
+    if sink is not None:
+        compiled = served.compile
         served = dataclasses.replace(
-            served, compile=lambda saver: record(served_compile(saver), keeper, redact=False)
+            served, compile=lambda saver: record(compiled(saver), sink, redact=False)
         )
-    return build({graph: served}, key=key, conversations=conversations)
+    return build({graph.name: served}, key=key, conversations=conversations)
 
 
 @asynccontextmanager
-async def _recording(traces: str | None) -> AsyncIterator[Keeper | None]:
-    """A store that hears everything without personal data."""
+async def _recording(traces: str | None) -> AsyncIterator[TraceSink | None]:
+    """A store that records everything without personal data."""
     if traces is None:
         yield None
         return
@@ -72,14 +95,7 @@ async def _recording(traces: str | None) -> AsyncIterator[Keeper | None]:
         yield Redacted(store, Redactor())
 
 
-def _served(
-    name: str,
-    model: Policy,
-    shop: Database,
-    rules: Sequence[Rule] | None,
-    guard: bool,
-    canary: Canary | None,
-) -> Served:
+def _served(graph: ServedGraph, model: Policy, canary: Canary | None) -> Served:
     def policy(thread: str) -> Policy:
         if canary is None:
             return model
@@ -87,27 +103,29 @@ def _served(
 
     def ended(thread: str, state: dict[str, Any] | None) -> None:
         if canary is not None:
-            canary.saw(thread, _trouble(state))
+            canary.saw(thread, _is_trouble(state))
 
-    if name == orchestrator.NAME:
-        backends = orchestrator.over(shop, rules)
+    if graph.name == orchestrator.NAME:
+        backends = orchestrator.over(graph.shop, graph.rules)
         return Served(
             compile=orchestrator.build,
-            context=lambda t: orchestrator.context(policy(t), backends, thread=t, guard=guard),
+            context=lambda t: orchestrator.context(
+                policy(t), backends, thread=t, guard=graph.guard
+            ),
             step_limit=orchestrator.STEP_LIMIT,
             ended=ended,
         )
-    domain = DOMAINS[name]
-    backend = agent.over(domain, shop, rules)
+    domain = DOMAINS[graph.name]
+    backend = agent.over(domain, graph.shop, graph.rules)
     return Served(
         compile=partial(agent.build, domain),
-        context=lambda t: agent.context(domain, policy(t), backend, thread=t, guard=guard),
+        context=lambda t: agent.context(domain, policy(t), backend, thread=t, guard=graph.guard),
         step_limit=agent.STEP_LIMIT,
         ended=ended,
     )
 
 
-def _trouble(state: dict[str, Any] | None) -> bool:
+def _is_trouble(state: dict[str, Any] | None) -> bool:
     """What a canary is guarded by: the turn failed, a person had to take over, or the agent tried what a rule forbids or a tool does
     not take."""
     if state is None or state.get("handed_off"):
@@ -116,58 +134,51 @@ def _trouble(state: dict[str, Any] | None) -> bool:
 
 
 async def serve_graph(
-    config: JobConfig,
-    adapter: Path | None,
-    shop: Database,
-    *,
-    host: str,
-    port: int,
-    key: str | None,
-    rules: Sequence[Rule] | None = None,
-    guard: bool = True,
-    state: str | None = None,
-    traces: str | None = None,
-    canary: Path | None = None,
-    canary_share: float = 0.1,
+    config: JobConfig, adapter: Path | None, graph: ServedGraph, options: ServeOptions
 ) -> None:
     """Serve until stopped. Beyond loopback a key is needed; without one it is made and shown once."""
-    if config.graph not in GRAPHS:
-        known = ", ".join(GRAPHS)
-        raise BadInput(f"--graph: expected one of {known}, found {config.graph!r}.")
-    port_is_free(host, port)
-    if key is None and host not in ("127.0.0.1", "localhost", "::1"):
+    if graph.name not in GRAPHS:
+        raise BadInput(f"--graph: expected one of {', '.join(GRAPHS)}, found {graph.name!r}.")
+    port_is_free(options.host, options.port)
+    key = options.key
+    if key is None and options.host not in LOOPBACK:
         key = secrets.token_urlsafe(24)
         print(f"STATESET_API_KEY is not set; the key of this server is {key}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         async with (
-            kept_in(state) as conversations,
-            _recording(traces) as keeper,
+            kept_in(options.state) as conversations,
+            _recording(options.traces) as sink,
             served_policy(
                 config,
                 adapter,
                 Path(folder),
                 print,
-                exact=traces is not None,
-                also=[canary] if canary else [],
-            ) as (
-                url,
-                name,
-            ),
+                exact=options.traces is not None,
+                later=[options.canary] if options.canary else [],
+            ) as policy_server,
         ):
-            tried = None
-            if canary is not None:
-                tried = Canary(name, await serve_adapter(url, canary), share=canary_share)
+            canary = None
+            if options.canary is not None:
+                newer = await policy_server.serve_adapter(options.canary)
+                canary = Canary(policy_server.name, newer, share=options.canary_share)
             app = service_app(
-                shop, url, name, key=key, graph=config.graph, rules=rules, guard=guard,
-                conversations=conversations, keeper=keeper, canary=tried,
+                graph, policy_server.policy(retry_seconds=0), key=key, conversations=conversations, sink=sink,
+                canary=canary,
             )  # fmt: skip
-            example = shop.the(
-                "SELECT orders.id, customers.zip FROM orders JOIN customers ON customer_id = customers.id "
-                "ORDER BY orders.id LIMIT 1"
+            _introduce(graph, options)
+            server = uvicorn.Server(
+                uvicorn.Config(app, host=options.host, port=options.port, log_level="warning")
             )
-            print(
-                f"graph '{config.graph}' at http://{host}:{port}/v1 (try order {example['id']}, zip {example['zip']})",
-                flush=True,
-            )
-            server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
             await server.serve()
+
+
+def _introduce(graph: ServedGraph, options: ServeOptions) -> None:
+    """Say where the graph is, and an order that a first question can be about."""
+    example = graph.shop.the(
+        "SELECT orders.id, customers.zip FROM orders JOIN customers ON customer_id = customers.id "
+        "ORDER BY orders.id LIMIT 1"
+    )
+    print(
+        f"graph '{graph.name}' at http://{options.host}:{options.port}/v1 (try order {example['id']}, zip {example['zip']})",
+        flush=True,
+    )

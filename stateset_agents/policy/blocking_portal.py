@@ -5,10 +5,12 @@ import atexit
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
+
+from stateset_agents.policy.transport import close_connections
 
 T = TypeVar("T")
 
@@ -17,12 +19,6 @@ ENDED = "Expected an answer, found that the loop of synchronous callers was ende
 _lock = threading.Lock()
 _running: dict[int, tuple[asyncio.AbstractEventLoop, threading.Thread]] = {}
 """By process: a fork has none of its parent's threads."""
-_ends: list[Callable[[], Coroutine[Any, Any, None]]] = []
-
-
-def finally_(end: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Have something done on the loop before the process ends, such as closing connections."""
-    _ends.append(end)
 
 
 def is_here() -> bool:
@@ -32,7 +28,7 @@ def is_here() -> bool:
 
 
 def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine comes to, in the caller's context. A caller that is interrupted cancels it. Raises RuntimeError on the loop
+    """The result of a coroutine, in the caller's context. A caller that is interrupted cancels it. Raises RuntimeError on the loop
     itself, which would wait for itself."""
     future = _started(coroutine)
     try:
@@ -45,7 +41,7 @@ def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def iterate(items: AsyncIterator[T]) -> Iterator[T]:
-    """Each item as soon as it is there. A caller that leaves cancels what makes them."""
+    """Each item as soon as it is there. A caller that stops reading cancels what makes them."""
     queue: SimpleQueue[tuple[str, Any]] = SimpleQueue()
 
     async def pump() -> None:
@@ -63,12 +59,12 @@ def iterate(items: AsyncIterator[T]) -> Iterator[T]:
     future = _started(pump())
     try:
         while True:
-            kind, told = queue.get()
+            kind, content = queue.get()
             if kind == "end":
                 return
             if kind == "error":
-                raise told
-            yield told
+                raise content
+            yield content
     finally:
         future.cancel()
 
@@ -87,7 +83,7 @@ def _started(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
 
 
 def close() -> None:
-    """Cancel what is under way, do what was asked for at the end, and end the loop. The next call begins another."""
+    """Cancel what is under way, close its connections, and end the loop. The next call begins another."""
     with _lock:
         loop, thread = _running.pop(os.getpid(), (None, None))
     if loop is None or thread is None:
@@ -98,10 +94,9 @@ def close() -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for one in _ends:
-            await one()
+        await close_connections()
 
-    with contextlib.suppress(TimeoutError):  # one that is held up ends with the process
+    with contextlib.suppress(TimeoutError):  # what takes longer ends with the process
         asyncio.run_coroutine_threadsafe(end(), loop).result(5)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(5)

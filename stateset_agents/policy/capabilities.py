@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stateset_agents.errors import NotExact, PolicyRefused, PolicyUnreachable
-from stateset_agents.policy.pool import Server, Servers
+from stateset_agents.policy.pool import ReplicaPool
+from stateset_agents.policy.replica import Replica
 
 FLAGS = "`stateset-agents policy serve --engine vllm` starts vLLM with what is needed."
 _TOOL = {
@@ -16,76 +17,77 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {"id": {"type": "string"}}},
     },
 }
-_ASKED = [{"role": "user", "content": "Where is my order?"}]
+_MESSAGES = [{"role": "user", "content": "Where is my order?"}]
 
 
 @dataclass(frozen=True, slots=True)
-class Able:
-    """What was found. Token ids, log-probabilities of what was sampled, and tools are there, or `probe` refuses."""
+class Capabilities:
+    """What the replicas can do. Token ids, log-probabilities of what was sampled, and tools are there, or `probe` refuses."""
 
     model: str
     """The base model's name."""
     adapters: bool
     """Whether adapters can be loaded while it runs."""
-    renders: bool
-    """Whether it renders messages into ids (`/tokenize`), and so takes prompts as ids."""
+    tokenizes: bool
+    """Whether it turns messages into ids (`/tokenize`), and so takes prompts as ids."""
     prompt_ids: tuple[int, ...]
     """The ids of a fixed message, by which another tokenizer is known."""
 
 
-PATIENCE = 30.0
-"""Seconds that a server which was there may take to be there again."""
+RETRY_SECONDS = 30.0
+"""How long a replica that answered before may take to answer again."""
 
 
-async def probe(servers: Servers, *, adapters: bool = False) -> Able:
-    """Ask every server. `adapters`: refuse one that cannot load any. Raises PolicyUnreachable where one is away, PolicyRefused where it
-    refuses to answer or to load adapters, and NotExact where it does not say what it sampled."""
-    found = await asyncio.gather(*(_probed(servers, one) for one in servers.servers))
-    for one, able in zip(servers.servers, found, strict=True):
-        if adapters and not able.adapters:
+async def probe(pool: ReplicaPool, *, adapters: bool = False) -> Capabilities:
+    """Ask every replica. `adapters`: refuse one that cannot load any. Raises PolicyUnreachable where one does not answer, PolicyRefused
+    where it refuses to answer or to load adapters, and NotExact where it does not say what it sampled."""
+    results = await asyncio.gather(*(_probe_one(pool, replica) for replica in pool.replicas))
+    first = results[0]
+    for replica, result in zip(pool.replicas, results, strict=True):
+        if adapters and not result.adapters:
             raise PolicyRefused(
-                f"Expected {one.url} to load adapters while it runs, found that it has no such endpoint. Start vLLM with --enable-lora and "
+                f"Expected {replica.url} to load adapters while it runs, found that it has no such endpoint. Start vLLM with --enable-lora and "
                 f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1. {FLAGS}"
             )
-        if (able.model, able.prompt_ids) != (found[0].model, found[0].prompt_ids):
+        if (result.model, result.prompt_ids) != (first.model, first.prompt_ids):
             raise PolicyRefused(
-                f"Expected the same model at {servers.urls[0]} and {one.url}, found {found[0].model!r} and {able.model!r}"
-                f"{'' if able.model != found[0].model else ' with different tokens for the same words'}."
+                f"Expected the same model at {pool.urls[0]} and {replica.url}, found {first.model!r} and {result.model!r}"
+                f"{'' if result.model != first.model else ' with different tokens for the same words'}."
             )
-    servers.tokenizes = all(able.renders for able in found)
-    return found[0]
+    pool.tokenizes = all(result.tokenizes for result in results)
+    return first
 
 
-async def _probed(servers: Servers, one: Server) -> Able:
-    alone = Servers([one.url], servers.key)
-    (server,) = alone.servers
-    models = (await alone.ask(server, "GET", "/models"))["data"]
+async def _probe_one(pool: ReplicaPool, replica: Replica) -> Capabilities:
+    alone = ReplicaPool([replica.url], pool.transport.key)
+    models = (await alone.transport.request(replica.url, "GET", "/models"))["data"]
     if not models:
-        raise PolicyRefused(f"Expected {one.url} to serve a model, found none.")
+        raise PolicyRefused(f"Expected {replica.url} to serve a model, found none.")
     model = str(models[0]["id"])
-    warm, hot = await asyncio.gather(*(_one_token(alone, model, heat) for heat in (1.0, 2.0)))
-    _check_heat(one.url, warm, hot)
-    renders = True
+    warm, hot = await asyncio.gather(*(_one_token(alone, model, t) for t in (1.0, 2.0)))
+    check_temperature(replica.url, warm, hot)
+    tokenizes = True
     try:
-        await alone.post("/tokenize", {"model": model, "messages": _ASKED}, patience=PATIENCE)
+        body = {"model": model, "messages": _MESSAGES}
+        await alone.post("/tokenize", body, retry_seconds=RETRY_SECONDS)
     except PolicyUnreachable:
-        renders = False
-    return Able(
+        tokenizes = False
+    return Capabilities(
         model=model,
-        adapters=await _loads(alone, server),
-        renders=renders,
+        adapters=await _loads_adapters(alone, replica),
+        tokenizes=tokenizes,
         prompt_ids=tuple(warm["prompt_token_ids"]),
     )
 
 
-async def _one_token(servers: Servers, model: str, temperature: float) -> dict[str, Any]:
-    url = servers.urls[0]
+async def _one_token(pool: ReplicaPool, model: str, temperature: float) -> dict[str, Any]:
+    url = pool.urls[0]
     body = {
-        "model": model, "messages": _ASKED, "tools": [_TOOL], "max_tokens": 1, "temperature": temperature, "seed": 0,
+        "model": model, "messages": _MESSAGES, "tools": [_TOOL], "max_tokens": 1, "temperature": temperature, "seed": 0,
         "logprobs": True, "top_logprobs": 3, "return_token_ids": True,
     }  # fmt: skip
     # It has answered already, so one answer that is lost is no reason to give it up.
-    answer, _ = await servers.post("/chat/completions", body, patience=PATIENCE)
+    answer, _ = await pool.post("/chat/completions", body, retry_seconds=RETRY_SECONDS)
     choice = answer["choices"][0]
     if not answer.get("prompt_token_ids") or not choice.get("token_ids"):
         raise NotExact(
@@ -100,7 +102,7 @@ async def _one_token(servers: Servers, model: str, temperature: float) -> dict[s
     return answer
 
 
-def _check_heat(url: str, warm: dict[str, Any], hot: dict[str, Any]) -> None:
+def check_temperature(url: str, warm: dict[str, Any], hot: dict[str, Any]) -> None:
     """Twice the temperature halves the distance between two log-probabilities, where they are those of the distribution that is sampled."""
     tops = [
         {entry["token"]: entry["logprob"] for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
@@ -117,10 +119,11 @@ def _check_heat(url: str, warm: dict[str, Any], hot: dict[str, Any]) -> None:
         )
 
 
-async def _loads(servers: Servers, server: Server) -> bool:
-    """Asked to drop an adapter that nobody has: a server that knows of adapters says so in OpenAI's shape."""
+async def _loads_adapters(pool: ReplicaPool, replica: Replica) -> bool:
+    """It is asked to unload an adapter that nobody has: a server that knows of adapters names it in its refusal."""
     try:
-        await servers.ask(server, "POST", "/unload_lora_adapter", {"lora_name": "no-such-adapter"})
+        body = {"lora_name": "no-such-adapter"}
+        await pool.transport.request(replica.url, "POST", "/unload_lora_adapter", body)
     except PolicyRefused as refused:
         return "no-such-adapter" in str(refused)
     return True

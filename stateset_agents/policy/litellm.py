@@ -28,7 +28,7 @@ PREFIX = "litellm:"
 class ProviderPolicy(BaseChatModel):
     """`litellm:openai/gpt-4.1-mini`, with the provider's own key in the environment; or a server of yours with `base_url`."""
 
-    name_there: str
+    provider_model: str
     """litellm's name of the model."""
     base_url: str | None = None
     temperature: float = 0.0
@@ -41,9 +41,9 @@ class ProviderPolicy(BaseChatModel):
         return "litellm"
 
     def sampling(self, sampling: Sampling) -> "ProviderPolicy":
-        """This policy, set to sample as told; a provider has no versions of ours."""
-        told = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
-        return self.model_copy(update=told)
+        """This policy with other sampling settings; a provider has no versions of ours."""
+        update = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
+        return self.model_copy(update=update)
 
     def bind_tools(
         self, tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool], **kwargs: Any
@@ -60,7 +60,7 @@ class ProviderPolicy(BaseChatModel):
         litellm = await asyncio.to_thread(load_litellm)
         try:
             answer = await litellm.acompletion(
-                model=self.name_there, messages=convert_to_openai_messages(messages), temperature=self.temperature,
+                model=self.provider_model, messages=convert_to_openai_messages(messages), temperature=self.temperature,
                 max_tokens=self.max_tokens, timeout=self.seconds, num_retries=2, stop=stop, api_base=self.base_url, **kwargs,
             )  # fmt: skip
         except litellm.ContextWindowExceededError as error:
@@ -71,12 +71,12 @@ class ProviderPolicy(BaseChatModel):
             litellm.NotFoundError,
         ) as error:
             raise PolicyRefused(
-                f"Expected an answer from {self.name_there!r}, found {type(error).__name__}: {_first(error)}. "
+                f"Expected an answer from {self.provider_model!r}, found {type(error).__name__}: {_first_line(error)}. "
                 "Look at the model's name and the provider's key in the environment."
             ) from None
         except Exception as error:  # noqa: BLE001 (litellm raises what the provider's client does)
             raise PolicyUnreachable(
-                f"Expected an answer from {self.name_there!r}, found {type(error).__name__}: {_first(error)}"
+                f"Expected an answer from {self.provider_model!r}, found {type(error).__name__}: {_first_line(error)}"
             ) from None
         choice = answer.choices[0]
         calls, bad = [], []
@@ -91,8 +91,8 @@ class ProviderPolicy(BaseChatModel):
             choice.message.content or "", tool_calls=calls, invalid_tool_calls=bad,
             response_metadata={"id": answer.id, "model_name": answer.model, "finish_reason": choice.finish_reason},
         )  # fmt: skip
-        about = {"finish_reason": choice.finish_reason}
-        return ChatResult(generations=[ChatGeneration(message=message, generation_info=about)])
+        info = {"finish_reason": choice.finish_reason}
+        return ChatResult(generations=[ChatGeneration(message=message, generation_info=info)])
 
     def _generate(
         self,
@@ -104,7 +104,7 @@ class ProviderPolicy(BaseChatModel):
         return asyncio.run(self._agenerate(messages, stop, None, **kwargs))
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:300]
 
 

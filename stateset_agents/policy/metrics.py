@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import aiohttp
 
 from stateset_agents.errors import PolicyUnreachable
-from stateset_agents.policy.pool import Server, Servers
-from stateset_agents.policy.transport import session_here
+from stateset_agents.policy.pool import ReplicaPool
+from stateset_agents.policy.replica import Replica
+from stateset_agents.policy.transport import root_of, session_here
 
 _LINE = re.compile(r"^vllm:(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class Meters:
-    """Sums over all servers, since each was started."""
+class Metrics:
+    """Sums over all replicas, since each was started."""
 
     running: int = 0
     """Sequences under way now."""
@@ -24,13 +25,13 @@ class Meters:
     prompts: int = 0
     """Tokens of prompts."""
     cached: int = 0
-    """Of them, those that were not computed again."""
+    """Of them, those that came out of the prefix cache."""
 
-    def since(self, earlier: "Meters") -> "Meters":
-        """What came on top; all of it where a server was started anew meanwhile."""
+    def since(self, earlier: "Metrics") -> "Metrics":
+        """What was added since `earlier`; all of it where a replica was restarted meanwhile."""
         if self.prompts < earlier.prompts or self.sampled < earlier.sampled:
             return self
-        return Meters(
+        return Metrics(
             running=self.running,
             sampled=self.sampled - earlier.sampled,
             prompts=self.prompts - earlier.prompts,
@@ -39,31 +40,30 @@ class Meters:
 
     @property
     def hit_rate(self) -> float | None:
-        """The share of prompt tokens that came out of the prefix cache; None where nothing was asked."""
+        """The share of prompt tokens that came out of the prefix cache; None where there were no prompts."""
         return self.cached / self.prompts if self.prompts else None
 
 
-async def read_meters(servers: Servers) -> Meters:
-    """Raises PolicyUnreachable where a server is away, or counts nothing."""
-    found = await asyncio.gather(*(_read(servers, one) for one in servers.servers))
-    return Meters(
-        *(int(sum(getattr(one, name) for one in found)) for name in Meters.__dataclass_fields__)
-    )
+async def read_metrics(pool: ReplicaPool) -> Metrics:
+    """Raises PolicyUnreachable where a replica does not answer, or counts nothing."""
+    each = await asyncio.gather(*(_read_one(pool, replica) for replica in pool.replicas))
+    names = Metrics.__dataclass_fields__
+    return Metrics(*(int(sum(getattr(metrics, name) for metrics in each)) for name in names))
 
 
-async def _read(servers: Servers, one: Server) -> Meters:
-    where = f"{one.url.removesuffix('/v1')}/metrics"
+async def _read_one(pool: ReplicaPool, replica: Replica) -> Metrics:
+    address = f"{root_of(replica.url)}/metrics"
     try:
-        async with session_here().get(where, headers=servers.headers) as answer:
+        async with session_here().get(address, headers=pool.transport.headers) as answer:
             text = await answer.text()
             if answer.status != 200:
-                raise PolicyUnreachable(f"Expected counts at {where}, found {answer.status}.")
+                raise PolicyUnreachable(f"Expected counts at {address}, found {answer.status}.")
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise PolicyUnreachable(f"Expected counts at {where}, found {error}.") from None
+        raise PolicyUnreachable(f"Expected counts at {address}, found {error}.") from None
     counts: dict[str, float] = {}
     for name, value in _LINE.findall(text):
         counts[name] = counts.get(name, 0.0) + float(value)
-    return Meters(
+    return Metrics(
         running=int(counts.get("num_requests_running", 0) + counts.get("num_requests_waiting", 0)),
         sampled=int(counts.get("generation_tokens_total", 0)),
         prompts=int(counts.get("prefix_cache_queries_total", 0)),

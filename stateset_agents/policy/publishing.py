@@ -1,147 +1,199 @@
-"""Versions of a policy on its servers: published on every one, kept while an episode reads them, then dropped. vLLM's endpoints."""
+"""Versions of a policy on its replicas: published on every one, kept while an episode uses them, then dropped. vLLM's endpoints."""
 
 import asyncio
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-from stateset_agents.errors import BadInput, PolicyRefused, PolicyUnreachable
-from stateset_agents.policy.pool import Server, Servers
-from stateset_agents.policy.weight_files import read_header
+from stateset_agents.errors import PolicyRefused, PolicyUnreachable
+from stateset_agents.policy import transport
+from stateset_agents.policy.pool import ReplicaPool
+from stateset_agents.policy.replica import Replica
+from stateset_agents.policy.weight_files import InPlace, check_adapter
 
-PATIENCE = 300.0
-"""Seconds that a new version waits for a server to come back, which may be starting again."""
+RETRY_SECONDS = 300.0
+"""How long a new version waits for a replica that does not answer, which may be starting again."""
+RELOAD_SECONDS = 600.0
+"""How long a replica may take to read a whole model."""
 
 
-async def served_models(servers: Servers) -> list[str]:
-    """Names that the first server that is there answers to, its base model first."""
-    return [str(model["id"]) for model in (await _first(servers, "/models"))["data"]]
+class Publisher:
+    """Publishes versions to the replicas of a pool, and gives them again to one that was restarted.
 
-
-async def publish(
-    servers: Servers, name: str, path: Path, before: int = 1, patience: float = PATIENCE
-) -> None:
-    """Serve the adapter at `path` as `name`, such as `run-v7`, on every server, and drop versions of the same run that no episode
-    reads but the `before` last ones: a server keeps a copy of the model, or a slot, for each.
-
-    A server that is away is told when it is back. Raises BadInput where the adapter is not whole, PolicyRefused where a server does
-    not take it, and PolicyUnreachable where none is there within `patience` seconds.
+    `in_place`: whole models are published, and each replica holds one at a time.
     """
-    check_adapter(path)
-    if servers.in_place is not None:
-        servers.published.clear()  # one at a time
-    servers.published[name] = path
-    deadline = time.monotonic() + patience
-    while True:
-        found = await asyncio.gather(
-            *(_told(servers, one, name) for one in servers.servers), return_exceptions=True
-        )
-        if bad := next((e for e in found if isinstance(e, BaseException) and not _away(e)), None):
-            del servers.published[name]
-            raise bad
-        if None in found:
-            break
-        if time.monotonic() >= deadline:
-            del servers.published[name]
-            raise next(e for e in found if isinstance(e, BaseException))
-        await asyncio.sleep(0.5)
-    run = name.rpartition("-v")[0]
-    known = set(servers.published)
-    for one, error in zip(servers.servers, found, strict=True):
-        if error is None:
-            known |= set(await _on(servers, one))
-    older = [other for other in known if run and other != name and _of(run, other)]
-    for other in sorted(older, key=lambda version: int(version.rpartition("-v")[2]))[:-before]:
-        if not servers.read(other):
-            await retire(servers, other)
 
+    def __init__(self, pool: ReplicaPool, *, in_place: InPlace | None = None) -> None:
+        self.pool = pool
+        self.in_place = in_place
+        self.published: dict[str, Path] = {}
+        """Versions that every replica is to serve, with their weights."""
+        pool.restore = self.restore
 
-async def retire(servers: Servers, name: str) -> None:
-    """Stop serving `name` wherever it is served."""
-    servers.published.pop(name, None)
-    for one in servers.servers:
-        try:
-            await servers.ask(one, "POST", "/unload_lora_adapter", {"lora_name": name})
-        except PolicyRefused as refused:
-            if "found 404" not in str(refused):
-                raise
-        except PolicyUnreachable:
-            continue  # one that starts again knows it no more
+    async def publish(
+        self, name: str, path: Path, before: int = 1, retry_seconds: float = RETRY_SECONDS
+    ) -> None:
+        """Serve the weights at `path` as `name`, such as `run-v7`, on every replica. Versions of the same run that no episode uses are
+        dropped, but for the `before` last ones: a replica keeps a copy of the model, or a slot, for each.
 
-
-def check_adapter(path: Path) -> None:
-    """Raises BadInput where the folder holds no whole adapter, or whole model: a server may take half of one without a word."""
-    if not path.is_dir():
-        raise BadInput(f"Expected a PEFT adapter at {str(path)!r}, found no such folder.")
-    config = path / "adapter_config.json"
-    if config.is_file():
-        try:
-            json.loads(config.read_text())
-        except ValueError as error:
-            raise BadInput(
-                f"Expected JSON in {str(config)!r}, found {error}. It was not written to its end; publish it again."
-            ) from None
-    weights = [*path.glob("adapter_model.safetensors"), *path.glob("model*.safetensors")]
-    if not weights:
-        raise BadInput(
-            f"Expected weights (adapter_model.safetensors) in {str(path)!r}, found none."
-        )
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        named = set(json.loads(index.read_text())["weight_map"].values())
-        if missing := sorted(named - {file.name for file in weights}):
-            raise BadInput(
-                f"Expected {len(named)} files of weights in {str(path)!r}, found {missing[0]} missing. They were not written to their end; "
-                "publish them again."
+        A replica that does not answer is given the version when it is back. Raises BadInput where the weights are not whole, PolicyRefused
+        where a replica does not take them, and PolicyUnreachable where none answers within `retry_seconds`.
+        """
+        check_adapter(path)
+        if self.in_place is not None:
+            self.published.clear()  # one at a time
+        self.published[name] = path
+        deadline = time.monotonic() + retry_seconds
+        while True:
+            results = await asyncio.gather(
+                *(self._load_new(replica, name) for replica in self.pool.replicas),
+                return_exceptions=True,
             )
-    for file in weights:
-        _check_whole(file)
+            errors = [result for result in results if isinstance(result, BaseException)]
+            refused = next((error for error in errors if not _is_unreachable(error)), None)
+            if refused is None and len(errors) < len(results):
+                break  # one that answers is enough
+            if refused is not None or time.monotonic() >= deadline:
+                del self.published[name]
+                raise refused or errors[0]
+            await asyncio.sleep(0.5)
+        reached = [
+            replica
+            for replica, result in zip(self.pool.replicas, results, strict=True)
+            if not isinstance(result, BaseException)
+        ]
+        await self._drop_older(name, reached, before)
 
+    async def _drop_older(self, name: str, reached: list[Replica], before: int) -> None:
+        run = name.rpartition("-v")[0]
+        known = set(self.published)
+        for replica in reached:
+            known |= await self._served_or_none(replica)
+        older = [other for other in known if run and other != name and _is_of(run, other)]
+        for other in sorted(older, key=lambda version: int(version.rpartition("-v")[2]))[:-before]:
+            if not self.pool.is_pinned(other):
+                await self.retire(other)
 
-def _check_whole(file: Path) -> None:
-    if read_header(file) is None:
-        raise BadInput(
-            f"Expected the weights in {str(file)!r} to be whole, found {file.stat().st_size} bytes that are not what their header says. "
-            "They were not written to their end; publish them again."
+    async def retire(self, name: str) -> None:
+        """Stop serving `name` wherever it is served."""
+        self.published.pop(name, None)
+        for replica in self.pool.replicas:
+            try:
+                await self._ask(replica, "POST", "/unload_lora_adapter", {"lora_name": name})
+            except PolicyRefused as refused:
+                if refused.status != 404:
+                    raise
+            except PolicyUnreachable:
+                continue  # one that starts again does not know it any more
+
+    async def restore(self, replica: Replica, name: str | None) -> bool:
+        """Give a replica the version `name`, or all that it lacks. False where `name` is not published."""
+        if name is not None:
+            if name not in self.published:
+                return False
+            await self._load(replica, name)
+            return True
+        if self.published:
+            served = await self._served(replica)
+            for missing in [other for other in self.published if other not in served]:
+                try:
+                    await self._load(replica, missing)
+                except PolicyRefused:
+                    continue  # who asks for it is told; the others are served
+        return True
+
+    async def _load_new(self, replica: Replica, name: str) -> None:
+        """A run that is resumed may find its last version still there. Another adapter under its name is refused."""
+        for model in (await self._ask(replica, "GET", "/models"))["data"]:
+            if model["id"] == name:
+                path = str(self.published[name].resolve())
+                if self.in_place is None and model.get("root") not in (None, path):
+                    raise PolicyRefused(
+                        f"Expected {name!r} to be free at {replica.url}, found another adapter loaded already: {model['root']}."
+                    )
+                return
+        await self._load(replica, name)
+
+    async def _load(self, replica: Replica, name: str) -> None:
+        """Have one replica serve a published version, once for however many ask; a version that was retired meanwhile is left out."""
+        while not replica.loading.acquire(blocking=False):
+            await asyncio.sleep(0.02)
+        try:
+            path = self.published.get(name)
+            if path is None or name in await self._served(replica):
+                return
+            if self.in_place is not None:
+                await self._put_in_place(replica, path, self.in_place, name)
+                return
+            body = {"lora_name": name, "lora_path": str(path.resolve())}
+            await self._ask(replica, "POST", "/load_lora_adapter", body)
+        finally:
+            replica.loading.release()
+
+    async def _put_in_place(
+        self, replica: Replica, weights: Path, in_place: InPlace, name: str
+    ) -> None:
+        """Replace a replica's whole model. Other versions' names are unloaded first, answers under way are waited for, and later calls wait.
+        Where it fails the replica stays paused, so that nobody is answered with unknown weights; the next try starts from there."""
+        for model in (await self._ask(replica, "GET", "/models"))["data"]:
+            if model.get("parent"):
+                body = {"lora_name": model["id"]}
+                await self._ask(replica, "POST", "/unload_lora_adapter", body)
+        seconds = transport.ANSWER_SECONDS
+        await self._ask(replica, "POST", "/pause?mode=wait", seconds=seconds)
+        call = {"method": "put_in_place", "args": [str(weights.resolve())]}
+        await self._ask(replica, "POST", "/collective_rpc", call, seconds=RELOAD_SECONDS)
+        reset = await self._ask(replica, "POST", "/reset_prefix_cache")
+        if not reset["success"]:
+            raise PolicyUnreachable(
+                f"Expected {replica.url} to empty its prefix cache, found that it is in use. Nobody else may call it while it is trained."
+            )
+        body = {"lora_name": name, "lora_path": str(in_place.nothing)}
+        await self._ask(replica, "POST", "/load_lora_adapter", body)
+        await self._ask(replica, "POST", "/resume")
+
+    async def _served(self, replica: Replica) -> set[str]:
+        answer = await self._ask(replica, "GET", "/models")
+        return {str(model["id"]) for model in answer["data"]}
+
+    async def _served_or_none(self, replica: Replica) -> set[str]:
+        try:
+            return await self._served(replica)
+        except PolicyUnreachable:
+            return set()
+
+    async def _ask(
+        self, replica: Replica, method: str, path: str, body: dict[str, Any] | None = None, seconds: float = 60
+    ) -> Any:  # fmt: skip
+        key = self.in_place.key if self.in_place is not None else ""
+        guarded = key and path.partition("?")[0] in transport.WEIGHTS_PATHS
+        headers = {"x-weights-key": key} if guarded else None
+        return await self.pool.transport.request(
+            replica.url, method, path, body, headers=headers, seconds=seconds
         )
 
 
-async def _told(servers: Servers, one: Server, name: str) -> None:
-    """A run that is resumed may find its last version still there; another adapter under its name is none of ours."""
-    for model in (await servers.ask(one, "GET", "/models"))["data"]:
-        if model["id"] == name:
-            here = str(servers.published[name].resolve())
-            if servers.in_place is None and model.get("root") not in (None, here):
-                raise PolicyRefused(
-                    f"Expected {name!r} to be free at {one.url}, found another adapter loaded already: {model['root']}."
-                )
-            return
-    await servers.load(one, name)
-
-
-async def _on(servers: Servers, one: Server) -> list[str]:
-    try:
-        return [str(model["id"]) for model in (await servers.ask(one, "GET", "/models"))["data"]]
-    except PolicyUnreachable:
-        return []
-
-
-async def _first(servers: Servers, path: str) -> Any:
-    for one in servers.servers[:-1]:
+async def served_models(pool: ReplicaPool) -> list[str]:
+    """Names that the first replica which answers serves, its base model first. Raises PolicyUnreachable where none answers."""
+    for replica in pool.replicas[:-1]:
         try:
-            return await servers.ask(one, "GET", path)
+            return await _names_at(pool, replica)
         except PolicyRefused:
             raise
         except PolicyUnreachable:
             continue
-    return await servers.ask(servers.servers[-1], "GET", path)
+    return await _names_at(pool, pool.replicas[-1])
 
 
-def _of(run: str, name: str) -> bool:
+async def _names_at(pool: ReplicaPool, replica: Replica) -> list[str]:
+    models = await pool.transport.request(replica.url, "GET", "/models")
+    return [str(model["id"]) for model in models["data"]]
+
+
+def _is_of(run: str, name: str) -> bool:
     before, _, number = name.rpartition("-v")
     return before == run and number.isdigit()
 
 
-def _away(error: BaseException) -> bool:
+def _is_unreachable(error: BaseException) -> bool:
     return isinstance(error, PolicyUnreachable) and not isinstance(error, PolicyRefused)

@@ -7,8 +7,8 @@ call n      prompt P            sampled C  ends in the stop token s
 rendered    turn s turn s turn s suffix     all messages by the chat template, up to what is to be answered
 call n+1    P C suffix          suffix: what comes after as many s as P C has
 
-A turn that was sampled may be written otherwise by the template; every other turn has to be what it was. Where one is not (a system prompt that
-changed), where an answer is not what was sampled (an app that edits it), or was cut off, the call is a plain one.
+A turn that was sampled may be rendered otherwise by the template; every other turn has to be what it was. Where one is not (a system prompt
+that changed), where an answer is not what was sampled (an app that edits it), or was cut off, the call is a plain one.
 """
 
 import contextlib
@@ -20,96 +20,103 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
 
-KEPT = 4096
-"""Answers that later calls may go on from."""
+from stateset_agents.policy.completion import Completion
 
-Said = tuple[object, ...]
+MAX_SEQUENCES = 4096
+"""Answers that later calls may extend."""
+
+Content = tuple[object, ...]
+"""The text and the tool calls of an assistant message, however they are written down."""
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class SampledTurn:
     """A turn that was sampled."""
 
-    said: Said
+    content: Content
     place: int
-    """How many assistant messages stood before it."""
+    """Number of assistant messages before it."""
     start: int
-    """How many of the turn's ids stood there before the first that was sampled."""
+    """Number of the turn's ids before the first that was sampled."""
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
-    """An answer, the ids that led to it and that it is, and which turns in them were sampled."""
+class SampledSequence:
+    """An answer with the ids that led to it, and which turns in them were sampled."""
 
     prompt: tuple[int, ...]
     sampled: tuple[int, ...]
-    own: Mapping[int, Own] = field(default_factory=dict)
+    turns: Mapping[int, SampledTurn] = field(default_factory=dict)
     """The turns that were sampled and went back as they were, this answer included, by their number."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PendingCall:
     """What is known of a call before it is answered."""
 
     assistants: int
     """Assistant messages in it."""
-    most: int | None
+    max_tokens: int | None
     """Tokens that its answer may have."""
-    after: Spoken | None = None
-    """The answer that its prompt went on from as ids."""
+    extends: SampledSequence | None = None
+    """The sequence that its prompt extends as ids."""
 
 
-_spoken: OrderedDict[str, Spoken] = OrderedDict()
+_sequences: OrderedDict[str, SampledSequence] = OrderedDict()
 
 
-def asked(payload: dict[str, Any], after: Spoken | None) -> Asked:
+def pending_call(payload: dict[str, Any], extends: SampledSequence | None) -> PendingCall:
     """What `remember` needs of a call."""
-    count = sum(message.get("role") == "assistant" for message in payload["messages"])
-    most = payload.get("max_completion_tokens") or payload.get("max_tokens")
-    return Asked(count, most, after)
+    assistants = sum(message.get("role") == "assistant" for message in payload["messages"])
+    max_tokens = payload.get("max_completion_tokens") or payload.get("max_tokens")
+    return PendingCall(assistants, max_tokens, extends)
 
 
 def remember(
-    response_id: str, message: dict[str, Any], prompt: Sequence[int], sampled: Sequence[int], finish: str,
-    stopped_by: object, call: Asked,
-) -> None:  # fmt: skip
-    """Keep an answer's ids for the call that comes next in its conversation; one that was cut off, or ended by a word, is not gone on
-    from, since its last token ends no turn."""
-    whole = finish in ("stop", "tool_calls") and stopped_by is None
-    if not (prompt and sampled and whole) or (call.most and len(sampled) >= call.most):
+    completion: Completion, message: dict[str, Any], stop_reason: object, call: PendingCall
+) -> None:
+    """Keep an answer's ids for the call that comes next in its conversation. One that was cut off, or ended by a stop word, is not kept,
+    since its last token ends no turn."""
+    prompt, sampled = completion.prompt_ids, completion.sampled_ids
+    ended = completion.finish_reason in ("stop", "tool_calls") and stop_reason is None
+    if not (prompt and sampled and ended) or (call.max_tokens and len(sampled) >= call.max_tokens):
         return
     turns = _turns(list(prompt), sampled[-1])
     start = len(prompt) - sum(map(len, turns))
-    earlier = call.after.own if call.after is not None else {}
-    mine = Own(said_in(message), call.assistants, start)
-    _spoken[response_id] = Spoken(tuple(prompt), tuple(sampled), {**earlier, len(turns): mine})
-    while len(_spoken) > KEPT:
-        _spoken.popitem(last=False)
+    earlier = call.extends.turns if call.extends is not None else {}
+    latest = SampledTurn(content_of(message), call.assistants, start)
+    _sequences[completion.response_id] = SampledSequence(
+        prompt, sampled, {**earlier, len(turns): latest}
+    )
+    while len(_sequences) > MAX_SEQUENCES:
+        _sequences.popitem(last=False)
 
 
-def before(messages: Sequence[BaseMessage], payload: dict[str, Any]) -> Spoken | None:
-    """The answer that the last assistant message is, where it and those before it are ours, unchanged and in their places."""
+def extensible(messages: Sequence[BaseMessage], payload: dict[str, Any]) -> SampledSequence | None:
+    """The sequence that the last assistant message ends, where it and those before it are ours, unchanged and in their places."""
     last = next((m for m in reversed(messages) if isinstance(m, AIMessage)), None)
-    spoken = _spoken.get(str(last.response_metadata.get("id"))) if last is not None else None
-    if spoken is None or messages[-1] is last:
+    sequence = _sequences.get(str(last.response_metadata.get("id"))) if last is not None else None
+    if sequence is None or messages[-1] is last:
         return None
-    sent = [said_in(m) for m in payload["messages"] if m.get("role") == "assistant"]
-    if len(sent) != 1 + max(own.place for own in spoken.own.values()):
+    sent = [content_of(m) for m in payload["messages"] if m.get("role") == "assistant"]
+    if len(sent) != 1 + max(turn.place for turn in sequence.turns.values()):
         return None
-    return spoken if all(sent[own.place] == own.said for own in spoken.own.values()) else None
+    unchanged = all(sent[turn.place] == turn.content for turn in sequence.turns.values())
+    return sequence if unchanged else None
 
 
-def extended(spoken: Spoken, rendered: Sequence[int]) -> list[int] | None:
-    """The next prompt: `spoken` and what `rendered`, the ids of all messages, has after it; None where they do not fit."""
-    known, ids = [*spoken.prompt, *spoken.sampled], list(rendered)
-    was, now = _turns(known, known[-1]), _turns(ids, known[-1])
-    if len(now) < len(was):
+def extend(sequence: SampledSequence, rendered: Sequence[int]) -> list[int] | None:
+    """The next prompt: `sequence`, and what `rendered`, the ids of all messages, has after it; None where they do not fit."""
+    known, ids = [*sequence.prompt, *sequence.sampled], list(rendered)
+    before, after = _turns(known, known[-1]), _turns(ids, known[-1])
+    if len(after) < len(before):
         return None
-    for number, (old, new) in enumerate(zip(was, now, strict=False)):
-        start = spoken.own[number].start if number in spoken.own else max(len(old), len(new))
+    for number, (old, new) in enumerate(zip(before, after, strict=False)):
+        sampled = sequence.turns.get(number)
+        start = sampled.start if sampled is not None else max(len(old), len(new))
         if old[:start] != new[:start]:
             return None
-    end = sum(len(turn) for turn in now[: len(was)])
+    end = sum(len(turn) for turn in after[: len(before)])
     return [*known, *ids[end:]]
 
 
@@ -123,8 +130,8 @@ def _turns(ids: list[int], stop: int) -> list[list[int]]:
     return turns
 
 
-def said_in(message: dict[str, Any]) -> Said:
-    """What an assistant message says, without how it is written down."""
+def content_of(message: dict[str, Any]) -> Content:
+    """What an assistant message says and calls."""
     content = message.get("content") or ""
     if isinstance(content, list):
         content = "".join(part.get("text", "") for part in content if isinstance(part, dict))

@@ -1,9 +1,11 @@
-"""Whole models in place of one another: vLLM holds one at a time, and names adapters alone.
+"""Weights on disk: whether they are whole, which of a run's they are, and a name that their content gives them.
 
-New weights replace the old ones, and an adapter that adds nothing is served under their version's name. So a server that was restarted,
-or holds another version, does not know the name, and what it answers says what it was sampled with.
+vLLM holds one whole model at a time and names adapters alone. So a whole model is put in the place of the one before it, and an adapter
+that adds nothing is served under its version's name: a replica that was restarted, or holds another version, does not know the name, and
+what it answers says what it was sampled with.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from math import prod
@@ -12,23 +14,104 @@ from typing import Any
 
 from stateset_agents.errors import BadInput
 
+SEED_POLICY = Path(__file__).parents[1] / "seed_policy"
+RANK = 8
+"""Of an adapter that adds nothing: the smallest that vLLM has room for."""
+
 
 @dataclass(frozen=True)
 class InPlace:
-    """What a pool needs for it."""
+    """What it takes to put whole models in place of one another."""
 
     nothing: Path
     """An adapter that adds nothing."""
     key: str
-    """What the servers ask for before they let anybody near their weights."""
+    """What the replicas ask for before they let anybody change their weights."""
 
 
-RANK = 8
-"""The smallest that vLLM has room for."""
+def model_path(model: str) -> str:
+    """`seed` is the policy that ships with the package; anything else is a path or a hub name."""
+    return str(SEED_POLICY) if model == "seed" else model
+
+
+def model_folder(model: str) -> Path:
+    """Where a model's files lie; one of the hub's is fetched."""
+    path = Path(model_path(model))
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(path), allow_patterns=["*.safetensors", "*.json"]))
+
+
+def is_whole_model(weights: Path) -> bool:
+    """Whether a folder that training left holds a whole model, and no adapter."""
+    return not (weights / "adapter_config.json").is_file()
+
+
+def find_adapter(policy: Path) -> Path:
+    """The adapter of a run's folder, or an adapter's own folder, or the weights of a run that trained all. Raises BadInput."""
+    for candidate in (policy / "adapter", policy):
+        if any(
+            (candidate / name).is_file() for name in ("adapter_config.json", "model.safetensors")
+        ):
+            return candidate.resolve()
+    several = sorted(path.parent.name for path in policy.glob("adapter/*/adapter_config.json"))
+    if several:
+        raise BadInput(
+            f"Expected one adapter at {str(policy)!r}, found {', '.join(several)}, each for nodes of its own. Name one: "
+            f"{policy / 'adapter' / several[0]}."
+        )
+    raise BadInput(
+        f"Expected a run or a PEFT adapter at {str(policy)!r}, found no adapter_config.json there."
+    )
+
+
+def name_of(weights: Path) -> str:
+    """A name for an adapter, or a whole model, made from its content. Raises BadInput where it is not whole."""
+    check_adapter(weights)
+    digest = hashlib.sha256()
+    for path in sorted(weights.glob("*model*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"policy-{digest.hexdigest()[:12]}"
+
+
+def check_adapter(path: Path) -> None:
+    """Raises BadInput where the folder holds no whole adapter, or whole model: a server may take half of one without an error."""
+    if not path.is_dir():
+        raise BadInput(f"Expected a PEFT adapter at {str(path)!r}, found no such folder.")
+    config = path / "adapter_config.json"
+    if config.is_file():
+        try:
+            json.loads(config.read_text())
+        except ValueError as error:
+            raise BadInput(
+                f"Expected JSON in {str(config)!r}, found {error}. It was not written to its end; publish it again."
+            ) from None
+    weights = [*path.glob("adapter_model.safetensors"), *path.glob("model*.safetensors")]
+    if not weights:
+        raise BadInput(
+            f"Expected weights (adapter_model.safetensors) in {str(path)!r}, found none."
+        )
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        expected = set(json.loads(index.read_text())["weight_map"].values())
+        if missing := sorted(expected - {file.name for file in weights}):
+            raise BadInput(
+                f"Expected {len(expected)} files of weights in {str(path)!r}, found {missing[0]} missing. They were not written to their "
+                "end; publish them again."
+            )
+    for file in weights:
+        if read_header(file) is None:
+            raise BadInput(
+                f"Expected the weights in {str(file)!r} to be whole, found {file.stat().st_size} bytes that are not what their header "
+                "says. They were not written to their end; publish them again."
+            )
 
 
 def read_header(file: Path) -> dict[str, Any] | None:
-    """What a safetensors file says of its tensors (`dtype`, `shape`, `data_offsets` by name); None where it is not whole."""
+    """The header of a safetensors file (`dtype`, `shape`, `data_offsets` of each tensor by name); None where the file is not whole."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -42,7 +125,7 @@ def read_header(file: Path) -> dict[str, Any] | None:
 
 
 def adapter_of_nothing(weights: Path, folder: Path) -> Path:
-    """Make `folder` an adapter that adds zero to one layer of the model at `weights`. Raises BadInput where it has none that is known.
+    """Make `folder` an adapter that adds zero to one layer of the model at `weights`. Raises BadInput where it has no layer that is known.
 
     A layer of attention, where there is one: experts take adapters in a form of their own.
     """
@@ -52,8 +135,8 @@ def adapter_of_nothing(weights: Path, folder: Path) -> Path:
         for file in files
         for name, tensor in (read_header(file) or {}).items()
     }
-    fitting = [one for one in shapes if one.endswith("_proj.weight") and ".experts." not in one]
-    name = min(fitting, key=lambda one: ("attn" not in one, one), default=None)
+    fitting = [n for n in shapes if n.endswith("_proj.weight") and ".experts." not in n]
+    name = min(fitting, key=lambda n: ("attn" not in n, n), default=None)
     if name is None:
         raise BadInput(
             f"Expected layers that an adapter fits on (…_proj) in {str(weights)!r}, found none; train adapters, or give --engine embedded."
@@ -65,14 +148,14 @@ def adapter_of_nothing(weights: Path, folder: Path) -> Path:
     for part, shape in parts.items():
         begin, end = end, end + 4 * prod(shape)
         header[f"base_model.model.{layer}.{part}.weight"] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}  # fmt: skip
-    said = {
+    config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": RANK, "bias": "none",
         "target_modules": [layer.rpartition(".")[2]],
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps(said))
-    told = json.dumps(header).encode()
-    told = told.ljust(-(-len(told) // 8) * 8)
-    data = len(told).to_bytes(8, "little") + told + bytes(end)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    encoded = json.dumps(header).encode()
+    encoded = encoded.ljust(-(-len(encoded) // 8) * 8)
+    data = len(encoded).to_bytes(8, "little") + encoded + bytes(end)
     (folder / "adapter_model.safetensors").write_bytes(data)
     return folder.resolve()

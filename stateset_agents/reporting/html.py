@@ -8,7 +8,7 @@ from typing import Any
 
 from stateset_agents.evaluation import shown
 from stateset_agents.reporting.kpi import Point
-from stateset_agents.reporting.terminal import telling_pair
+from stateset_agents.reporting.pairs import best_pair
 from stateset_agents.rewards.objectives import OBJECTIVES
 from stateset_agents.trace import Trace
 
@@ -37,6 +37,21 @@ def write_report(run: Path) -> Path:
     summary = json.loads((run / "summary.json").read_text())
     newest = max((run / "steps").glob("[0-9]*"))
     log = json.loads((newest / "log.json").read_text())
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{html.escape(run.name)}</title><style>{STYLE}</style><h1>Run {html.escape(run.name)}</h1>"
+        f"<p class=soft>{summary['steps']} steps of {summary['algorithm']}, groups of {summary['group_size']}; every figure "
+        f"below is measured by this run.</p><div class=tiles>{_tiles(summary)}</div>{_warning(log)}"
+        f"<div class=charts>{_charts(summary, log)}</div>{_changes(summary)}<h2>By intent</h2><table><tr><th>intent<th>before"
+        f"<th>after<th>change</tr>{_intents(summary)}</table>{_conversations(run)}<h2>What it took</h2>"
+        f"<table>{_facts(summary)}</table></html>"
+    )
+    path = run / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _tiles(summary: dict[str, Any]) -> str:
     name = summary["measured_by"]
     tiles = [
         (f"{name} before", f"{summary['success_before']:.3f}", _range(summary["ci95_before"])),
@@ -45,13 +60,20 @@ def write_report(run: Path) -> Path:
         ("greedy", f"{summary['greedy_before']:.2f} &rarr; {summary['greedy_after']:.2f}", "temperature 0"),
         ("time", f"{summary['seconds_total'] / 60:.1f} min", f"torch threads: {summary['torch_threads']}"),
     ]  # fmt: skip
-    steps = [line["step"] for line in log]
+    return "".join(
+        f"<div class=tile>{label}<b>{value}</b><span class=soft>{note}</span></div>"
+        for label, value, note in tiles
+    )
+
+
+def _charts(summary: dict[str, Any], log: Sequence[dict[str, Any]]) -> str:
+    name, steps = summary["measured_by"], [line["step"] for line in log]
 
     def curve(title: str, *keys: tuple[str, str], percent: bool = False) -> str:
         series = [(label, [line[key] for line in log]) for key, label in keys]
         return chart(title, steps, series, percent=percent)
 
-    charts = "".join(
+    return "".join(
         [
             curve(f"{name} in training", ("success", "episodes that succeeded"), percent=True)
             if name == "success"
@@ -60,7 +82,7 @@ def write_report(run: Path) -> Path:
             curve("broken rules", ("violations", "episodes"), percent=True),
             *_limits(steps, log, summary.get("limits") or {}),
             _many("objectives, as parts of the reward", steps, log, "parts"),
-            _many("held-out scenarios on the way", steps, log, "held_out", percent=True),
+            _many("held-out scenarios during training", steps, log, "held_out", percent=True),
             _many("mean reward by node", steps, log, "nodes", "reward"),
             _many("mean |advantage| by node", steps, log, "nodes", "advantage"),
             curve("episodes without advantage", ("zero_advantage", "share"), ("flat_groups", "groups"), percent=True),
@@ -71,15 +93,42 @@ def write_report(run: Path) -> Path:
             curve("seconds a step", ("seconds_rollout", "roll-out"), ("seconds_train", "training")),
         ]
     )  # fmt: skip
-    changes = "".join(f"<li>{html.escape(told)}</li>" for told in summary.get("changes", []))
-    changed = f"<h2>What was changed on the way</h2><ul>{changes}</ul>" if changes else ""
-    alarms = [f"step {line['step']}: {line['alarm']}" for line in log if line.get("alarm")]
-    warned = (
-        f"<p class=no>The reward and what the shop verified parted in {len(alarms)} steps, last in "
+
+
+def _warning(log: Sequence[dict[str, Any]]) -> str:
+    alarms = [f"step {line['step']}: {line['alarm']}" for line in log if line["alarm"]]
+    if not alarms:
+        return ""
+    return (
+        f"<p class=no>The reward and what the shop verified diverged in {len(alarms)} steps, last in "
         f"{html.escape(alarms[-1])}.</p>"
-        if alarms
-        else ""
     )
+
+
+def _changes(summary: dict[str, Any]) -> str:
+    changes = "".join(f"<li>{html.escape(change)}</li>" for change in summary["changes"])
+    return f"<h2>Settings that changed during training</h2><ul>{changes}</ul>" if changes else ""
+
+
+def _intents(summary: dict[str, Any]) -> str:
+    return "".join(
+        f"<tr><td>{html.escape(intent)}</td><td>{pair['before']:.2f}</td><td>{pair['after']:.2f}</td>"
+        f"<td>{pair['after'] - pair['before']:+.2f}</td></tr>"
+        for intent, pair in summary["success_by_intent"].items()
+    )
+
+
+def _conversations(run: Path) -> str:
+    pair = best_pair(run)
+    if pair is None:
+        return ""
+    cards = "".join(
+        talk(title, trace) for title, trace in zip(("before", "after"), pair, strict=True)
+    )
+    return f"<h2>The same customer, before and after</h2><div class=pair>{cards}</div>"
+
+
+def _facts(summary: dict[str, Any]) -> str:
     shared = summary["positions_in_rows"] / max(1, summary["positions_forwarded"])
     facts = [
         ("episodes trained on", f"{summary['episodes_trained']:,}"),
@@ -92,37 +141,7 @@ def write_report(run: Path) -> Path:
         ("held-out episodes that broke a rule", f"{summary['violations_before']} &rarr; {summary['violations_after']}"),
         ("seed", str(summary["seed"])),
     ]  # fmt: skip
-    intents = "".join(
-        f"<tr><td>{html.escape(intent)}</td><td>{pair['before']:.2f}</td><td>{pair['after']:.2f}</td>"
-        f"<td>{pair['after'] - pair['before']:+.2f}</td></tr>"
-        for intent, pair in summary["success_by_intent"].items()
-    )
-    pair = telling_pair(run)
-    talks = (
-        ""
-        if pair is None
-        else "<h2>The same customer, before and after</h2><div class=pair>"
-        + "".join(
-            talk(title, trace) for title, trace in zip(("before", "after"), pair, strict=True)
-        )
-        + "</div>"
-    )
-    rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in facts)
-    page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{html.escape(run.name)}</title><style>{STYLE}</style><h1>Run {html.escape(run.name)}</h1>"
-        f"<p class=soft>{summary['steps']} steps of {summary.get('algorithm', 'GRPO')}, groups of {summary['group_size']}; every figure "
-        f"below is measured by this run.</p><div class=tiles>"
-        + "".join(
-            f"<div class=tile>{label}<b>{value}</b><span class=soft>{note}</span></div>"
-            for label, value, note in tiles
-        )
-        + f"</div>{warned}<div class=charts>{charts}</div>{changed}<h2>By intent</h2><table><tr><th>intent<th>before<th>after"
-        f"<th>change</tr>{intents}</table>{talks}<h2>What it took</h2><table>{rows}</table></html>"
-    )
-    path = run / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in facts)
 
 
 def _limits(
@@ -261,12 +280,12 @@ def scatter(points: Sequence[Point], across: str, up: str) -> str:
         colour = "var(--soft)" if p.dominated else "var(--one)"
         right = x > left + 0.6 * wide  # beside the point, clear of its interval and of the front
         anchor, aside, below = ("end", -8, 18) if right else ("start", 8, -8)
-        told = html.escape(p.name.removeprefix("objectives:"))
+        label = html.escape(p.name.removeprefix("objectives:"))
         marks += (
             f"<line x1={x0:.1f} x2={x1:.1f} y1={y:.1f} y2={y:.1f} stroke='{colour}'/>"
             f"<line x1={x:.1f} x2={x:.1f} y1={y0:.1f} y2={y1:.1f} stroke='{colour}'/>"
             f"<circle cx={x:.1f} cy={y:.1f} r=5 fill='{colour}'/>"
-            f"<text x={x + aside:.1f} y={y + below:.1f} text-anchor={anchor} font-size=12 fill='var(--ink)'>{told}</text>"
+            f"<text x={x + aside:.1f} y={y + below:.1f} text-anchor={anchor} font-size=12 fill='var(--ink)'>{label}</text>"
         )
     labels = "".join(
         f"<text x={place(v, low[1])[0]:.1f} y={top + tall + 18} text-anchor=middle font-size=11 fill='var(--soft)'>{v:.3g}</text>"
@@ -296,8 +315,8 @@ def talk(title: str, trace: Trace) -> str:
             parts.append(f"<p><span class=who>{who.get(message['role'], '')}</span>{content}</p>")
         for call in message.get("tool_calls") or []:
             function: dict[str, Any] = call["function"]
-            said = html.escape(f"{function['name']} {function['arguments']}")
-            parts.append(f"<p class=call>{said}</p>")
+            call_text = html.escape(f"{function['name']} {function['arguments']}")
+            parts.append(f"<p class=call>{call_text}</p>")
     goal = trace.goal_score
     if goal is not None:
         kind = "yes" if goal.success else "no"

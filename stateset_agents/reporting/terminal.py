@@ -20,14 +20,30 @@ from rich.table import Table
 from rich.text import Text
 
 from stateset_agents.evaluation import Measurement, shown
+from stateset_agents.reporting.events import (
+    CollectionStarted,
+    EpisodeEnded,
+    Event,
+    JobEnded,
+    JobStarted,
+    MeasurementEnded,
+    MeasurementStarted,
+    ServerSaid,
+    StepEnded,
+    TrainingStarted,
+    WarmStarted,
+)
+from stateset_agents.reporting.pairs import best_pair
 from stateset_agents.trace import Trace
-from stateset_agents.traces.store import TraceStore
+from stateset_agents.trainers.imitation_log import ImitationLog
+from stateset_agents.trainers.step_log import StepLog
 
 PHASES = {
     "before": "measuring the policy as it is",
     "greedy_before": "measuring it greedily",
     "after": "measuring what was trained",
     "greedy_after": "measuring that greedily",
+    "evaluate": "measuring the policy",
 }
 
 
@@ -61,31 +77,30 @@ class TrainingView:
     ) -> None:
         self.progress.stop()
 
-    def __call__(self, event: str, values: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         match event:
-            case "start":
+            case JobStarted(training, held_out, run):
                 self.console.print(
-                    f"[bold]{values['training']}[/] training and [bold]{values['held_out']}[/] "
-                    f"held-out scenarios; results in {values['run']}"
+                    f"[bold]{training}[/] training and [bold]{held_out}[/] held-out scenarios; results in",
+                    Text(str(run)),
                 )
-            case "engine":
-                self.console.print(f"[dim]{values['told']}[/]")
-            case "measure":
-                self._next(PHASES[values["phase"]], values["episodes"])
-            case "collect":
-                self._next("playing episodes", values["episodes"])
-            case "warm":
-                self._next(f"imitating {values['traces']} traces", 1)
-            case "tick":
-                if self.task is not None:
-                    self.progress.advance(self.task)
-            case "measured":
-                self.console.print(_measured(PHASES[values["phase"]], values["result"]))
-            case "train":
-                self._next("training", values["steps"])
-            case "step":
-                self._step(values)
-            case "end" if self.task is not None:
+            case ServerSaid(message):
+                self.console.print(Text(message, style="dim"))
+            case MeasurementStarted(phase, episodes):
+                self._next(PHASES[phase], episodes)
+            case CollectionStarted(episodes):
+                self._next("playing episodes", episodes)
+            case WarmStarted(traces):
+                self._next(f"imitating {traces} traces", 1)
+            case EpisodeEnded() if self.task is not None:
+                self.progress.advance(self.task)
+            case MeasurementEnded(phase, result):
+                self.console.print(_measured(PHASES[phase], result))
+            case TrainingStarted(steps):
+                self._next("training", steps)
+            case StepEnded(log):
+                self._step(log)
+            case JobEnded() if self.task is not None:
                 self.progress.remove_task(self.task)
                 self.task = None
 
@@ -94,16 +109,16 @@ class TrainingView:
             self.progress.remove_task(self.task)
         self.task = self.progress.add_task(name, total=total, note="")
 
-    def _step(self, line: dict[str, Any]) -> None:
+    def _step(self, log: StepLog) -> None:
         assert self.task is not None
-        speed = line["tokens_sampled"] / line["seconds_rollout"]
-        reward = "-" if line["reward"] is None else f"{line['reward']:.2f}"
-        note = f"reward {reward}  success {line['success']:.0%}  kl {line['kl']:.3f}  {speed:.0f} tok/s"
-        self.progress.update(self.task, completed=line["step"], note=note)
+        speed = log.tokens_sampled / log.seconds_rollout
+        reward = "-" if log.reward is None else f"{log.reward:.2f}"
+        note = f"reward {reward}  success {log.success:.0%}  kl {log.kl:.3f}  {speed:.0f} tok/s"
+        self.progress.update(self.task, completed=log.step, note=note)
         if not self.console.is_terminal:
-            self.console.print(f"step {line['step']}: {note}  {line['seconds']:.1f} s")
-        if line.get("alarm"):
-            self.console.print(f"[bold red]step {line['step']}: {line['alarm']}[/]")
+            self.console.print(f"step {log.step}: {note}  {log.seconds or 0.0:.1f} s")
+        if log.alarm:
+            self.console.print(Text(f"step {log.step}: {log.alarm}", style="bold red"))
 
     def measurement(self, result: Measurement, run: Path) -> None:
         self.console.print(_measured("measured", result))
@@ -142,22 +157,20 @@ class TrainingView:
                 f"[bold]gain {summary['gain']:+.3f}[/] (paired 95 % interval "
                 f"{shown(summary['gain_ci95'], '+.3f')}) in {summary['seconds_total'] / 60:.1f} minutes"
             )
-        pair = telling_pair(run)
+        pair = best_pair(run)
         if pair is not None:
-            console.print(
-                Columns(
-                    [
-                        Panel(
-                            _transcript(trace), title=title, width=max(40, console.width // 2 - 1)
-                        )
-                        for title, trace in zip(("before", "after"), pair, strict=True)
-                    ]
-                )
-            )
+            width = max(40, console.width // 2 - 1)
+            titled = zip(("before", "after"), pair, strict=True)
+            panels = [
+                Panel(_transcript(trace), title=title, width=width) for title, trace in titled
+            ]
+            console.print(Columns(panels))
         console.print(
-            f"report     {run / 'report.html'}\nsummary    {run / 'summary.json'}\n"
-            f"adapter    {run / 'adapter'}\ntraces     stateset-agents traces list {run}\n"
-            f"talk to it stateset-agents chat --policy {run}"
+            Text(
+                f"report     {run / 'report.html'}\nsummary    {run / 'summary.json'}\n"
+                f"adapter    {run / 'adapter'}\ntraces     stateset-agents traces list {run}\n"
+                f"talk to it stateset-agents chat --policy {run}"
+            )
         )
 
 
@@ -169,25 +182,6 @@ def _measured(name: str, result: Measurement) -> str:
         f"reward {reward}, {result.turns:.1f} turns, {result.violations} broke a rule, "
         f"{result.failed} failed, {result.truncated} truncated"
     )
-
-
-def telling_pair(run: Path) -> tuple[Trace, Trace] | None:
-    """One scenario before and after: a failure that became a success where there is one."""
-    with TraceStore(run / "traces.db", create=False) as store:
-        after = {t.scenario.id: t for t in store.traces(phase="after") if t.scenario}
-        pairs = [
-            (trace, after[trace.scenario.id])
-            for trace in store.traces(phase="before")
-            if trace.scenario and trace.scenario.id in after
-        ]
-
-    def won(pair: tuple[Trace, Trace]) -> int:
-        one, two = (trace.goal_score for trace in pair)
-        if one is None or two is None:
-            return 0
-        return int(two.success) - int(one.success) + int(bool(pair[1].changes))
-
-    return max(pairs, key=won, default=None)
 
 
 def _transcript(trace: Trace) -> Text:
@@ -213,20 +207,42 @@ def _transcript(trace: Trace) -> Text:
 def show_trace(trace: Trace) -> None:
     """One trace in full."""
     console = Console(highlight=False)
-    about = trace.scenario.id if trace.scenario else "no scenario"
-    console.print(f"[bold]{trace.id}[/] {about}, {trace.status}, {trace.exactness}")
+    scenario = trace.scenario.id if trace.scenario else "no scenario"
+    console.print(
+        Text(trace.id, style="bold"),
+        f"{scenario}, {trace.status}, {trace.exactness}",
+        markup=False,
+        emoji=False,
+    )
     if trace.error:
-        console.print(trace.error)
+        console.print(Text(trace.error))
     console.print(_transcript(trace))
     for call in trace.model_calls:
         console.print(
             f"  {call.node} {call.version}: {len(call.prompt_ids)} prompt ids, "
-            f"{len(call.sampled_ids)} sampled, {call.finish_reason}, {call.seconds * 1000:.0f} ms"
+            f"{len(call.sampled_ids)} sampled, {call.finish_reason}, {call.seconds * 1000:.0f} ms",
+            markup=False,
+            emoji=False,
         )
     for change in trace.changes:
-        console.print(f"  changed {change.table} {change.key} {change.column} = {change.value}")
+        console.print(
+            Text(f"  changed {change.table} {change.key} {change.column} = {change.value}")
+        )
     for rule in trace.violations:
-        console.print(f"  [red]broke {rule}[/]")
+        console.print(Text(f"  broke {rule}", style="red"))
+
+
+def print_offline_step(line: StepLog | ImitationLog) -> None:
+    """A line for a step of learning from a store."""
+    if isinstance(line, ImitationLog):
+        print(f"{line.method} step {line.step}: loss {line.loss:.4f}", flush=True)
+        return
+    reward = "-" if line.reward is None else f"{line.reward:.3f}"
+    print(
+        f"step {line.step}: {line.episodes} traces, reward {reward}, {line.tokens_trained} tokens trained, "
+        f"importance ratio {line.ratio:.3f}, effective sample size {line.ess:.0%}",
+        flush=True,
+    )
 
 
 def trace_table(rows: list[dict[str, object]], total: int) -> None:
@@ -248,8 +264,8 @@ def trace_table(rows: list[dict[str, object]], total: int) -> None:
     for row in rows:
         reward, success = row["reward"], row["success"]
         table.add_row(
-            str(row["id"])[:12], str(row["phase"]), str(row["step"]), str(row["intent"] or ""),
-            str(row["status"]), str(row["exactness"]), str(row["version"]),
+            str(row["id"])[:12], str(row["phase"]), str(row["step"]), Text(str(row["intent"] or "")),
+            str(row["status"]), str(row["exactness"]), Text(str(row["version"])),
             "-" if success is None else "yes" if success else "no",
             f"{reward:.2f}" if isinstance(reward, float) else "-",
         )  # fmt: skip

@@ -10,7 +10,7 @@ from langgraph.errors import GraphRecursionError
 from langgraph.types import Command
 
 from stateset_agents.errors import ContextFull
-from stateset_agents.policy.chat_model import Sampled
+from stateset_agents.policy.completion import Completion
 from stateset_agents.trace import ModelCall, Status, ToolCall, Trace
 
 
@@ -57,7 +57,7 @@ def _asked_fields(asked: Asked, seconds: float, texts: bool) -> dict[str, Any]:
 
 
 def answered(
-    asked: Asked, message: BaseMessage, response_id: str, tokens: Sampled | None, seconds: float,
+    asked: Asked, message: BaseMessage, response_id: str, tokens: Completion | None, seconds: float,
     texts: bool,
 ) -> ModelCall:  # fmt: skip
     fields = _asked_fields(asked, seconds, texts)

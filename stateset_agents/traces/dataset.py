@@ -16,10 +16,10 @@ from stateset_agents.trace import ModelCall, Trace
 
 Method = Literal["auto", "rl", "sft", "dpo"]
 LEARNED_FROM = "phase IN ('', 'train')"
-"""What a store holds that is no measurement: recorded runs, and what training and `collect` played."""
+"""Which of a store's traces are no evaluations: recorded runs, and what training and `collect` played."""
 
 
-class Usable:
+class OfflineDataset:
     """What a store holds that can be trained on."""
 
     def __init__(self, every: Sequence[Trace]) -> None:
@@ -27,67 +27,65 @@ class Usable:
         self.ended = [
             trace
             for trace in every
-            if trace.status in ("completed", "truncated") and trace.calls and not measures(trace)
+            if trace.status in ("completed", "truncated")
+            and trace.calls
+            and not is_measurement(trace)
         ]
         self.exact = [trace for trace in self.ended if trace.exactness == "exact"]
-        self.plain = [t for t in self.exact if not any(_bent(call) for call in t.calls)]
+        self.plain = [
+            t for t in self.exact if not any(modifies_distribution(call) for call in t.calls)
+        ]
 
-    def method(self, asked: Method) -> tuple[Literal["rl", "sft", "dpo"], str]:
+    def method(self, requested: Method) -> tuple[Literal["rl", "sft", "dpo"], str]:
         """How to learn from it, and why so. Raises BadInput where there is nothing."""
-        if asked != "auto":
-            return asked, "asked for"
+        if requested != "auto":
+            return requested, "as requested"
         if self.exact:
             return "rl", f"{len(self.exact)} of {len(self.ended)} traces are exact"
         if not self.ended:
             raise BadInput(
-                f"--from-traces: expected traces that ended and measure nothing, found none among {len(self.every)}."
+                f"--from-traces: expected finished traces that are not evaluations, found none among {len(self.every)}."
             )
-        asked_twice = len({_request(t) for t in self.ended}) < len(self.ended)
-        told = f"none of {len(self.ended)} traces has token ids and log-probabilities, without which there is no importance weight: "
-        if asked_twice:
+        answered_twice = len({trace.request for trace in self.ended}) < len(self.ended)
+        reason = f"none of {len(self.ended)} traces has token ids and log-probabilities, without which there is no importance weight: "
+        if answered_twice:
             return (
                 "dpo",
-                told + "what answers a request better is preferred to what answers it worse",
+                reason + "what answers a request better is preferred to what answers it worse",
             )
-        return "sft", told + "no request was answered twice, so the better ones are imitated"
+        return "sft", reason + "no request was answered twice, so the better ones are imitated"
 
     def groups(self) -> list[list[Trace]]:
         """Exact traces that answer the same request. Raises BadInput where there are none."""
         grouped: dict[tuple[str, ...], list[Trace]] = defaultdict(list)
         for trace in self.plain:
-            grouped[_asked(trace)].append(trace)
+            grouped[_start_of(trace)].append(trace)
         groups = [group for group in grouped.values() if len(group) > 1]
         if not groups:
             raise BadInput(
                 f"--from-traces: expected exact traces that answer the same request more than once, found {len(self.every)} "
-                f"traces, {len(self.ended)} that ended and measure nothing, {len(self.exact)} of them exact, {len(self.plain)} "
-                "sampled without top_p and its like, 0 groups of the same request."
+                f"traces, {len(self.ended)} of them finished and not evaluations, {len(self.exact)} of those exact, {len(self.plain)} "
+                "sampled without top_p or top_k, 0 groups of the same request."
             )
         return groups
 
     def temperature(self) -> float:
         """The one at which all were sampled. Raises BadInput where there are several."""
-        hot = sorted({call.temperature for t in self.plain for call in t.calls}, key=str)
-        if len(hot) != 1 or not hot[0]:
+        temperatures = sorted({c.temperature for t in self.plain for c in t.calls}, key=str)
+        if len(temperatures) != 1 or not temperatures[0]:
             raise BadInput(
                 "--from-traces: expected one temperature above 0, named in every request, found "
-                f"{', '.join('none named' if one is None else str(one) for one in hot)}."
+                f"{', '.join('none named' if t is None else str(t) for t in temperatures)}."
             )
-        return float(hot[0])
+        return float(temperatures[0])
 
 
-def _request(trace: Trace) -> str:
-    """What was asked, in words."""
-    asked = next((m.get("content") for m in trace.messages if m.get("role") == "user"), "")
-    return trace.scenario.id if trace.scenario else str(asked)
-
-
-def measures(trace: Trace) -> bool:
+def is_measurement(trace: Trace) -> bool:
     """Whether it was played to measure a policy: what is measured on is never learned from."""
     return trace.scenario is not None and trace.scenario.split not in ("train", "user")
 
 
-def _asked(trace: Trace) -> tuple[str, ...]:
+def _start_of(trace: Trace) -> tuple[str, ...]:
     """What makes traces comparable: they began with the very same tokens, at the same node, in the same scenario."""
     first = trace.calls[0]
     prompt = hashlib.sha256(array("i", first.prompt_ids)).hexdigest()
@@ -100,7 +98,7 @@ _NEUTRAL = {
 }  # fmt: skip
 
 
-def _bent(call: ModelCall) -> bool:
+def modifies_distribution(call: ModelCall) -> bool:
     """Whether a call was sampled from another distribution than softmax(logits / temperature), which a trainer computes."""
     for name, value in call.sampling.items():
         neutral = _NEUTRAL.get(name, ())

@@ -23,11 +23,11 @@ from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 from langgraph.errors import GraphBubbleUp
 
 from stateset_agents.errors import BadInput
-from stateset_agents.policy.chat_model import fetch
+from stateset_agents.policy.completion import fetch
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.traces.conversion import Asked, answered, finished, unanswered, used
 from stateset_agents.traces.redaction import Redacted, Redactor
-from stateset_agents.traces.sink import Keeper
+from stateset_agents.traces.sink import TraceSink
 from stateset_agents.traces.store import TraceStore
 
 Graph = TypeVar("Graph")
@@ -77,8 +77,8 @@ class Recorder(GraphCallbackHandler):
 
     run_inline = True  # in the event loop: a hop to a thread costs ten times the work
 
-    def __init__(self, keeper: Keeper, *, texts: bool = True) -> None:
-        self._keeper = keeper
+    def __init__(self, sink: TraceSink, *, texts: bool = True) -> None:
+        self._sink = sink
         self._texts = texts
         self._in_order = threading.Lock()
         # Keyed by the ids' integers: a UUID is hashed in Python, ten times a call.
@@ -129,7 +129,7 @@ class Recorder(GraphCallbackHandler):
             error, GraphBubbleUp
         )  # an interrupt or a command to the graph above: no error
         if place.opens and place.attempt is not None and not bubbles and place.attempt.calls:
-            self._keeper.discard(place.run.trace.id, tuple(place.attempt.calls))
+            self._sink.discard(place.run.trace.id, tuple(place.attempt.calls))
         if place.run.root == run_id.int:
             self._end(place.run, None, None if bubbles else error)
 
@@ -255,7 +255,7 @@ class Recorder(GraphCallbackHandler):
         if isinstance(error, GraphBubbleUp):
             return  # it asks somebody, and runs again when it is answered
         make = partial(used, name, call, inputs, _copied(output), error)
-        self._keeper.add_tool(place.run.trace.id, make)
+        self._sink.add_tool(place.run.trace.id, make)
         self._ended(run_id, place, output, error)
 
     # Runs.
@@ -277,7 +277,7 @@ class Recorder(GraphCallbackHandler):
             graph=name,
             started=time.time(),
         )
-        self._keeper.begin(trace)
+        self._sink.begin(trace)
         return _Run(trace, root.int, time.perf_counter())
 
     def _ended(self, run_id: UUID, place: _Place, output: Any, error: BaseException | None) -> None:
@@ -299,13 +299,13 @@ class Recorder(GraphCallbackHandler):
                 self._add_call(place, told)
         trace = run.trace.model_copy(update={"customer": run.customer or run.trace.customer})
         make = partial(finished, trace, run.input, _copied(output), error, run.waiting, seconds)
-        self._keeper.end(run.trace.id, make)
+        self._sink.end(run.trace.id, make)
 
     def _add_call(self, place: _Place, make: Callable[[], ModelCall]) -> None:
         with self._in_order:  # nodes of a sync graph run in threads: numbers are those of the store
             number = place.run.calls
             place.run.calls += 1
-            self._keeper.add_call(place.run.trace.id, number, make)
+            self._sink.add_call(place.run.trace.id, number, make)
         above = place.attempt
         while above is not None:
             above.calls.append(number)
@@ -319,7 +319,7 @@ def _copied(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
-def record(graph: Graph, keeper: Keeper, *, redact: Redactor | bool = True) -> Graph:
+def record(graph: Graph, sink: TraceSink, *, redact: Redactor | bool = True) -> Graph:
     """The same graph; what its runs do is kept in a TraceStore. Raises BadInput for what is no LangGraph graph.
 
     Whose conversation it is, so that it can be forgotten, is read from `customer` or `user_id` in the metadata of a
@@ -329,8 +329,8 @@ def record(graph: Graph, keeper: Keeper, *, redact: Redactor | bool = True) -> G
     if configured is None:
         raise BadInput(f"Expected a compiled LangGraph graph, found {type(graph).__name__}.")
     if redact is not False:
-        keeper = Redacted(keeper, Redactor() if redact is True else redact)
-    made: Graph = configured(callbacks=[Recorder(keeper)])
+        sink = Redacted(sink, Redactor() if redact is True else redact)
+    made: Graph = configured(callbacks=[Recorder(sink)])
     return made
 
 

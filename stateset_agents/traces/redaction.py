@@ -21,7 +21,7 @@ import stdnum.luhn
 
 from stateset_agents.errors import BadInput
 from stateset_agents.trace import ModelCall, ToolCall, Trace
-from stateset_agents.traces.sink import Keeper
+from stateset_agents.traces.sink import TraceSink
 
 LONG = 10_000_000
 """A number from which on it may be a phone's or a card's."""
@@ -159,28 +159,28 @@ class Redactor:
 
 
 class Redacted:
-    """A keeper that hears everything without personal data."""
+    """A sink that hears everything without personal data."""
 
-    def __init__(self, keeper: Keeper, redactor: Redactor) -> None:
-        self._keeper, self._redactor = keeper, redactor
+    def __init__(self, sink: TraceSink, redactor: Redactor) -> None:
+        self._sink, self._redactor = sink, redactor
 
     def begin(self, trace: Trace) -> object:
         thread = self._redactor.thread(trace.thread)
         if thread != trace.thread:
             trace = trace.model_copy(update={"thread": thread})
-        return self._keeper.begin(trace)
+        return self._sink.begin(trace)
 
     def add_call(self, run: str, number: int, make: Callable[[], ModelCall]) -> object:
-        return self._keeper.add_call(run, number, partial(self._call, make))
+        return self._sink.add_call(run, number, partial(self._call, make))
 
     def add_tool(self, run: str, make: Callable[[], ToolCall]) -> object:
-        return self._keeper.add_tool(run, partial(self._tool, make))
+        return self._sink.add_tool(run, partial(self._tool, make))
 
     def discard(self, run: str, numbers: Sequence[int]) -> object:
-        return self._keeper.discard(run, numbers)
+        return self._sink.discard(run, numbers)
 
     def end(self, run: str, make: Callable[[], Trace]) -> object:
-        return self._keeper.end(run, partial(self._trace, make))
+        return self._sink.end(run, partial(self._trace, make))
 
     def _call(self, make: Callable[[], ModelCall]) -> ModelCall:
         return self._redactor.call(make())

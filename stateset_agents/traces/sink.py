@@ -1,4 +1,4 @@
-"""Where a recorder leaves what it hears."""
+"""Where a recorder leaves what it records."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -6,8 +6,8 @@ from typing import Protocol
 from stateset_agents.trace import ModelCall, ToolCall, Trace
 
 
-class Keeper(Protocol):
-    """A TraceStore is one. What is `make` is made later, by whoever keeps it."""
+class TraceSink(Protocol):
+    """A TraceStore is one. What `make` gives is made later, by whoever stores it."""
 
     def begin(self, trace: Trace) -> object: ...
 
@@ -21,8 +21,8 @@ class Keeper(Protocol):
     def end(self, run: str, make: Callable[[], Trace]) -> object: ...
 
 
-class Episode:
-    """A keeper in memory, of the calls alone: for roll-outs, which know the rest."""
+class CallBuffer:
+    """A sink in memory, of the calls alone: for roll-outs, which know the rest."""
 
     def __init__(self) -> None:
         self._calls: dict[tuple[str, int], ModelCall] = {}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from stateset_agents.jobs.config import load_config
-from stateset_agents.jobs.policy_server import SEED_POLICY
+from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.traces.lineage import problems
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.model import load_model

@@ -15,8 +15,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 from transformers import AutoTokenizer
 
 from stateset_agents.errors import NotExact
-from stateset_agents.jobs.policy_server import SEED_POLICY
 from stateset_agents.policy.chat_model import connect
+from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.traces.recorder import record
 from stateset_agents.traces.store import TraceStore

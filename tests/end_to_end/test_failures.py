@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from stateset_agents.jobs.policy_server import SEED_POLICY
+from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.server.supervisor import free_port
 from stateset_agents.trace import Trace
 from stateset_agents.traces.store import TraceStore
@@ -73,10 +73,10 @@ def begun(options: list[str], out: Path, environment: dict[str, str]) -> "subpro
 
 def test_a_run_goes_on_when_its_engine_is_killed(tmp_path: Path) -> None:
     process = begun(["--steps", "4"], tmp_path, {})
-    keeper = subprocess.run(
+    guard = subprocess.run(
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
     ).stdout.split()[0]
-    engine = subprocess.run(["pgrep", "-P", keeper], capture_output=True, text=True, check=True)
+    engine = subprocess.run(["pgrep", "-P", guard], capture_output=True, text=True, check=True)
     os.kill(int(engine.stdout.split()[0]), signal.SIGKILL)
     told, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
@@ -93,7 +93,7 @@ def test_a_server_that_is_gone_ends_the_run_with_a_line_and_it_can_be_resumed(
     ]  # fmt: skip
     server = subprocess.Popen(served, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     command = [sys.executable, "-m", "stateset_agents", "train"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "STATESET_AWAY_SECONDS": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "STATESET_RETRY_SECONDS": "1"}
     listening(port)
     try:
         url = f"http://127.0.0.1:{port}/v1"

@@ -56,7 +56,7 @@ def test_every_variable_shows_in_what_the_run_leaves(tmp_path: Path) -> None:
     assert (config.precision, config.gradient_checkpointing) == ("bf16", True)
     assert (config.groups, config.group_size, config.episodes_per_batch) == (2, 4, 4)
     assert (run / "steps" / "000002").is_dir()
-    assert [n for n, line in enumerate(lines, 1) if "held_out" in line] == [2, 4]
+    assert [n for n, line in enumerate(lines, 1) if line["held_out"]] == [2, 4]
     offline = list((out / "wandb").glob("offline-run-*"))
     assert offline
     assert any(

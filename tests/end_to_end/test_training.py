@@ -21,7 +21,7 @@ from stateset_agents.errors import BadInput, RunBroken
 from stateset_agents.evaluation import paired_gain, wilson
 from stateset_agents.jobs import config as job_config
 from stateset_agents.jobs import offline
-from stateset_agents.jobs.policy_server import SEED_POLICY
+from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.traces.lineage import problems
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trajectory import trajectory
@@ -161,7 +161,7 @@ def test_a_killed_run_skips_and_repeats_no_scenario(run: Path, tmp_path: Path) -
 async def learn_from(store: Path, folder: Path, **options: Any) -> dict[str, Any]:
     folder.mkdir()
     config = job_config.check_config({"groups": 2, "from_traces": str(store), "log": (), **options})
-    return await offline.recorded_job(config, folder, lambda line: None)
+    return await offline.offline_job(config, folder, lambda line: None)
 
 
 async def test_a_store_alone_trains_and_says_what_it_learned_from(
@@ -297,7 +297,7 @@ async def test_an_auto_trainer_ends_on_a_plateau(tmp_path: Path) -> None:
         )
         await trainer.train(agent, env, Noise())
     assert 5 <= len(trainer.history) < 20
-    assert "ended on a plateau: the last 2 steps gained" in trainer.history[-1]["changes"][-1]
+    assert "ended on a plateau: the last 2 steps gained" in trainer.history[-1].changes[-1]
 
 
 def test_what_was_stored_of_a_step_that_was_not_committed_is_played_again(

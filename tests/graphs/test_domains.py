@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from stateset_agents.graphs.domains import DOMAINS
-from stateset_agents.graphs.rollout import converse
+from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Act, Scenario
 from stateset_agents.tools.scenarios.generator import ALL_INTENTS, scenarios
@@ -23,7 +23,7 @@ def some(intent: str, count: int) -> list[Scenario]:
 @pytest.mark.parametrize("intent", ALL_INTENTS)
 async def test_the_oracle_scores_one_with_the_agent_whose_business_it_is(intent: str) -> None:
     for scenario in some(intent, 6):
-        trace = await converse(scenario, Oracle(plan=scenario.plan), Sampling())
+        trace = await play_episode(scenario, Oracle(plan=scenario.plan), Sampling())
         assert trace.graph == scenario.graph
         assert trace.goal_score is not None
         assert trace.goal_score.success, (scenario.id, trace.goal_score, trace.messages)
@@ -33,7 +33,7 @@ async def test_the_oracle_scores_one_with_the_agent_whose_business_it_is(intent:
 async def test_the_orchestrator_passes_every_intent_on(intent: str) -> None:
     (scenario,) = some(intent, 1)
     plan = (Act(tool="transfer", arguments={"agent": scenario.graph}), *scenario.plan)
-    trace = await converse(scenario, Oracle(plan=plan), Sampling(), graph="orchestrator")
+    trace = await play_episode(scenario, Oracle(plan=plan), Sampling(), graph="orchestrator")
     assert trace.goal_score is not None
     assert trace.goal_score.success, (scenario.id, trace.goal_score)
 
@@ -57,6 +57,6 @@ async def test_an_agents_own_words_are_not_what_counts() -> None:
         act.model_copy(update={"arguments": {"reason": "they insist"}}) if act.tool else act
         for act in scenario.plan
     )
-    trace = await converse(scenario, Oracle(plan=other), Sampling())
+    trace = await play_episode(scenario, Oracle(plan=other), Sampling())
     assert trace.goal_score is not None
     assert trace.goal_score.success

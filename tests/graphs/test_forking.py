@@ -14,8 +14,8 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
 from stateset_agents.errors import BadInput
-from stateset_agents.graphs.custom import OwnGraph
-from stateset_agents.graphs.rollout import converse, hold
+from stateset_agents.graphs.custom import CustomGraph
+from stateset_agents.graphs.rollout import play_episode, play_forkable
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.scenario import Act, Customer, Scenario
@@ -31,7 +31,7 @@ async def test_from_every_decision_the_same_acts_lead_to_the_same_end(
     development: list[Scenario],
 ) -> None:
     for scenario in development[:10]:
-        episode = await hold(scenario, Oracle(plan=scenario.plan), Sampling())
+        episode = await play_forkable(scenario, Oracle(plan=scenario.plan), Sampling())
         whole = episode.trace
         assert episode.decisions == list(range(len(whole.model_calls)))
         for call in episode.decisions:
@@ -50,8 +50,8 @@ async def test_a_held_episode_is_the_one_that_would_have_been_played(
     development: list[Scenario],
 ) -> None:
     for scenario in development[:5]:
-        plain = await converse(scenario, Oracle(plan=scenario.plan), Sampling())
-        episode = await hold(scenario, Oracle(plan=scenario.plan), Sampling())
+        plain = await play_episode(scenario, Oracle(plan=scenario.plan), Sampling())
+        episode = await play_forkable(scenario, Oracle(plan=scenario.plan), Sampling())
         assert episode.trace.messages == plain.messages
         assert episode.trace.changes == plain.changes
         episode.close()
@@ -78,7 +78,7 @@ async def test_what_a_fork_does_no_other_fork_and_no_episode_sees(
                 return ChatResult(generations=[ChatGeneration(message=message)])
             return super()._generate(messages, *args, **kwargs)
 
-    episode = await hold(scenario, Hesitant(plan=plan), Sampling())
+    episode = await play_forkable(scenario, Hesitant(plan=plan), Sampling())
     assert any(change.table == "payments" for change in episode.trace.changes)
     apology = await episode.fork(write, Sampling())
     assert apology.changes == ()
@@ -97,7 +97,7 @@ async def test_a_rule_customer_goes_on_as_it_was_at_the_decision(
     scenario = development[0].model_copy(
         update={"customer": development[0].customer.model_copy(update={"then": ("And one more thing.",)})}
     )  # fmt: skip
-    episode = await hold(scenario, Oracle(plan=scenario.plan), Sampling())
+    episode = await play_forkable(scenario, Oracle(plan=scenario.plan), Sampling())
     said = [m for m in episode.trace.messages if m["role"] == "user"]
     assert "And one more thing." in {m["content"] for m in said}
     for call in episode.decisions:
@@ -111,7 +111,7 @@ async def test_forks_of_a_served_policy_sample_only_what_comes_after(
 ) -> None:
     policy = connect(engine, "policy")
     sampling = Sampling(version="policy", seed=1, max_tokens=64)
-    episode = await hold(development[1], policy, sampling)
+    episode = await play_forkable(development[1], policy, sampling)
     call = episode.decisions[-1]
     fork = await episode.fork(call, sampling.model_copy(update={"seed": 2}))
     again = await episode.fork(call, sampling.model_copy(update={"seed": 2}))
@@ -187,7 +187,7 @@ def own(**options: Any) -> Scenario:
 async def test_any_graph_forks_whose_world_can_be_cloned() -> None:
     """Right under `Send`: both writers of a superstep are asked again, each once."""
     model = Counting(calls=[])
-    episode = await OwnGraph(fan, "fan", world=lambda scenario: Ledger([])).hold(
+    episode = await CustomGraph(fan, "fan", world=lambda scenario: Ledger([])).play_forkable(
         own(), model, Sampling()
     )
     assert episode.trace.status == "completed", episode.trace.error
@@ -203,7 +203,7 @@ async def test_any_graph_forks_whose_world_can_be_cloned() -> None:
 
 async def test_a_world_that_cannot_be_cloned_is_refused() -> None:
     with pytest.raises(BadInput, match="can be cloned"):
-        await OwnGraph(fan, "fan", world=lambda scenario: object()).hold(
+        await CustomGraph(fan, "fan", world=lambda scenario: object()).play_forkable(
             own(), Counting(calls=[]), Sampling()
         )
 
@@ -215,10 +215,10 @@ async def test_a_group_with_forks_has_as_many_episodes_and_closes_what_it_held(
     config = TrainConfig(group_size=6, forks=4, groups=2, max_tokens=64)
 
     async def play(scenario: Scenario, sampling: Sampling) -> Trace:
-        return await converse(scenario, policy, sampling)
+        return await play_episode(scenario, policy, sampling)
 
     async def held(scenario: Scenario, sampling: Sampling) -> Any:
-        return await hold(scenario, policy, sampling)
+        return await play_forkable(scenario, policy, sampling)
 
     player = Player(play, held, config)
     plan = Plan(step=1, scenarios=(0, 1), group_size=6, temperature=1.0)

@@ -12,7 +12,7 @@ from stateset_agents.scenario import Act, Change
 from stateset_agents.tools.shop.generate import generate
 from stateset_agents.tools.shop.sqlite import Shop
 from stateset_agents.traces.recorder import Recorder
-from stateset_agents.traces.sink import Episode
+from stateset_agents.traces.sink import CallBuffer
 
 
 def transfer(agent: str) -> Act:
@@ -25,7 +25,7 @@ class Talk:
     def __init__(self, shop: Shop, *plan: Act, **who: Any) -> None:
         self.shop = shop
         self.graph = orchestrator.build(InMemorySaver())
-        self.episode = Episode()
+        self.episode = CallBuffer()
         self.context = orchestrator.context(
             Oracle(plan=plan), orchestrator.over(shop), thread="t", **who
         )

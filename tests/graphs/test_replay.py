@@ -8,7 +8,7 @@ import pytest
 
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs.replay import Swap, counterfactual, replay
-from stateset_agents.graphs.rollout import converse
+from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.scenario import Scenario
@@ -27,7 +27,9 @@ async def test_sampled_episodes_are_the_same_again(
     policy = connect(engine, "policy")
     with TraceStore(tmp_path / "traces.db") as store:
         for number, scenario in enumerate(development[:10]):
-            store.append(await converse(scenario, policy, Sampling(version="policy", seed=number)))
+            store.append(
+                await play_episode(scenario, policy, Sampling(version="policy", seed=number))
+            )
         store.flush()
         traces = list(store.traces())
     for trace in traces:
@@ -39,7 +41,7 @@ async def test_sampled_episodes_are_the_same_again(
 async def test_every_intent_is_the_same_again(intent: str) -> None:
     made = scenarios(seed=31, split="development", intents=(intent,), complications=3)
     scenario = next(made)
-    trace = await converse(scenario, Oracle(plan=scenario.plan), Sampling())
+    trace = await play_episode(scenario, Oracle(plan=scenario.plan), Sampling())
     _, differs = await replay(trace)
     assert differs is None
 
@@ -52,7 +54,7 @@ def changed(trace: Trace, number: int, **update: Any) -> Trace:
 
 async def test_the_first_difference_is_named(development: list[Scenario]) -> None:
     scenario = next(s for s in development if s.intent == "cancel" and s.customer.approves)
-    trace = await converse(scenario, Oracle(plan=scenario.plan), Sampling())
+    trace = await play_episode(scenario, Oracle(plan=scenario.plan), Sampling())
     told = next(n for n, m in enumerate(trace.messages) if m["role"] == "tool")
     _, differs = await replay(changed(trace, told, content='{"forged": true}'))
     assert differs is not None
@@ -66,7 +68,7 @@ async def test_the_first_difference_is_named(development: list[Scenario]) -> Non
 async def test_another_result_leads_elsewhere(development: list[Scenario]) -> None:
     """The oracle stands in for a policy that goes on: what matters is where the record ends."""
     scenario = next(s for s in development if s.intent == "cancel" and s.customer.approves)
-    trace = await converse(scenario, Oracle(plan=scenario.plan), Sampling())
+    trace = await play_episode(scenario, Oracle(plan=scenario.plan), Sampling())
     late = [act for act in scenario.plan if act.tool != "cancel_order"]
     swap = Swap("get_order", {"status": "shipped", "lines": []})
     made = await counterfactual(trace, swap, Oracle(plan=tuple(late)))
@@ -82,7 +84,7 @@ async def test_another_result_leads_elsewhere(development: list[Scenario]) -> No
 
 async def test_the_command_line(engine: str, development: list[Scenario], tmp_path: Path) -> None:
     scenario = next(s for s in development if s.intent == "shipping_status")
-    trace = await converse(scenario, Oracle(plan=scenario.plan), Sampling(temperature=0.0))
+    trace = await play_episode(scenario, Oracle(plan=scenario.plan), Sampling(temperature=0.0))
     with TraceStore(tmp_path / "traces.db") as store:
         store.append(trace)
     place = str(tmp_path)

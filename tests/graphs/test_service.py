@@ -8,7 +8,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from stateset_agents.graphs import service
-from stateset_agents.graphs.rollout import converse
+from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Act, Scenario
 from stateset_agents.tools.scenarios.demonstrations import play
@@ -18,7 +18,7 @@ from stateset_agents.trace import Sampling
 
 async def test_the_oracle_reaches_every_goal_through_the_graph(development: list[Scenario]) -> None:
     for scenario in development:
-        trace = await converse(scenario, Oracle(plan=scenario.plan), Sampling())
+        trace = await play_episode(scenario, Oracle(plan=scenario.plan), Sampling())
         assert trace.goal_score is not None
         assert trace.goal_score.success, (scenario.id, trace.messages)
         assert {call.node for call in trace.model_calls} == {"policy"}
@@ -28,7 +28,7 @@ async def test_a_demonstration_reads_exactly_as_the_graph_plays_it(
     training: list[Scenario],
 ) -> None:
     for scenario in training[:10]:
-        trace = await converse(scenario, Oracle(plan=scenario.plan), Sampling())
+        trace = await play_episode(scenario, Oracle(plan=scenario.plan), Sampling())
         played = [(m["role"], m.get("content") or "") for m in trace.messages]
         assert played == [(m["role"], m["content"]) for m in play(scenario, scenario.plan)[1:]]
 
@@ -42,7 +42,7 @@ async def test_a_customer_who_says_no_is_obeyed(development: list[Scenario]) -> 
     stubborn = scenario.model_copy(
         update={"customer": scenario.customer.model_copy(update={"approves": ()})}
     )
-    trace = await converse(stubborn, Oracle(plan=scenario.plan), Sampling())
+    trace = await play_episode(stubborn, Oracle(plan=scenario.plan), Sampling())
     assert trace.changes == ()
     assert "declined" in {call.status for call in trace.tool_calls}
 
@@ -52,7 +52,7 @@ async def test_skipping_verification_is_a_violation_and_changes_nothing(
 ) -> None:
     scenario = a_write(development)
     plan = tuple(act for act in scenario.plan if act.tool != "verify_identity")
-    trace = await converse(scenario, Oracle(plan=plan), Sampling())
+    trace = await play_episode(scenario, Oracle(plan=plan), Sampling())
     assert "verify-first" in trace.violations
     assert trace.changes == ()
     assert trace.goal_score is not None
@@ -99,7 +99,7 @@ async def test_a_hand_off_ends_the_conversation_with_a_packet(development: list[
     assert again["handed_off"] == state["handed_off"]
     assert "colleague" in again["messages"][-1].text
     assert len(shop.all("SELECT * FROM tickets")) == 1
-    trace = await converse(development[0], Oracle(plan=plan), Sampling())
+    trace = await play_episode(development[0], Oracle(plan=plan), Sampling())
     assert trace.turns == 1
 
 
@@ -122,7 +122,7 @@ async def test_a_signed_in_customer_needs_no_verification() -> None:
 
 async def test_an_agent_that_never_ends_its_turn_is_truncated(development: list[Scenario]) -> None:
     forever = tuple(Act(tool="search_products", arguments={"query": "lamp"}) for _ in range(60))
-    trace = await converse(development[0], Oracle(plan=forever), Sampling())
+    trace = await play_episode(development[0], Oracle(plan=forever), Sampling())
     assert trace.status == "truncated"
     assert trace.goal_score is not None
     assert not trace.goal_score.success

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Request
 
-from stateset_agents.graphs.rollout import converse
+from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.nodes.customer import (
     LEAVES,
     CustomerSimulator,
@@ -17,7 +17,8 @@ from stateset_agents.nodes.customer import (
     ScriptedCustomer,
 )
 from stateset_agents.nodes.oracle import Oracle
-from stateset_agents.policy.chat_model import close_connections, connect
+from stateset_agents.policy.chat_model import connect
+from stateset_agents.policy.transport import close_connections
 from stateset_agents.scenario import Act, Customer, Scenario
 from stateset_agents.trace import Sampling
 from tests.server.test_app import Running
@@ -85,7 +86,7 @@ async def test_a_model_plays_whole_episodes(development: list[Scenario]) -> None
         some = [s for s in development if s.intent == "shipping_status"][:4]
         traces = await asyncio.gather(
             *(
-                converse(s, Oracle(plan=s.plan), Sampling(), customer=connect(url, "m"))
+                play_episode(s, Oracle(plan=s.plan), Sampling(), customer=connect(url, "m"))
                 for s in some
             )
         )
@@ -101,7 +102,9 @@ async def test_an_episode_in_which_the_customer_makes_something_up_is_invalid(
     scenario = next(s for s in development if s.intent == "cancel")
     plan = (Act(say="What is the order number?"), Act(say="Thanks."))
     async with provider(lambda messages: "It is W99999 and I paid 12.34.") as url:
-        trace = await converse(scenario, Oracle(plan=plan), Sampling(), customer=connect(url, "m"))
+        trace = await play_episode(
+            scenario, Oracle(plan=plan), Sampling(), customer=connect(url, "m")
+        )
     assert trace.status == "failed"
     assert trace.error is not None
     assert "CustomerInvented" in trace.error

@@ -10,11 +10,11 @@ from aiohttp import web
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from stateset_agents.errors import PolicyUnreachable
-from stateset_agents.jobs.policy_server import waited_for
 from stateset_agents.policy import blocking_portal
-from stateset_agents.policy.chat_model import connect, fetch
-from stateset_agents.policy.pool import Servers, servers_at
-from stateset_agents.policy.publishing import publish
+from stateset_agents.policy.chat_model import connect
+from stateset_agents.policy.completion import fetch
+from stateset_agents.policy.pool import ReplicaPool, pool_at
+from stateset_agents.policy.publishing import Publisher
 from stateset_agents.tools.toolset import SERVICE_PROMPT
 from stateset_agents.trace import Sampling
 from tests.policy_double import doubles, lose_the_first, small_adapter
@@ -26,20 +26,20 @@ async def test_a_synchronous_node_is_answered_as_any_other(
     """A lost answer is asked for again, a later call carries its prompt as ids, and a stream comes as it is made."""
     async with doubles(1) as (server,):
         server.act = lose_the_first
-        policy = connect(server.url, "policy", patience=10)
+        policy = connect(server.url, "policy", retry_seconds=10)
         message = await asyncio.to_thread(policy.invoke, [HumanMessage("hi")])
         tokens = fetch(message.response_metadata["id"])
         assert tokens is not None
         assert (tokens.sampled_ids, tokens.tries) == ((2, 1), 2)
 
     seen: list[dict[str, Any]] = []
-    plain = Servers.post
+    plain = ReplicaPool.post
 
-    async def listening(self: Servers, path: str, body: dict[str, Any], **options: Any) -> Any:
+    async def listening(self: ReplicaPool, path: str, body: dict[str, Any], **options: Any) -> Any:
         seen.append(body)
         return await plain(self, path, body, **options)
 
-    monkeypatch.setattr(Servers, "post", listening)
+    monkeypatch.setattr(ReplicaPool, "post", listening)
     policy = connect(engine, "policy").sampling(Sampling(version="policy", seed=5))
 
     def conversation() -> tuple[Any, Any, list[str]]:
@@ -89,19 +89,19 @@ async def test_a_caller_that_leaves_a_synchronous_stream_leaves_the_server() -> 
                 break
             await asyncio.sleep(0.02)
         assert server.running == 0
-        assert policy.servers.servers[0].running == 0
+        assert policy.pool.replicas[0].running == 0
 
 
 async def test_a_synchronous_node_outlives_no_job_that_waited_for_its_servers() -> None:
     """The graph is cancelled, and its thread hears nothing of it."""
     async with doubles(1) as (server,):
-        policy = connect(server.url, "policy", patience=60)
+        policy = connect(server.url, "policy", retry_seconds=60)
         await server.stop()
 
         def node() -> None:
             policy.invoke([HumanMessage("hi")])
 
-        with waited_for(server.url):
+        with policy.pool.lease():
             asking = asyncio.create_task(asyncio.to_thread(node))
             await asyncio.sleep(0.3)
         with pytest.raises(PolicyUnreachable):
@@ -120,8 +120,8 @@ async def test_synchronous_calls_end_with_the_process_and_wait_for_no_place() ->
                 await never.wait()
 
         server.act = held
-        servers = servers_at(server.url)
-        servers.at_once = 2
+        servers = pool_at(server.url)
+        servers.max_running = 2
         policy = connect(server.url, "policy")
         both = [asyncio.create_task(policy.ainvoke([HumanMessage("hi")])) for _ in range(2)]
         await asyncio.sleep(0.2)
@@ -144,8 +144,8 @@ async def test_synchronous_calls_end_with_the_process_and_wait_for_no_place() ->
 
 async def test_two_loops_that_load_a_version_at_once_load_it_once(tmp_path: Path) -> None:
     async with doubles(1) as (server,):
-        policy = connect(server.url, "run-v1", patience=10)
-        await publish(policy.servers, "run-v1", small_adapter(tmp_path / "one"))
+        policy = connect(server.url, "run-v1", retry_seconds=10)
+        await Publisher(policy.pool).publish("run-v1", small_adapter(tmp_path / "one"))
         server.versions.clear()  # it was restarted
         loads = server.loads
         asked = [asyncio.to_thread(policy.invoke, [HumanMessage("hi")]) for _ in range(3)]

@@ -8,21 +8,21 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 from transformers import AutoTokenizer
 
-from stateset_agents.graphs.custom import OwnGraph
-from stateset_agents.graphs.rollout import converse
-from stateset_agents.jobs.policy_server import SEED_POLICY
+from stateset_agents.graphs.custom import CustomGraph
+from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy.chat_model import connect
+from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.scenario import Act, Scenario
 from stateset_agents.trace import Sampling
 from stateset_agents.traces.recorder import Recorder
-from stateset_agents.traces.sink import Episode
+from stateset_agents.traces.sink import CallBuffer
 from stateset_agents.trajectory import trajectory
 
 
 async def test_an_episode_is_recorded_exactly(engine: str, development: list[Scenario]) -> None:
     policy = connect(engine, "policy")
-    trace = await converse(development[0], policy, Sampling(version="policy", seed=1))
+    trace = await play_episode(development[0], policy, Sampling(version="policy", seed=1))
     assert trace.status == "completed"
     assert trace.exactness == "exact"
     assert trajectory(trace).tokens > 0
@@ -38,19 +38,21 @@ async def test_the_same_seed_gives_the_same_episode(
 ) -> None:
     policy = connect(engine, "policy")
     sampling = Sampling(version="policy", seed=7)
-    one, two = [await converse(development[1], policy, sampling) for _ in range(2)]
+    one, two = [await play_episode(development[1], policy, sampling) for _ in range(2)]
     assert [c.sampled_ids for c in one.model_calls] == [c.sampled_ids for c in two.model_calls]
 
 
 async def test_a_model_without_ids_gives_a_text_trace(development: list[Scenario]) -> None:
-    trace = await converse(development[0], Oracle(plan=development[0].plan), Sampling())
+    trace = await play_episode(development[0], Oracle(plan=development[0].plan), Sampling())
     assert trace.exactness == "text"
     assert trace.goal_score is not None
     assert trace.goal_score.success
 
 
 async def test_a_dead_server_is_a_failed_trace_and_not_a_crash(development: list[Scenario]) -> None:
-    trace = await converse(development[0], connect("http://127.0.0.1:9/v1", "policy"), Sampling())
+    trace = await play_episode(
+        development[0], connect("http://127.0.0.1:9/v1", "policy"), Sampling()
+    )
     assert trace.status == "failed"
     assert trace.error is not None
     assert "127.0.0.1:9" in trace.error
@@ -79,7 +81,7 @@ async def test_samples_of_a_fan_out_stay_apart(engine: str) -> None:
         graph.add_edge("draft", END)
         return graph.compile()
 
-    rollout = OwnGraph(build, "fan").rollout
+    rollout = CustomGraph(build, "fan").play_episode
     scenario = Scenario(id="f", input={"topic": "all"})
     trace = await rollout(scenario, connect(engine, "policy"), Sampling(version="policy"))
     assert len(trace.model_calls) == 3
@@ -101,14 +103,14 @@ async def test_a_graph_of_ones_own_that_raises_is_a_failed_trace() -> None:
         graph.add_edge(START, "broken")
         return graph.compile()
 
-    trace = await OwnGraph(build, "broken").rollout(
+    trace = await CustomGraph(build, "broken").play_episode(
         Scenario(id="f", input={"topic": "x"}), Oracle(plan=()), Sampling()
     )
     assert (trace.status, trace.error) == ("failed", "RuntimeError: boom")
 
 
 async def test_the_recorder_keeps_the_order_of_calls() -> None:
-    episode = Episode()
+    episode = CallBuffer()
     model = Oracle(plan=(Act(say="a"),))
     for _ in range(3):
         await model.ainvoke([HumanMessage("x")], {"callbacks": [Recorder(episode)]})
@@ -131,6 +133,6 @@ async def test_a_conversation_beyond_the_context_is_truncated_and_not_failed(
     """Otherwise a policy could talk its way out of being scored."""
     customer = development[0].customer.model_copy(update={"opening": "Where is it? " * 700})
     endless = development[0].model_copy(update={"customer": customer})
-    trace = await converse(endless, connect(served, "policy"), Sampling(version="policy"))
+    trace = await play_episode(endless, connect(served, "policy"), Sampling(version="policy"))
     assert trace.status == "truncated"
     assert "maximum context length" in (trace.error or "")

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from langchain_core.messages import HumanMessage
 
-from stateset_agents.cli.training import _check_model
+from stateset_agents.cli.checks import _check_model
 from stateset_agents.errors import BadInput, ContextFull, PolicyRefused, PolicyUnreachable
 from stateset_agents.jobs.config import check_config
-from stateset_agents.jobs.train import evaluate_job, new_run
+from stateset_agents.jobs.evaluate import evaluate_job
+from stateset_agents.jobs.run_folder import new_run
 from stateset_agents.policy.litellm import ProviderPolicy
 from stateset_agents.traces.store import TraceStore
 
@@ -19,7 +20,7 @@ async def test_a_providers_model_is_measured_and_its_traces_are_text(
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     config = check_config({"model": "litellm:openai/policy", "base_url": engine, "held_out": 6})
     run = new_run(tmp_path)
-    result = await evaluate_job(config, run, None, 0.0, lambda event, told: None)
+    result = await evaluate_job(config, run, None, 0.0, lambda event: None)
     assert result.failed == 0
     with TraceStore(run / "traces.db") as store:
         traces = list(store.traces())
@@ -32,11 +33,11 @@ async def test_what_a_provider_refuses_is_typed(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     with pytest.raises(PolicyRefused, match="nobody"):
-        await ProviderPolicy(name_there="openai/nobody", base_url=engine).ainvoke("hello")
-    policy = ProviderPolicy(name_there="openai/policy", base_url=engine)
+        await ProviderPolicy(provider_model="openai/nobody", base_url=engine).ainvoke("hello")
+    policy = ProviderPolicy(provider_model="openai/policy", base_url=engine)
     with pytest.raises(ContextFull):
         await policy.ainvoke([HumanMessage("a b " * 3000)])
-    away = ProviderPolicy(name_there="openai/policy", base_url="http://127.0.0.1:9/v1")
+    away = ProviderPolicy(provider_model="openai/policy", base_url="http://127.0.0.1:9/v1")
     with pytest.raises(PolicyUnreachable):
         await away.ainvoke("hello")
 

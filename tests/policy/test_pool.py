@@ -17,13 +17,15 @@ from langchain_core.messages import (
 from transformers import AutoTokenizer
 
 from stateset_agents.errors import BadInput, NotExact, PolicyRefused, PolicyUnreachable
-from stateset_agents.graphs.rollout import converse
-from stateset_agents.jobs.policy_server import SEED_POLICY, check_tokenizer
+from stateset_agents.graphs.rollout import play_episode
+from stateset_agents.jobs.tokenizer import check_tokenizer
 from stateset_agents.policy import pool, sequence_extension, transport
 from stateset_agents.policy.capabilities import probe
-from stateset_agents.policy.chat_model import connect, fetch
-from stateset_agents.policy.pool import Servers, servers_at
-from stateset_agents.policy.publishing import check_adapter, publish, retire
+from stateset_agents.policy.chat_model import connect
+from stateset_agents.policy.completion import Completion, fetch
+from stateset_agents.policy.pool import ReplicaPool, pool_at
+from stateset_agents.policy.publishing import Publisher
+from stateset_agents.policy.weight_files import SEED_POLICY, check_adapter
 from stateset_agents.scenario import Scenario
 from stateset_agents.tools.toolset import SERVICE_PROMPT, SERVICE_TOOLS
 from stateset_agents.trace import Sampling
@@ -36,14 +38,14 @@ BODY: dict[str, Any] = {
 }
 
 
-def pooled(made: list[Double]) -> Servers:
-    return Servers([one.url for one in made])
+def pooled(made: list[Double]) -> ReplicaPool:
+    return ReplicaPool([one.url for one in made])
 
 
 async def test_an_answer_that_is_lost_is_asked_for_again_with_the_same_seed_and_marked() -> None:
     async with doubles(1) as (server,):
         server.act = lose_the_first
-        policy = connect(server.url, "policy", patience=10).sampling(
+        policy = connect(server.url, "policy", retry_seconds=10).sampling(
             Sampling(version="policy", seed=5)
         )
         message = await policy.ainvoke([HumanMessage("hi")])
@@ -76,10 +78,10 @@ async def test_a_server_that_dies_costs_only_its_own_calls_which_go_elsewhere() 
         assert len({body["id"] for body, _ in answers}) == 20
         again = [sent for _, sent in answers if sent.tries > 1]
         assert 0 < len(again) <= 10
-        assert {sent.server for sent in again} == {made[1].url}
+        assert {sent.replica for sent in again} == {made[1].url}
         # Nobody asks the dead one any more.
         answers = await asyncio.gather(*(servers.post("/chat/completions", BODY) for _ in range(8)))
-        assert {(sent.server, sent.tries) for _, sent in answers} == {(made[1].url, 1)}
+        assert {(sent.replica, sent.tries) for _, sent in answers} == {(made[1].url, 1)}
         await made[0].start()
 
 
@@ -88,11 +90,12 @@ async def test_a_server_that_is_back_is_given_its_versions_before_it_is_asked(
 ) -> None:
     async with doubles(1) as (server,):
         servers = pooled([server])
-        await publish(servers, "run-v1", small_adapter(tmp_path / "one"))
+        publisher = Publisher(servers)
+        await publisher.publish("run-v1", small_adapter(tmp_path / "one"))
         assert server.versions == {"run-v1": str(tmp_path / "one")}
         await server.stop()
         body = {**BODY, "model": "run-v1"}
-        call = asyncio.create_task(servers.post("/chat/completions", body, patience=20))
+        call = asyncio.create_task(servers.post("/chat/completions", body, retry_seconds=20))
         await asyncio.sleep(0.5)
         await server.start()
         _, sent = await call
@@ -103,15 +106,18 @@ async def test_a_server_that_is_back_is_given_its_versions_before_it_is_asked(
 async def test_a_server_that_forgot_a_version_meanwhile_is_told_again(tmp_path: Path) -> None:
     async with doubles(1) as (server,):
         servers = pooled([server])
-        await publish(servers, "run-v1", small_adapter(tmp_path / "one"))
+        publisher = Publisher(servers)
+        await publisher.publish("run-v1", small_adapter(tmp_path / "one"))
         server.versions.clear()  # it died and came back between two calls
-        found, _ = await servers.post("/chat/completions", {**BODY, "model": "run-v1"}, patience=10)
+        found, _ = await servers.post(
+            "/chat/completions", {**BODY, "model": "run-v1"}, retry_seconds=10
+        )
         assert found["model"] == "run-v1"
 
 
 async def test_calls_wait_for_room_and_one_that_is_cancelled_leaves_its_place() -> None:
     async with doubles(1, seconds=0.05) as (server,):
-        servers = Servers([server.url], at_once=4)
+        servers = ReplicaPool([server.url], max_running=4)
         calls = [asyncio.create_task(servers.post("/chat/completions", BODY)) for _ in range(24)]
         await asyncio.sleep(0.02)
         for call in calls[4:12]:
@@ -119,7 +125,7 @@ async def test_calls_wait_for_room_and_one_that_is_cancelled_leaves_its_place() 
         done = await asyncio.gather(*calls, return_exceptions=True)
         assert sum(isinstance(one, tuple) for one in done) == 16
         assert server.most == 4
-        assert servers.servers[0].running == 0
+        assert servers.replicas[0].running == 0
 
 
 async def test_a_conversation_stays_at_its_server_and_new_ones_go_where_least_is_to_do() -> None:
@@ -134,7 +140,7 @@ async def test_a_conversation_stays_at_its_server_and_new_ones_go_where_least_is
         for n in range(10):
             for _ in range(2):
                 _, sent = await servers.post("/chat/completions", BODY, session=f"c{n}")
-                assert where.setdefault(n, sent.server) == sent.server
+                assert where.setdefault(n, sent.replica) == sent.replica
 
 
 async def test_a_server_that_asks_to_come_back_later_is_asked_later() -> None:
@@ -146,9 +152,9 @@ async def test_a_server_that_asks_to_come_back_later_is_asked_later() -> None:
 
         server.act = busy
         servers = pooled([server])
-        _, sent = await servers.post("/chat/completions", BODY, patience=10)
+        _, sent = await servers.post("/chat/completions", BODY, retry_seconds=10)
         assert sent.tries == 3
-        assert servers.servers[0].failures == 0
+        assert servers.replicas[0].failures == 0
 
 
 async def test_a_call_that_breaks_a_living_server_each_time_is_not_sent_for_ever() -> None:
@@ -159,8 +165,8 @@ async def test_a_call_that_breaks_a_living_server_each_time_is_not_sent_for_ever
 
         server.act = broken
         with pytest.raises(PolicyUnreachable, match="500: kernel"):
-            await pooled([server]).post("/chat/completions", BODY, patience=60)
-        assert len(server.asked) == pool.BROKEN
+            await pooled([server]).post("/chat/completions", BODY, retry_seconds=60)
+        assert len(server.asked) == pool.MAX_CRASHES
 
 
 async def test_a_server_that_stops_answering_is_left_for_another(
@@ -175,7 +181,7 @@ async def test_a_server_that_stops_answering_is_left_for_another(
         made[0].act = hangs
         servers = pooled(made)
         answers = await asyncio.gather(*(servers.post("/chat/completions", BODY) for _ in range(8)))
-        assert {sent.server for _, sent in answers} == {made[1].url}
+        assert {sent.replica for _, sent in answers} == {made[1].url}
 
 
 async def test_a_wrong_key_is_named() -> None:
@@ -200,7 +206,7 @@ async def test_a_stream_that_broke_off_is_not_asked_for_again_and_one_that_never
             raise Drop
 
         server.act = broken
-        policy = connect(server.url, "policy", patience=10)
+        policy = connect(server.url, "policy", retry_seconds=10)
         policy = policy.model_copy(update={"disable_streaming": False})
         said = list[str]()
 
@@ -223,8 +229,10 @@ async def test_an_episode_whose_servers_are_gone_is_failed_and_never_a_score(
             raise Drop
 
         server.act = lost
-        trace = await converse(
-            development[0], connect(server.url, "policy", patience=0.2), Sampling(version="policy")
+        trace = await play_episode(
+            development[0],
+            connect(server.url, "policy", retry_seconds=0.2),
+            Sampling(version="policy"),
         )
         assert trace.status == "failed"
         assert "tries" in (trace.error or "")
@@ -233,19 +241,20 @@ async def test_an_episode_whose_servers_are_gone_is_failed_and_never_a_score(
 async def test_versions_stay_while_an_episode_reads_them(tmp_path: Path) -> None:
     async with doubles(2) as made:
         servers = pooled(made)
+        publisher = Publisher(servers)
         for number in range(4):
-            await publish(servers, f"run-v{number}", small_adapter(tmp_path / str(number)))
+            await publisher.publish(f"run-v{number}", small_adapter(tmp_path / str(number)))
             if number == 1:
-                held = servers.reading(["run-v1"])
-                held.__enter__()
+                pin = servers.pin(["run-v1"])
+                pin.__enter__()
         for one in made:
             assert list(one.versions) == ["run-v1", "run-v2", "run-v3"]
-        held.__exit__(None, None, None)
-        await publish(servers, "run-v4", small_adapter(tmp_path / "4"))
-        await publish(servers, "other-v9", small_adapter(tmp_path / "9"))
+        pin.__exit__(None, None, None)
+        await publisher.publish("run-v4", small_adapter(tmp_path / "4"))
+        await publisher.publish("other-v9", small_adapter(tmp_path / "9"))
         for one in made:
             assert list(one.versions) == ["run-v3", "run-v4", "other-v9"]
-        await retire(servers, "other-v9")
+        await publisher.retire("other-v9")
         assert all(list(one.versions) == ["run-v3", "run-v4"] for one in made)
 
 
@@ -254,16 +263,17 @@ async def test_a_version_is_published_where_a_server_is_away_and_told_when_it_is
 ) -> None:
     async with doubles(2) as made:
         servers = pooled(made)
+        publisher = Publisher(servers)
         await made[1].stop()
-        await publish(servers, "run-v1", small_adapter(tmp_path / "1"))
+        await publisher.publish("run-v1", small_adapter(tmp_path / "1"))
         assert list(made[0].versions) == ["run-v1"]
         await made[1].start()
         body = {**BODY, "model": "run-v1"}
         await asyncio.gather(
-            *(servers.post("/chat/completions", body, patience=5) for _ in range(8))
+            *(servers.post("/chat/completions", body, retry_seconds=5) for _ in range(8))
         )
         await made[0].stop()
-        await servers.post("/chat/completions", body, patience=20)
+        await servers.post("/chat/completions", body, retry_seconds=20)
         assert list(made[1].versions) == ["run-v1"]
         await made[0].start()
 
@@ -283,7 +293,7 @@ async def test_a_half_written_adapter_is_named(harm: Any, told: str, tmp_path: P
     harm(folder)
     async with doubles(1) as (server,):
         with pytest.raises(BadInput, match=told):
-            await publish(pooled([server]), "run-v1", folder)
+            await Publisher(pooled([server])).publish("run-v1", folder)
         assert not server.versions
 
 
@@ -295,15 +305,15 @@ async def test_a_later_call_is_sent_as_the_ids_of_the_one_before_it_and_what_was
     engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, dict[str, Any]]] = []
-    plain = Servers.post
+    plain = ReplicaPool.post
 
     async def listening(
-        self: Servers, path: str, body: dict[str, Any], **options: Any
+        self: ReplicaPool, path: str, body: dict[str, Any], **options: Any
     ) -> tuple[dict[str, Any], pool.Sent]:
         seen.append((path, body))
         return await plain(self, path, body, **options)
 
-    monkeypatch.setattr(Servers, "post", listening)
+    monkeypatch.setattr(ReplicaPool, "post", listening)
     policy = connect(engine, "policy").sampling(
         Sampling(version="policy", temperature=0.0, max_tokens=60)
     )
@@ -332,27 +342,29 @@ async def test_a_later_call_is_sent_as_the_ids_of_the_one_before_it_and_what_was
     assert "kv_transfer_params" not in seen[0][1]
 
 
-X = sequence_extension.said_in({"content": "x"})
-Y = sequence_extension.said_in({"content": "y"})
+X = sequence_extension.content_of({"content": "x"})
+Y = sequence_extension.content_of({"content": "y"})
 
 
 def test_what_was_sampled_goes_back_as_it_was_however_it_would_be_written() -> None:
     """Token 9 ends a turn, 2 opens an answer; the template would write 5 6 as 4, and 7 7 as 3."""
-    spoken = sequence_extension.Spoken((1, 9, 2), (5, 6, 9), {1: sequence_extension.Own(X, 0, 1)})
-    assert sequence_extension.extended(spoken, [1, 9, 2, 4, 9, 8]) == [1, 9, 2, 5, 6, 9, 8]
+    sequence = sequence_extension.SampledSequence(
+        (1, 9, 2), (5, 6, 9), {1: sequence_extension.SampledTurn(X, 0, 1)}
+    )
+    assert sequence_extension.extend(sequence, [1, 9, 2, 4, 9, 8]) == [1, 9, 2, 5, 6, 9, 8]
     # Two calls later the first answer is still the one that was sampled.
-    later = sequence_extension.Spoken(
+    later = sequence_extension.SampledSequence(
         (1, 9, 2, 5, 6, 9, 8, 9, 2),
         (7, 7, 9),
-        {1: sequence_extension.Own(X, 0, 1), 3: sequence_extension.Own(Y, 1, 1)},
+        {1: sequence_extension.SampledTurn(X, 0, 1), 3: sequence_extension.SampledTurn(Y, 1, 1)},
     )
-    assert sequence_extension.extended(later, [1, 9, 2, 4, 9, 8, 9, 2, 3, 9, 6]) == [
+    assert sequence_extension.extend(later, [1, 9, 2, 4, 9, 8, 9, 2, 3, 9, 6]) == [
         1, 9, 2, 5, 6, 9, 8, 9, 2, 7, 7, 9, 6,
     ]  # fmt: skip
     # What is not the policy's has to be what it was, before an answer in its very turn as well; a shorter history is rendered anew.
-    assert sequence_extension.extended(later, [1, 9, 2, 4, 9, 0, 9, 2, 3, 9, 6]) is None
-    assert sequence_extension.extended(later, [1, 9, 0, 4, 9, 8, 9, 2, 3, 9, 6]) is None
-    assert sequence_extension.extended(later, [1, 9, 2, 4, 9]) is None
+    assert sequence_extension.extend(later, [1, 9, 2, 4, 9, 0, 9, 2, 3, 9, 6]) is None
+    assert sequence_extension.extend(later, [1, 9, 0, 4, 9, 8, 9, 2, 3, 9, 6]) is None
+    assert sequence_extension.extend(later, [1, 9, 2, 4, 9]) is None
 
 
 def test_an_answer_is_gone_on_from_only_in_its_place_and_where_it_was_whole() -> None:
@@ -361,18 +373,24 @@ def test_an_answer_is_gone_on_from_only_in_its_place_and_where_it_was_whole() ->
     message = AIMessage("x", response_metadata={"id": "r1"})
     conversation: list[BaseMessage] = [HumanMessage("?"), message, HumanMessage("?")]
 
-    def kept(finish: str = "stop", stopped_by: object = None, most: int = 50) -> object:
-        sequence_extension._spoken.pop("r1", None)
-        call = sequence_extension.Asked(0, most)
-        sequence_extension.remember("r1", said, (1, 9, 2), (5, 9), finish, stopped_by, call)
-        return sequence_extension.before(conversation, {"messages": [user, said, user]})
+    def kept(finish: str = "stop", stop_reason: object = None, max_tokens: int = 50) -> object:
+        sequence_extension._sequences.pop("r1", None)
+        call = sequence_extension.PendingCall(0, max_tokens)
+        completion = Completion(
+            response_id="r1", version="policy", prompt_ids=(1, 9, 2), sampled_ids=(5, 9),
+            logprobs=(0.0, 0.0), finish_reason=finish,
+        )  # fmt: skip
+        sequence_extension.remember(completion, said, stop_reason, call)
+        return sequence_extension.extensible(conversation, {"messages": [user, said, user]})
 
     assert kept() is not None
-    assert sequence_extension.before(conversation, {"messages": [user, note, said, user]}) is None
+    assert (
+        sequence_extension.extensible(conversation, {"messages": [user, note, said, user]}) is None
+    )
     # Cut off after a whole tool call, or ended by a word: the last token ends no turn.
-    assert kept("tool_calls", most=2) is None
+    assert kept("tool_calls", max_tokens=2) is None
     assert kept("length") is None
-    assert kept(stopped_by="x") is None
+    assert kept(stop_reason="x") is None
 
 
 def changed(change: Any) -> Any:
@@ -418,17 +436,17 @@ async def test_servers_that_are_not_alike_or_take_no_adapters_are_refused() -> N
             await probe(pooled(made[:1]), adapters=True)
         assert not (await probe(pooled(made[:1]))).adapters
     with pytest.raises(PolicyUnreachable):
-        await probe(Servers(["http://127.0.0.1:9/v1"]))
+        await probe(ReplicaPool(["http://127.0.0.1:9/v1"]))
 
 
 async def test_servers_with_another_tokenizer_than_the_one_that_trains_are_refused(
     served: str,
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(SEED_POLICY)
-    await check_tokenizer(servers_at(served), "policy", tokenizer)
+    await check_tokenizer(pool_at(served), "policy", tokenizer)
     tokenizer.chat_template = "{{ messages[0].content }}"
     with pytest.raises(BadInput, match="other tokens of the same messages"):
-        await check_tokenizer(servers_at(served), "policy", tokenizer)
+        await check_tokenizer(pool_at(served), "policy", tokenizer)
 
 
 async def test_one_that_hiccups_while_another_is_dead_is_asked_again() -> None:
@@ -441,14 +459,16 @@ async def test_one_that_hiccups_while_another_is_dead_is_asked_again() -> None:
             return web.json_response(told, status=500) if number == 1 else None
 
         made[0].act = hiccup
-        _, sent = await asyncio.wait_for(servers.post("/chat/completions", BODY, patience=30), 10)
-        assert sent.server == made[0].url
+        _, sent = await asyncio.wait_for(
+            servers.post("/chat/completions", BODY, retry_seconds=30), 10
+        )
+        assert sent.replica == made[0].url
         await made[1].start()
 
 
 async def test_who_waits_for_room_at_a_server_that_dies_is_told() -> None:
     async with doubles(1, seconds=30) as (server,):
-        servers = Servers([server.url], at_once=2)
+        servers = ReplicaPool([server.url], max_running=2)
         calls = [asyncio.create_task(servers.post("/chat/completions", BODY)) for _ in range(8)]
         await asyncio.sleep(0.2)
         await server.stop()
@@ -460,11 +480,12 @@ async def test_who_waits_for_room_at_a_server_that_dies_is_told() -> None:
 async def test_a_version_is_loaded_once_however_many_ask_for_it(tmp_path: Path) -> None:
     async with doubles(1) as (server,):
         servers = pooled([server])
-        await publish(servers, "run-v1", small_adapter(tmp_path / "one"))
+        publisher = Publisher(servers)
+        await publisher.publish("run-v1", small_adapter(tmp_path / "one"))
         server.versions.clear()
         server.loads = 0
         body = {**BODY, "model": "run-v1"}
         await asyncio.gather(
-            *(servers.post("/chat/completions", body, patience=10) for _ in range(16))
+            *(servers.post("/chat/completions", body, retry_seconds=10) for _ in range(16))
         )
         assert server.loads == 1

@@ -6,7 +6,7 @@ import pytest
 
 from stateset_agents.errors import BadInput
 from stateset_agents.jobs.registry import find_reward
-from stateset_agents.reward import About, Score
+from stateset_agents.reward import Declaration, Score
 from stateset_agents.rewards.composite import CompositeReward
 from stateset_agents.trace import Trace
 from stateset_agents.trainers.algorithms.algorithm import normalised
@@ -16,7 +16,7 @@ class Column:
     """A reward whose scores are given."""
 
     def __init__(self, name: str, values: Sequence[float | None]) -> None:
-        self.name, self.values, self.about = name, values, About()
+        self.name, self.values, self.declaration = name, values, Declaration()
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
         return [None if v is None else Score(value=v) for v in self.values]
@@ -68,6 +68,6 @@ async def test_weights_are_of_what_is_normalised() -> None:
 def test_it_has_a_name_on_the_command_line() -> None:
     reward = find_reward("gdpo:outcome=1,rules=0.3")
     assert isinstance(reward, CompositeReward)
-    assert reward.about.compares
+    assert reward.declaration.compares
     with pytest.raises(BadInput, match="gdpo:NAME=WEIGHT"):
         find_reward("gdpo:nothing=1")

@@ -14,26 +14,26 @@ from typer.testing import CliRunner
 from stateset_agents.cli import app
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs.mixed_quality import Mixed, mixed
-from stateset_agents.graphs.rollout import converse
+from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.jobs.registry import find_reward
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.reporting.kpi import Point, Tally, bucket, front, point
 from stateset_agents.reward import EachTrace, Score
 from stateset_agents.rewards.attacks import SITUATIONS
 from stateset_agents.rewards.calibration import auc, calibrate
-from stateset_agents.rewards.gaming_monitor import Watch
+from stateset_agents.rewards.gaming_monitor import GamingMonitor
 from stateset_agents.rewards.helpfulness import HelpfulnessReward
 from stateset_agents.rewards.objectives import (
     OBJECTIVES,
     PRESETS,
     FairnessReward,
     ObjectivesReward,
-    told,
+    parse_objectives,
 )
 from stateset_agents.rewards.safety import SafetyReward
 from stateset_agents.scenario import Change, Goal, Scenario
 from stateset_agents.tools.scenarios.generator import ALL_INTENTS, scenarios
-from stateset_agents.tools.shop.accounting import books
+from stateset_agents.tools.shop.accounting import books_of
 from stateset_agents.tools.shop.generate import generate
 from stateset_agents.trace import Feedback, Sampling, ToolCall, Trace
 from stateset_agents.traces.store import TraceStore
@@ -50,7 +50,7 @@ def test_the_books_of_a_run_are_what_happened_in_the_shop() -> None:
         every = scenarios(seed=3, split="train", intents=ALL_INTENTS)
         holds = scenarios(seed=3, split="train", intents=("fraud_hold",))
         for scenario in (*itertools.islice(every, 80), *itertools.islice(holds, 40)):
-            one = await converse(scenario, Oracle(plan=scenario.plan), Sampling())
+            one = await play_episode(scenario, Oracle(plan=scenario.plan), Sampling())
             if one.changes:
                 found.setdefault(scenario.intent, one)
         return found
@@ -103,13 +103,13 @@ def test_what_is_no_sale_is_not_booked_as_one() -> None:
             ),
         ),
     )
-    assert [books(shop, no_goal, one)["revenue"] for one in (kept, back, swap)] == [9000, 0, 0]
-    assert [books(shop, no_goal, one)["orders"] for one in (kept, back, swap)] == [1, 0, 0]
+    assert [books_of(shop, no_goal, one)["revenue"] for one in (kept, back, swap)] == [9000, 0, 0]
+    assert [books_of(shop, no_goal, one)["orders"] for one in (kept, back, swap)] == [1, 0, 0]
     wrong = cells("payments", "P9", order_id="W2", line="L1", kind="refund", amount=5000)
-    assert books(shop, owed, wrong)["leaked"] == 5000  # as much as was owed, to somebody else
-    assert "leaked" not in books(shop, no_goal, wrong)
+    assert books_of(shop, owed, wrong)["leaked"] == 5000  # as much as was owed, to somebody else
+    assert "leaked" not in books_of(shop, no_goal, wrong)
     question = cells("tickets", "T1", kind="question", reason="?")
-    assert books(shop, no_goal, question)["escalations"] == 0
+    assert books_of(shop, no_goal, question)["escalations"] == 0
     shop.close()
 
 
@@ -231,8 +231,8 @@ def test_what_is_no_objective_is_refused(wrong: str) -> None:
 
 
 def test_presets_and_names() -> None:
-    assert told("objectives:lexicographic:csat,gross_margin").how == "lexicographic"
-    assert told("objectives:gdpo:sales").weights == PRESETS["sales"]
+    assert parse_objectives("objectives:lexicographic:csat,gross_margin").how == "lexicographic"
+    assert parse_objectives("objectives:gdpo:sales").weights == PRESETS["sales"]
     for preset in PRESETS:
         assert find_reward(f"objectives:{preset}").name == "composite"
 
@@ -379,7 +379,7 @@ def test_the_watch_sees_a_reward_part_from_what_was_verified() -> None:
         won = [rng.random() < share for _ in range(count)]
         return [paid_for + 0.5 * good + rng.gauss(0, 0.05) for good in won], list(won)
 
-    honest, gamed, blind = Watch(), Watch(), Watch()
+    honest, gamed, blind = GamingMonitor(), GamingMonitor(), GamingMonitor()
     assert [honest.see(*step(0.1 * n, 0.3 + 0.04 * n)) for n in range(12)] == [""] * 12
     told = [gamed.see(*step(0.1 * n, 0.7 - 0.05 * n)) for n in range(12)]
     assert told[:9] == [""] * 9
@@ -389,7 +389,7 @@ def test_the_watch_sees_a_reward_part_from_what_was_verified() -> None:
         for _ in range(6)
     ]
     assert "AUC" in noise[-1]
-    assert Watch().see([None, 0.5], [True, None]) == ""
+    assert GamingMonitor().see([None, 0.5], [True, None]) == ""
 
 
 def test_auc_is_the_chance_of_the_right_order() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stateset_agents.jobs.registry import find_reward
-from stateset_agents.reward import About, EachTrace, Reward, Score
+from stateset_agents.reward import Declaration, EachTrace, Reward, Score
 from stateset_agents.rewards.audit import audit
 from stateset_agents.rewards.cache import CachedReward
 from stateset_agents.rewards.composite import (
@@ -186,7 +186,7 @@ async def test_every_reward_keeps_the_protocol(reward: Any, tmp_path: Path) -> N
 
 async def test_a_reward_that_does_not_is_told_what_is_wrong() -> None:
     class Wrong(EachTrace):
-        name, about = "wrong", About(low=0.0, high=1.0)
+        name, declaration = "wrong", Declaration(low=0.0, high=1.0)
         calls = 0
 
         def score(self, trace: Trace) -> Score | None:
@@ -321,7 +321,7 @@ async def test_disclosure_wants_the_facts_and_no_others() -> None:
 
 async def test_scores_are_kept_by_content_and_version(tmp_path: Path) -> None:
     class Counts(EachTrace):
-        name, about = "counts", About(version="1", reads=("messages",))
+        name, declaration = "counts", Declaration(version="1", reads=("messages",))
         asked = 0
 
         def score(self, trace: Trace) -> Score | None:
@@ -335,7 +335,7 @@ async def test_scores_are_kept_by_content_and_version(tmp_path: Path) -> None:
     assert counts.asked == 2
     await kept([RIGHT, SALAD])
     assert counts.asked == 3  # what could not be scored is tried again
-    counts.about = About(version="2", reads=("messages",))
+    counts.declaration = Declaration(version="2", reads=("messages",))
     kept.close()
     newer = CachedReward(counts, tmp_path / "scores.db")
     await newer([RIGHT])

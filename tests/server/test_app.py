@@ -16,8 +16,9 @@ from pydantic import Field
 
 from stateset_agents.errors import PolicyUnreachable
 from stateset_agents.graphs import service
-from stateset_agents.jobs.serve import service_app
+from stateset_agents.jobs.serve import ServedGraph, service_app
 from stateset_agents.nodes.oracle import Oracle
+from stateset_agents.policy.chat_model import connect
 from stateset_agents.scenario import Scenario
 from stateset_agents.server.app import Served, build
 from stateset_agents.server.supervisor import free_port
@@ -161,7 +162,11 @@ async def test_a_key_is_asked_for_where_one_is_set() -> None:
 
 async def test_a_policy_that_is_gone_is_unavailable_and_no_traceback() -> None:
     shop = generate(1, "train").clone()
-    app = service_app(shop, f"http://127.0.0.1:{free_port()}/v1", "policy", key=None)
+    app = service_app(
+        ServedGraph(shop=shop),
+        connect(f"http://127.0.0.1:{free_port()}/v1", "policy"),
+        key=None,
+    )
     async with (
         Running(app) as url,
         openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,
@@ -302,7 +307,7 @@ async def test_a_failure_nobody_foresaw_has_a_request_id_and_no_traceback() -> N
 async def test_the_seed_policy_answers_through_the_endpoint(engine: str) -> None:
     shop = generate(1, "train").clone()
     async with (
-        Running(service_app(shop, engine, "policy", key=None)) as url,
+        Running(service_app(ServedGraph(shop=shop), connect(engine, "policy"), key=None)) as url,
         openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,
     ):
         answer = await client.chat.completions.create(

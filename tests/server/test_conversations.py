@@ -9,8 +9,9 @@ import pytest
 
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs import service
-from stateset_agents.jobs.serve import service_app
+from stateset_agents.jobs.serve import ServedGraph, service_app
 from stateset_agents.nodes.oracle import Oracle
+from stateset_agents.policy.chat_model import connect
 from stateset_agents.scenario import Act
 from stateset_agents.server import conversations
 from stateset_agents.server.app import Served, build
@@ -103,7 +104,7 @@ async def test_each_answer_is_a_trace_under_the_id_that_the_client_is_told(
 ) -> None:
     shop = generate(1, "train").clone()
     with TraceStore(tmp_path / "traces.db") as store:
-        app = service_app(shop, engine, "policy", key=None, keeper=store)
+        app = service_app(ServedGraph(shop=shop), connect(engine, "policy"), key=None, sink=store)
         async with (
             Running(app) as url,
             openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,

@@ -14,13 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stateset_agents.errors import BadInput, ContextFull, PolicyRefused
-from stateset_agents.jobs.policy_server import SEED_POLICY
 from stateset_agents.policy.capabilities import probe
 from stateset_agents.policy.chat_model import connect
-from stateset_agents.policy.metrics import read_meters
-from stateset_agents.policy.pool import Servers, servers_at
-from stateset_agents.policy.publishing import publish, retire, served_models
-from stateset_agents.policy.weight_files import InPlace, adapter_of_nothing
+from stateset_agents.policy.metrics import read_metrics
+from stateset_agents.policy.pool import ReplicaPool, pool_at
+from stateset_agents.policy.publishing import Publisher, served_models
+from stateset_agents.policy.weight_files import SEED_POLICY, InPlace, adapter_of_nothing
 from stateset_agents.server.engine import protocol
 from stateset_agents.server.engine.app import Engine, build
 from stateset_agents.server.engine.models import load_base
@@ -259,8 +258,8 @@ async def test_what_a_server_refuses_is_typed(served: str) -> None:
 
 
 async def test_a_server_is_asked_what_it_can_do(served: str) -> None:
-    able = await probe(servers_at(served), adapters=True)
-    assert (able.model, able.adapters, able.renders) == ("policy", True, True)
+    able = await probe(pool_at(served), adapters=True)
+    assert (able.model, able.adapters, able.tokenizes) == ("policy", True, True)
     assert able.prompt_ids
 
 
@@ -280,20 +279,21 @@ def an_adapter(folder: Path, base: str, *, scale: float = 0.05) -> Path:
 async def test_an_adapter_is_served_beside_the_base_and_dropped(
     served: str, tmp_path: Path
 ) -> None:
-    servers = Servers([served])
+    servers = ReplicaPool([served])
+    publisher = Publisher(servers)
     adapter = an_adapter(tmp_path / "adapter", str(SEED_POLICY))
-    await publish(servers, "tuned", adapter)
+    await publisher.publish("tuned", adapter)
     assert "tuned" in await served_models(servers)
     before, tuned = await asyncio.gather(ask(served), ask(served, model="tuned"))
     assert tuned["model"] == "tuned"
     sampled = tuned["choices"][0]["token_ids"]
     wanted = plain_logprobs(tuned["prompt_token_ids"], sampled, adapter)
     torch.testing.assert_close(reported(tuned), wanted, rtol=0, atol=1e-3)
-    await publish(servers, "tuned", adapter)  # as a run that is resumed does
+    await publisher.publish("tuned", adapter)  # as a run that is resumed does
     other = an_adapter(tmp_path / "other", str(SEED_POLICY), scale=0.1)
     with pytest.raises(PolicyRefused, match="loaded already"):
-        await publish(servers, "tuned", other)
-    await retire(servers, "tuned")
+        await publisher.publish("tuned", other)
+    await publisher.retire("tuned")
     assert "tuned" not in await served_models(servers)
     after = await ask(served)
     torch.testing.assert_close(reported(before), reported(after), rtol=0, atol=1e-3)
@@ -303,11 +303,12 @@ async def test_the_base_answers_without_adapters_also_beside_them_and_after_many
     served: str, tmp_path: Path
 ) -> None:
     """vLLM's own operations for the CPU put the last slot's adapter on the base model's tokens, once every slot was used."""
-    servers = Servers([served])
+    servers = ReplicaPool([served])
+    publisher = Publisher(servers)
     names = [f"one-of-{number}" for number in range(5)]
     for number, name in enumerate(names):
         adapter = an_adapter(tmp_path / name, str(SEED_POLICY), scale=0.1 + number / 100)
-        await publish(servers, name, adapter)
+        await publisher.publish(name, adapter)
     await asyncio.gather(*(ask(served, model=name, max_tokens=4) for name in names))
     alone = await ask(served)
     beside, *_ = await asyncio.gather(ask(served), *(ask(served, model=name) for name in names))
@@ -316,7 +317,7 @@ async def test_the_base_answers_without_adapters_also_beside_them_and_after_many
         wanted = plain_logprobs(answer["prompt_token_ids"], sampled)
         torch.testing.assert_close(reported(answer), wanted, rtol=0, atol=1e-3)
     for name in names:
-        await retire(servers, name)
+        await publisher.retire(name)
 
 
 def a_whole_model(folder: Path, seed: int) -> Path:
@@ -334,16 +335,16 @@ async def test_whole_models_are_put_in_place_of_one_another_under_names_of_their
     vllm_server: Supervised, tmp_path: Path
 ) -> None:
     """vLLM holds one at a time: an answer under a version's name is that version's, or none."""
-    servers, url = Servers([vllm_server.url]), vllm_server.url
+    servers, url = ReplicaPool([vllm_server.url]), vllm_server.url
     nothing = adapter_of_nothing(SEED_POLICY, tmp_path / "nothing")
-    servers.in_place = InPlace(nothing, WEIGHTS_KEY)
+    publisher = Publisher(servers, in_place=InPlace(nothing, WEIGHTS_KEY))
     for path in ("/collective_rpc", "/pause", "/server_info"):
         await post(url.removesuffix("/v1"), path, {"method": "put_in_place"}, status=403)
     ids = (await ask(url))["prompt_token_ids"]  # its prefix is in the cache
     try:
         for step in (1, 2):
             weights = a_whole_model(tmp_path / str(step), step)
-            await publish(servers, f"run-v{step}", weights)
+            await publisher.publish(f"run-v{step}", weights)
             answer = await ask(url, model=f"run-v{step}")
             assert answer["model"] == f"run-v{step}"
             assert answer["prompt_token_ids"] == ids
@@ -356,12 +357,12 @@ async def test_whole_models_are_put_in_place_of_one_another_under_names_of_their
         half = a_whole_model(tmp_path / "half", 3) / "model.safetensors"
         half.write_bytes(half.read_bytes()[:-100])
         with pytest.raises(BadInput, match="to be whole"):
-            await publish(servers, "run-v3", half.parent)
+            await publisher.publish("run-v3", half.parent)
         again = await ask(url, model="run-v2")
         assert again["choices"][0]["token_ids"] == sampled
     finally:
-        await publish(servers, "run-v4", SEED_POLICY)
-        await retire(servers, "run-v4")
+        await publisher.publish("run-v4", SEED_POLICY)
+        await publisher.retire("run-v4")
     again = await ask(url)
     wanted = plain_logprobs(ids, again["choices"][0]["token_ids"])
     torch.testing.assert_close(reported(again), wanted, rtol=0, atol=1e-3)
@@ -374,22 +375,22 @@ async def test_an_adapter_of_another_base_is_refused(served: str, tmp_path: Path
     other.save_pretrained(tmp_path / "other")
     adapter = an_adapter(tmp_path / "adapter", str(tmp_path / "other"))
     with pytest.raises(PolicyRefused):
-        await publish(Servers([served]), "misfit", adapter)
+        await Publisher(ReplicaPool([served])).publish("misfit", adapter)
     assert (await ask(served))["choices"]
-    assert "misfit" not in await served_models(Servers([served]))
+    assert "misfit" not in await served_models(ReplicaPool([served]))
 
 
 async def test_a_client_that_leaves_frees_its_place(served: str) -> None:
     body = {"model": "policy", "messages": MESSAGES, "max_tokens": 1800, "ignore_eos": True}
-    servers = Servers([served])
-    before = await read_meters(servers)
+    servers = ReplicaPool([served])
+    before = await read_metrics(servers)
     asking = asyncio.create_task(servers.post("/chat/completions", body))
-    while (await read_meters(servers)).sampled < before.sampled + 10:
+    while (await read_metrics(servers)).sampled < before.sampled + 10:
         await asyncio.sleep(0.02)
     asking.cancel()
-    while (await read_meters(servers)).running:
+    while (await read_metrics(servers)).running:
         await asyncio.sleep(0.02)
-    assert (await read_meters(servers)).sampled < before.sampled + 1500
+    assert (await read_metrics(servers)).sampled < before.sampled + 1500
 
 
 def test_text_that_is_no_valid_call_stays_text() -> None:
@@ -426,12 +427,13 @@ async def test_an_engine_that_breaks_says_so_and_keeps_nobody_waiting() -> None:
 async def test_a_dropped_adapters_cache_is_not_used_by_its_successor(
     served: str, tmp_path: Path
 ) -> None:
-    servers = Servers([served])
+    servers = ReplicaPool([served])
+    publisher = Publisher(servers)
     for number, scale in enumerate((0.05, 0.1)):
         adapter = an_adapter(tmp_path / str(number), str(SEED_POLICY), scale=scale)
-        await publish(servers, "same-name", adapter)
+        await publisher.publish("same-name", adapter)
         answer = await ask(served, model="same-name")
         sampled = answer["choices"][0]["token_ids"]
         wanted = plain_logprobs(answer["prompt_token_ids"], sampled, adapter)
         torch.testing.assert_close(reported(answer), wanted, rtol=0, atol=1e-3)
-        await retire(servers, "same-name")
+        await publisher.retire("same-name")

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,10 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from stateset_agents.errors import BadInput, PolicyUnreachable
 from stateset_agents.jobs.config import check_config
-from stateset_agents.jobs.policy_server import SEED_POLICY, engine_of, launch_of
-from stateset_agents.jobs.train import evaluate_job
-from stateset_agents.policy.weight_files import adapter_of_nothing
+from stateset_agents.jobs.evaluate import evaluate_job
+from stateset_agents.policy.weight_files import SEED_POLICY, adapter_of_nothing
+from stateset_agents.reporting.events import EpisodeEnded, Event
 from stateset_agents.server import supervisor
+from stateset_agents.server.launch import Weights, engine_of, launch_of
+from stateset_agents.server.options import ServerOptions, VllmOptions
 from stateset_agents.server.supervisor import Launch, free_port, supervised
 from stateset_agents.server.vllm import process as vllm
 from stateset_agents.server.vllm.gpus import BESIDE_TRAINING, gpus, share_out
@@ -47,8 +48,8 @@ def a_launch(code: str = SERVER, seconds: float = 20, silent_seconds: float = 12
     )
 
 
-def child_of(keeper: int) -> int:
-    return int(Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()[0])
+def child_of(guard: int) -> int:
+    return int(Path(f"/proc/{guard}/task/{guard}/children").read_text().split()[0])
 
 
 async def gone(pid: int) -> None:
@@ -180,7 +181,7 @@ def test_vllm_that_is_missing_or_of_another_version_is_named(
         vllm.find_python(tmp_path / "old")
     monkeypatch.setenv("STATESET_VLLM", str(tmp_path / "nothing"))
     with pytest.raises(BadInput, match="install-vllm"):
-        launch_of(check_config({"engine": "vllm"}), 1, tmp_path)
+        launch_of(check_config({"engine": "vllm"}), tmp_path, ServerOptions(port=1))
     # `auto` takes what is there.
     assert engine_of("auto") == "embedded"
     (tmp_path / "old" / ".ready").touch()
@@ -188,27 +189,49 @@ def test_vllm_that_is_missing_or_of_another_version_is_named(
     assert engine_of("auto") == "vllm"
     for beside in ({"staleness": 1}, {"nodes": ("reply",)}):
         with pytest.raises(BadInput, match="one whole model at a time"):
-            launch_of(check_config({"engine": "vllm", "full": True, **beside}), 1, tmp_path)
+            launch_of(
+                check_config({"engine": "vllm", "full": True, **beside}),
+                tmp_path,
+                ServerOptions(port=1),
+            )
     with pytest.raises(BadInput, match="found the whole one"):
-        launch_of(check_config({"engine": "vllm"}), 1, tmp_path, also=[tmp_path / "whole"])
+        launch_of(
+            check_config({"engine": "vllm"}),
+            tmp_path,
+            ServerOptions(port=1),
+            Weights(later=[tmp_path / "whole"]),
+        )
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(BadInput, match="no adapter beside the whole model"):
-        launch_of(check_config({"engine": "vllm"}), 1, tmp_path, also=[adapter], weights=tmp_path)
+        launch_of(
+            check_config({"engine": "vllm"}),
+            tmp_path,
+            ServerOptions(port=1),
+            Weights(whole=tmp_path, later=[adapter]),
+        )
     other = tmp_path / "other"
     shutil.copytree(SEED_POLICY, other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "vocab_size": 99}))
     with pytest.raises(BadInput, match="found another vocab_size: 99"):
-        launch_of(check_config({"engine": "vllm"}), 1, tmp_path, weights=other)
+        launch_of(
+            check_config({"engine": "vllm"}), tmp_path, ServerOptions(port=1), Weights(whole=other)
+        )
     (other / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "model-2.safetensors"}})
     )
     with pytest.raises(BadInput, match=r"model-2\.safetensors missing"):
-        launch_of(check_config({"engine": "vllm"}), 1, tmp_path, weights=other)
+        launch_of(
+            check_config({"engine": "vllm"}), tmp_path, ServerOptions(port=1), Weights(whole=other)
+        )
     with pytest.raises(BadInput, match="max-model-len: vLLM reads it"):
-        launch_of(check_config({"engine": "embedded", "max_model_len": 100}), 1, tmp_path)
+        launch_of(
+            check_config({"engine": "embedded", "max_model_len": 100}),
+            tmp_path,
+            ServerOptions(port=1),
+        )
 
 
 def test_servers_and_the_trainer_share_the_gpus_out(
@@ -236,11 +259,10 @@ def test_servers_and_the_trainer_share_the_gpus_out(
     assert gpus() == ["3", "5", "7"]
     launch = vllm.launch(
         str(SEED_POLICY),
-        1,
-        python=Path("python"),
-        folder=tmp_path,
-        devices="3",
-        gpu_memory_utilization=0.45,
+        ServerOptions(port=1),
+        VllmOptions(
+            python=Path("python"), folder=tmp_path, devices="3", gpu_memory_utilization=0.45
+        ),
     )
     assert launch.environment["CUDA_VISIBLE_DEVICES"] == "3"
     assert "--gpu-memory-utilization 0.45" in " ".join(launch.command)
@@ -279,7 +301,9 @@ def test_an_adapter_of_nothing_is_put_on_attention_and_on_no_expert(tmp_path: Pa
 
 def test_what_starts_vllm_asks_for_exact_tokens(tmp_path: Path) -> None:
     launch = vllm.launch(
-        str(SEED_POLICY), 8001, python=Path("python"), folder=tmp_path, rank=24, key="secret"
+        str(SEED_POLICY),
+        ServerOptions(port=8001, key="secret"),
+        VllmOptions(python=Path("python"), folder=tmp_path, rank=24),
     )
     told = " ".join(launch.command)
     for wanted in ("--logprobs-mode processed_logprobs", "--generation-config vllm", "--enable-lora",
@@ -304,9 +328,9 @@ async def test_one_of_two_engines_dies_in_the_middle_and_no_episode_is_lost(tmp_
 
     playing, episodes = asyncio.Event(), 0
 
-    def report(event: str, values: dict[str, Any]) -> None:
+    def report(event: Event) -> None:
         nonlocal episodes
-        episodes += event == "tick"
+        episodes += isinstance(event, EpisodeEnded)
         if episodes == 4:
             playing.set()
 

@@ -74,11 +74,11 @@ def test_what_is_hidden_in_json_numbers_and_keys_is_found() -> None:
 
 def test_threads_stay_apart_and_feedback_finds_them(tmp_path: Path) -> None:
     with TraceStore(tmp_path / "traces.db") as store:
-        keeper = Redacted(store, Redactor())
+        sink = Redacted(store, Redactor())
         for who in ("ann@example.com", "bob@example.com"):
             run = Trace(thread=f"chat-{who}")
-            keeper.begin(run)
-            keeper.end(run.id, partial(Trace.model_copy, run))
+            sink.begin(run)
+            sink.end(run.id, partial(Trace.model_copy, run))
         store.flush()
         kept = list(store.traces())
         assert len({trace.thread for trace in kept}) == 2

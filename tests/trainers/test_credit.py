@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from stateset_agents.trainers.algorithms.algorithm import centred
 from stateset_agents.trainers.config import ONE, Credit
 from stateset_agents.trainers.credit import Graded, samples
 from stateset_agents.trainers.learner import certificate, nothing_to_learn
+from stateset_agents.trainers.step_log import StepLog
 
 ALL: dict[str, tuple[str, ...]] = {ONE: ()}
 
@@ -209,10 +211,10 @@ def test_advantages_at_a_decision_sum_to_zero(values: list[float], data: st.Data
 
 
 def test_equal_rewards_are_noticed_though_a_kl_term_trains_each_token() -> None:
-    line = {"flat_groups": 1.0, "tokens_trained": 900}
+    line = StepLog(flat_groups=1.0, tokens_trained=900)
     assert nothing_to_learn([line] * 2) is None
     assert "nothing was learned" in str(nothing_to_learn([line] * 3))
-    assert nothing_to_learn([line, {**line, "flat_groups": 0.5}, line]) is None
+    assert nothing_to_learn([line, replace(line, flat_groups=0.5), line]) is None
 
 
 def test_a_certificate_names_what_was_trained_and_nothing_else() -> None:

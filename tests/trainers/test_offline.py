@@ -19,16 +19,17 @@ from transformers import AutoTokenizer
 
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs.mixed_quality import variants
-from stateset_agents.graphs.rollout import converse
+from stateset_agents.graphs.rollout import play_episode
+from stateset_agents.jobs.collect import collect_job
 from stateset_agents.jobs.config import check_config
-from stateset_agents.jobs.offline import collect_job, recorded_job
-from stateset_agents.jobs.policy_server import SEED_POLICY
+from stateset_agents.jobs.offline import offline_job
 from stateset_agents.nodes.oracle import Oracle
+from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Feedback, ModelCall, Sampling, Trace
-from stateset_agents.traces.dataset import Usable
+from stateset_agents.traces.dataset import OfflineDataset
 from stateset_agents.traces.store import TraceStore
-from stateset_agents.trainers.imitation import calls, parting, rows
+from stateset_agents.trainers.imitation import calls, first_difference, rows
 from stateset_agents.trainers.model import load_model
 from stateset_agents.trajectory import Row
 from tests.small import plain_logprobs
@@ -39,7 +40,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """64 episodes of the seed policy, in groups of 8."""
     run = tmp_path_factory.mktemp("collected")
     config = check_config({"steps": 2, "groups": 4, "group_size": 8, "max_tokens": 64})
-    summary = asyncio.run(collect_job(config, run, None, lambda event, values: None))
+    summary = asyncio.run(collect_job(config, run, None, lambda event: None))
     assert summary["episodes"] == 64
     assert summary["failed"] == 0
     return run / "traces.db"
@@ -50,7 +51,7 @@ def learn(place: Path, run: Path, **options: Any) -> dict[str, Any]:
     if "reward" not in options:
         options["groups"] = 4
     config = check_config({"from_traces": str(place), "log": (), **options})
-    return asyncio.run(recorded_job(config, run, lambda line: None))
+    return asyncio.run(offline_job(config, run, lambda line: None))
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -223,14 +224,14 @@ async def test_rows_of_calls_that_go_on_from_each_other_are_one_and_partings_are
     scenario = next(s for s in training if s.intent == "refund")
     ways = variants(scenario, random.Random(0))
     good, bad = [
-        await converse(scenario, Oracle(plan=ways[kind]), Sampling(), texts=True)
+        await play_episode(scenario, Oracle(plan=ways[kind]), Sampling(), texts=True)
         for kind in ("right", "stops half way")
     ]
     said = calls(tokenizer, good)
     (row,) = rows(said)
     assert sum(label != -100 for label in row["labels"]) == sum(len(one.answer) for one in said)
     assert row["input_ids"] == [*said[-1].prompt, *said[-1].answer]
-    pair = parting(tokenizer, good, bad)
+    pair = first_difference(tokenizer, good, bad)
     assert pair is not None
     assert pair[0].prompt == pair[1].prompt
     assert pair[0].answer != pair[1].answer
@@ -238,7 +239,7 @@ async def test_rows_of_calls_that_go_on_from_each_other_are_one_and_partings_are
 
 def test_a_store_without_anything_that_ended_is_refused() -> None:
     with pytest.raises(BadInput, match="found none among 1"):
-        Usable([Trace(status="failed")]).method("auto")
+        OfflineDataset([Trace(status="failed")]).method("auto")
 
 
 def test_what_was_played_to_measure_is_never_learned_from(store: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs.mixed_quality import pairs
-from stateset_agents.jobs.policy_server import SEED_POLICY
 from stateset_agents.jobs.registry import find_reward
+from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.rewards.conformance import problems
 from stateset_agents.tools.scenarios.generator import scenarios
 from stateset_agents.trace import Feedback, Trace

@@ -8,14 +8,16 @@ import pytest
 from stateset_agents.trainers.config import TrainConfig
 from stateset_agents.trainers.curriculum import RESTED, Curriculum
 from stateset_agents.trainers.schedule import Schedule
+from stateset_agents.trainers.step_log import StepLog
 
 
-def line(reward: float | None, **more: float) -> dict[str, Any]:
-    return {"reward": reward, "flat_groups": 0.2, "success": 0.5, "kl": 0.01, **more}
+def line(reward: float | None, **more: float) -> StepLog:
+    values: dict[str, Any] = {"flat_groups": 0.2, "success": 0.5, "kl": 0.01, **more}
+    return StepLog(reward=reward, **values)
 
 
-def run(schedule: Schedule, lines: list[dict[str, Any]]) -> list[str]:
-    return [told for one in lines for told in schedule.see(one)]
+def run(schedule: Schedule, lines: list[StepLog]) -> list[str]:
+    return [change for log in lines for change in schedule.see(log)]
 
 
 def auto(**options: Any) -> TrainConfig:
@@ -25,7 +27,7 @@ def auto(**options: Any) -> TrainConfig:
 def test_a_rising_reward_changes_nothing() -> None:
     schedule = Schedule(auto())
     assert run(schedule, [line(0.1 * n) for n in range(12)]) == []
-    assert schedule.config == schedule._asked
+    assert schedule.config == schedule._initial
 
 
 def test_a_reward_that_falls_halves_the_learning_rate_and_says_why() -> None:

@@ -8,7 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from stateset_agents.errors import BadInput
 from stateset_agents.trainers.config import TrainConfig
-from stateset_agents.trainers.trackers import Logs, check_names, flat
+from stateset_agents.trainers.step_log import StepLog
+from stateset_agents.trainers.trackers import RunLog, check_names, flat
 
 
 def test_numbers_are_flat_by_their_path() -> None:
@@ -17,9 +18,10 @@ def test_numbers_are_flat_by_their_path() -> None:
 
 
 def test_lines_and_tensorboard_have_the_same_numbers(tmp_path: Path) -> None:
-    logs = Logs(tmp_path, ("tensorboard",), TrainConfig())
+    logs = RunLog(tmp_path, ("tensorboard",), TrainConfig())
     for step in (1, 2, 3):
-        logs.add(step, {"step": step, "reward": step / 4, "nodes": {"policy": {"reward": 0.25}}})
+        nodes = {"policy": {"reward": 0.25}}
+        logs.add(StepLog(step=step, reward=step / 4, nodes=nodes))
     logs.close()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["reward"] for line in lines] == [0.25, 0.5, 0.75]

@@ -186,8 +186,8 @@ def test_episodes_without_advantage_are_skipped_but_count(tmp_path: Path) -> Non
 def test_the_kl_term_pulls_episodes_without_advantage_back_too(tmp_path: Path) -> None:
     learner = trainer(tmp_path, lora(tmp_path), beta=0.1)
     told = learner.learn({"default": [sample(one, 0.0) for one in episodes(5)]})
-    assert told["grad_norm"] > 0
-    assert told["kl"] > 0
+    assert told.grad_norm > 0
+    assert told.kl > 0
 
 
 def test_a_step_moves_only_the_adapter(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_step_moves_only_the_adapter(tmp_path: Path) -> None:
     before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
     samples = [sample(one, worth) for one, worth in zip(episodes(6), WORTH, strict=True)]
     told = learner.learn({"default": samples})
-    assert told["stepped"]
+    assert told.stepped
     moved = {n for n, p in learner.model.named_parameters() if not torch.equal(before[n], p)}
     assert moved
     assert all("lora" in name for name in moved)
@@ -215,7 +215,7 @@ def test_tokens_of_another_policy_are_refused_though_their_ratios_average_to_one
     learner = trainer(tmp_path)
     samples = [sample(one, worth) for one, worth in zip(episodes(6), WORTH, strict=True)]
     with pytest.raises(RunBroken, match="nats a token"):
-        learner.learn({"default": samples}, gap=0.1)
+        learner.learn({"default": samples}, max_gap=0.1)
 
 
 def test_truncated_weights_bound_the_effective_sample_size(tmp_path: Path) -> None:
@@ -223,10 +223,10 @@ def test_truncated_weights_bound_the_effective_sample_size(tmp_path: Path) -> No
     samples = [sample(one, worth) for one, worth in zip(episodes(6), WORTH, strict=True)]
     before = [p.detach().clone() for p in learner.model.parameters()]
     told = learner.learn({"default": samples}, least_ess=0.9999)
-    assert 0 < told["ess"] < 0.9999
-    assert not told["stepped"]
+    assert 0 < told.ess < 0.9999
+    assert not told.stepped
     assert all(torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
-    assert learner.learn({"default": samples}, least_ess=0.01)["stepped"]
+    assert learner.learn({"default": samples}, least_ess=0.01).stepped
 
 
 def test_models_whose_layers_read_rows_fall_back_to_them_and_say_why(

@@ -15,7 +15,7 @@ _WHOLE = {"sku", "quantity", "paid"}
 Cell = str | int | float | None
 
 
-def books(shop: Shop, scenario: Scenario, changes: Iterable[Change]) -> dict[str, float]:
+def books_of(shop: Shop, scenario: Scenario, changes: Iterable[Change]) -> dict[str, float]:
     """What the changes come to. What did not happen is 0; what cannot be known without a goal is left out. An order that
     was cancelled again, or that stands for an exchange, is no sale."""
     new = _rows(changes)
@@ -71,7 +71,7 @@ def books(shop: Shop, scenario: Scenario, changes: Iterable[Change]) -> dict[str
     return found
 
 
-def segment(shop: Shop, scenario: Scenario) -> dict[str, str]:
+def segment_of(shop: Shop, scenario: Scenario) -> dict[str, str]:
     """Whose conversation it is, for KPIs by group: the language, and the customer's tier where the order is known."""
     order = scenario.customer.slots.get("order_id", "")
     tier = shop.one(

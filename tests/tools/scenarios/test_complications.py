@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from stateset_agents.graphs.rollout import converse
+from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Act, Scenario
 from stateset_agents.tools.rules import Rule
@@ -23,7 +23,7 @@ def having(name: str, intent: str = "") -> Scenario:
 
 
 async def played(scenario: Scenario, plan: tuple[Act, ...]) -> Trace:
-    return await converse(scenario, Oracle(plan=plan), Sampling())
+    return await play_episode(scenario, Oracle(plan=plan), Sampling())
 
 
 def succeeded(trace: Trace) -> bool:

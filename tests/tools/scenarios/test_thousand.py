@@ -4,7 +4,7 @@ through the public graph, every mutant less."""
 import itertools
 from typing import get_args
 
-from stateset_agents.graphs.rollout import converse
+from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Scenario
 from stateset_agents.tools.scenarios.generator import ALL_INTENTS, COMPLICATIONS, scenarios
@@ -34,7 +34,7 @@ async def test_a_thousand_seeds() -> None:
     for number in range(1000):
         scenario = unseen(number)
         met |= {*scenario.complications, scenario.customer.locale}
-        trace = await converse(scenario, Oracle(plan=scenario.plan), Sampling())
+        trace = await play_episode(scenario, Oracle(plan=scenario.plan), Sampling())
         assert trace.goal_score is not None
         assert trace.goal_score.success, (scenario.id, trace.goal_score)
         assert score_acts(scenario, scenario.plan).success

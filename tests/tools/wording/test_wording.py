@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from stateset_agents.graphs.rollout import converse
+from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.grounding import claims, offers, specifics, unsupported
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Customer, Fact
@@ -82,7 +82,7 @@ async def test_every_intent_is_solved_in_the_customers_language(locale: Locale) 
         made = scenarios(seed=8, split="development", intents=(intent,), locales=(locale,))
         scenario = next(made)
         assert scenario.customer.locale == locale
-        trace = await converse(scenario, Oracle(plan=scenario.plan), Sampling())
+        trace = await play_episode(scenario, Oracle(plan=scenario.plan), Sampling())
         assert trace.goal_score is not None
         assert trace.goal_score.success, (scenario.id, trace.goal_score, trace.messages)
         silent = tuple(act.model_copy(update={"say": ""}) for act in scenario.plan)

@@ -1,0 +1,85 @@
+"""Whether a command can do what it was told, before anything is written or started."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from stateset_agents.errors import BadInput
+from stateset_agents.jobs.config import JobConfig
+
+
+def check_ready(
+    config: JobConfig, *, training: bool = False, provider: bool = False, dry_run: bool = False,
+    problems: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Raises BadInput with all that is missing, `problems` included. A dry run ends here, with what would be done."""
+    missing = [*missing_for(config, training=training, provider=provider), *problems]
+    if dry_run:
+        print(config.model_dump_json(indent=2))
+        print("nothing is missing" if not missing else "missing: " + "; ".join(missing))
+        raise typer.Exit(2 if missing else 0)
+    if missing:
+        raise BadInput("; ".join(missing))
+
+
+def missing_for(config: JobConfig, *, training: bool = False, provider: bool = False) -> list[str]:
+    """What a job lacks, each in a sentence: trackers, names, models, engines."""
+    from stateset_agents.graphs.names import GRAPHS
+    from stateset_agents.jobs import registry
+    from stateset_agents.jobs.scenario_sets import find_scenarios
+    from stateset_agents.jobs.warm_start import check_warm_start
+    from stateset_agents.policy.weight_files import model_path
+    from stateset_agents.server.launch import check_engine
+    from stateset_agents.trainers.trackers import check_names
+
+    checks: list[Callable[[], Any]] = [
+        lambda: check_names(config.log),
+        lambda: registry.find_rollout(config.graph, config.customer, config.world),
+        lambda: registry.find_grading(config),
+        lambda: _check_model(model_path(config.model), provider=provider),
+        lambda: check_warm_start(config),
+    ]
+    plays = config.from_traces is None
+    if plays and (config.scenarios or config.graph not in GRAPHS):
+        checks.append(lambda: find_scenarios(config))
+    if plays and not provider:
+        checks.append(lambda: check_engine(config, training=training))
+    missing = []
+    for check in checks:
+        try:
+            check()
+        except BadInput as error:
+            missing.append(str(error))
+    return missing
+
+
+def _check_model(path: str, *, provider: bool = False) -> None:
+    from stateset_agents.policy.litellm import PREFIX, load_litellm
+
+    if path.startswith(PREFIX):
+        if not provider:
+            raise BadInput(
+                f"--model: {path!r} is a provider's, which says nothing of its tokens: it can be evaluated, and not trained."
+            )
+        load_litellm()
+        return
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"--model: expected 'seed', a folder or a Hugging Face name, found {path!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+
+
+def quiet_libraries() -> None:
+    """Progress bars and deprecations of the libraries below would tear our own progress apart."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

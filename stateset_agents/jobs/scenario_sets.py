@@ -1,0 +1,46 @@
+"""Which scenarios a job trains on, and which it measures on."""
+
+import itertools
+from pathlib import Path
+
+from stateset_agents.errors import BadInput
+from stateset_agents.graphs.names import GRAPHS
+from stateset_agents.jobs.config import JobConfig
+from stateset_agents.scenario import Scenario, load_scenarios
+from stateset_agents.tools.scenarios.generator import intents_of, scenarios
+
+
+def find_scenarios(
+    config: JobConfig, *, only_held_out: bool = False
+) -> tuple[list[Scenario], list[Scenario]]:
+    """Training and held-out scenarios: generated, or a file's. In a file those of the splits development and held_out are measured
+    on; where there are none, every fourth, or all with `only_held_out`."""
+    if config.scenarios is None:
+        return _generated(config)
+    every = load_scenarios(Path(config.scenarios))
+    measured = [scenario.split in ("development", "held_out") for scenario in every]
+    if only_held_out:
+        held_out = [s for s, is_measured in zip(every, measured, strict=True) if is_measured]
+        return [], (held_out or every)[: config.held_out]
+    if not any(measured):
+        measured = [number % 4 == 3 for number in range(len(every))]
+    held_out = [s for s, is_measured in zip(every, measured, strict=True) if is_measured]
+    training = [s for s, is_measured in zip(every, measured, strict=True) if not is_measured]
+    if not (training and held_out):
+        raise BadInput(
+            f"--scenarios: expected some to train on and some to measure on, found {len(training)} and "
+            f"{len(held_out)} in {config.scenarios!r}. Without splits every fourth is measured on."
+        )
+    return training, held_out[: config.held_out]
+
+
+def _generated(config: JobConfig) -> tuple[list[Scenario], list[Scenario]]:
+    if config.graph not in GRAPHS:
+        raise BadInput(
+            f"--graph {config.graph} needs --scenarios FILE: only the shop's own graphs have generated ones."
+        )
+    intents = intents_of(config.graph)
+    endless = scenarios(seed=config.seed, split="train", intents=intents)
+    unseen = scenarios(seed=config.held_out_seed, split="held_out", intents=intents)
+    training = list(itertools.islice(endless, config.steps * config.groups))
+    return training, list(itertools.islice(unseen, config.held_out))
