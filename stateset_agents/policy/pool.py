@@ -212,6 +212,7 @@ class ReplicaPool:
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():  # the place goes to the next in line
                 self._wake_one()
+            waiter.cancel()  # and nobody wakes a caller that has left
             raise
 
     def _wake_one(self) -> None:
@@ -220,8 +221,14 @@ class ReplicaPool:
                 waiter = self._waiting.popleft()
                 if not waiter.done():
                     with contextlib.suppress(RuntimeError):  # its event loop has ended
-                        waiter.get_loop().call_soon_threadsafe(_wake, waiter)
+                        waiter.get_loop().call_soon_threadsafe(self._wake, waiter)
                         return
+
+    def _wake(self, waiter: asyncio.Future[None]) -> None:
+        if waiter.done():  # its caller has left meanwhile
+            self._wake_one()
+        else:
+            waiter.set_result(None)
 
     async def _check(self, replica: Replica) -> None:
         """Whether a replica that failed is healthy again. It is given what it should serve before anybody asks it."""
@@ -238,11 +245,6 @@ class ReplicaPool:
             replica.record_failure(Unanswered(message, refused=True))
         finally:
             replica.checking = False
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 class _Attempts:

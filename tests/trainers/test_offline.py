@@ -214,7 +214,7 @@ def test_text_of_which_none_is_better_is_not_preferred(tmp_path: Path) -> None:
     texts(THINGS[:8], [HOLD, HOLD], tmp_path / "train.db")
     summary = learn(tmp_path / "train.db", tmp_path / "run", reward="feedback:csat:1:5")
     assert summary["method"] == "sft"
-    assert "none was answered better and worse" in summary["why"]
+    assert "no request was answered better and worse" in summary["why"]
 
 
 async def test_rows_of_calls_that_go_on_from_each_other_are_one_and_partings_are_found(
