@@ -11,7 +11,7 @@ from stateset_agents.tools.shop.generate import generate
 
 async def main() -> None:
     shop = generate(1, "train").clone()
-    row = shop.one(
+    row = shop.first(
         "SELECT orders.id, zip FROM orders JOIN shipments ON order_id = orders.id ORDER BY 1"
     )
     assert row is not None

@@ -40,18 +40,18 @@ class Mixed:
 def variants(scenario: Scenario, rng: random.Random) -> dict[str, tuple[Act, ...]]:
     """Ways to play a scenario, the right one first."""
     plan = scenario.plan
-    found = {"right": plan, **mutants(scenario)}
+    plans = {"right": plan, **mutants(scenario)}
     for flaw in FLAWS.get(scenario.intent, {}):
-        bent = bend(scenario, flaw, rng) if scenario.customer.locale == "en" else None
-        if bent is not None:
-            found[flaw] = bent
+        altered = bend(scenario, flaw, rng) if scenario.customer.locale == "en" else None
+        if altered is not None:
+            plans[flaw] = altered
     *before, last = plan
     if last.say and _NUMBER.search(last.say):
         wrong = _NUMBER.sub(lambda m: str(int(m[0]) + rng.randint(1, 9)), last.say, count=1)
-        found["wrong fact"] = (*before, last.model_copy(update={"say": wrong}))
-    found["stops half way"] = plan[: max(1, len(plan) // 2)]
-    found[SALAD] = (Act(say=_SALAD),)
-    return found
+        plans["wrong fact"] = (*before, last.model_copy(update={"say": wrong}))
+    plans["stops half way"] = plan[: max(1, len(plan) // 2)]
+    plans[SALAD] = (Act(say=_SALAD),)
+    return plans
 
 
 async def mixed(

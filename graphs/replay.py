@@ -136,15 +136,17 @@ def _answers(trace: Trace) -> list[AIMessage]:
     """What the model said: the first messages of the assistant, as many as there were calls. A hand-off's words come
     after them."""
     made = convert_to_messages([dict(m) for m in trace.messages if m["role"] == "assistant"])
-    said = [message for message in made if isinstance(message, AIMessage)]
-    return said[: len(trace.calls)]
+    answers = [message for message in made if isinstance(message, AIMessage)]
+    return answers[: len(trace.calls)]
 
 
 def difference(before: Trace, after: Trace) -> str | None:
     """The first thing that is not the same in two runs, in the order in which it happened."""
-    for number, (one, other) in enumerate(itertools.zip_longest(before.messages, after.messages)):
-        if one != other:
-            return f"message {number}: expected {one}, found {other}"
+    for number, (message, other) in enumerate(
+        itertools.zip_longest(before.messages, after.messages)
+    ):
+        if message != other:
+            return f"message {number}: expected {message}, found {other}"
     for number, (call, again) in enumerate(
         itertools.zip_longest(before.tool_calls, after.tool_calls)
     ):

@@ -73,8 +73,8 @@ class Agent:
         if context.memory is not None:
             prompt += await context.memory.prompt(state["session"]["customer"])
         for _ in range(1 + HOLDS):
-            asked = [SystemMessage(prompt + note), *state["messages"]]
-            answer = await context.policy.ainvoke(asked, options)
+            prompt_messages = [SystemMessage(prompt + note), *state["messages"]]
+            answer = await context.policy.ainvoke(prompt_messages, options)
             wrong = _unsupported(answer, state, context) if context.guard else []
             if not wrong:
                 return {"messages": [answer]}
@@ -95,9 +95,11 @@ class Agent:
         the colleague who goes on."""
         context = self.context(runtime)
         session, backend = _session(state, context), context.backend
-        asked = state["messages"]
-        answered = {message.tool_call_id for message in asked if isinstance(message, ToolMessage)}
-        last = next(message for message in reversed(asked) if isinstance(message, AIMessage))
+        conversation = state["messages"]
+        answered = {
+            message.tool_call_id for message in conversation if isinstance(message, ToolMessage)
+        }
+        last = next(message for message in reversed(conversation) if isinstance(message, AIMessage))
         messages: list[AnyMessage] = []
         attempts: list[dict[str, Any]] = []
         proposal = None
@@ -109,7 +111,7 @@ class Agent:
                 moved = ToolMessage(json.dumps({"passed_to": to}), tool_call_id=call["id"])
                 # The graph above has seen nothing of this turn yet: it is given all of it.
                 update = {
-                    "messages": [*asked, *messages, moved], "session": session, "active": to,
+                    "messages": [*conversation, *messages, moved], "session": session, "active": to,
                     "tool_calls": [*state.get("tool_calls", []), *attempts],
                 }  # fmt: skip
                 return Command(graph=Command.PARENT, goto=to, update=update)
@@ -136,11 +138,11 @@ class Agent:
         make exactly that write, or not."""
         proposal = state.get("proposal")
         assert proposal is not None
-        asked = {"id": proposal["id"], "tool": proposal["tool"], "arguments": proposal["arguments"]}
-        agreed = _answer_to({"type": "confirmation", **asked})
+        write = {"id": proposal["id"], "tool": proposal["tool"], "arguments": proposal["arguments"]}
+        agreed = _answer_to({"type": "confirmation", **write})
         rule = proposal.get("approval")
         approved = (
-            agreed and rule is not None and _answer_to({"type": "approval", "rule": rule, **asked})
+            agreed and rule is not None and _answer_to({"type": "approval", "rule": rule, **write})
         )
         context = self.context(runtime)
         backend, session = context.backend, _session(state, context)
@@ -153,8 +155,8 @@ class Agent:
         else:
             outcome = await backend.decline(session, name, arguments)
             if agreed:
-                told = {"error": "not_approved", "help": "a person said no; tell the customer"}
-                outcome = dataclasses.replace(outcome, result=told, rule=rule)
+                result = {"error": "not_approved", "help": "a person said no; tell the customer"}
+                outcome = dataclasses.replace(outcome, result=result, rule=rule)
         return {
             "messages": [_answer(proposal["id"], outcome)],
             "tool_calls": [_attempt(proposal["id"], name, arguments, outcome)],
@@ -169,13 +171,13 @@ class Agent:
             raise error.error
         last = next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
         answered = {m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)}
-        told = json.dumps({"error": "unavailable", "help": "a colleague takes over"})
+        answer = json.dumps({"error": "unavailable", "help": "a colleague takes over"})
         waiting = [call["id"] for call in last.tool_calls if call["id"] not in answered]
         reason = f"the shop does not answer: {type(error.error).__name__}: {error.error}"
         return Command(
             goto="handoff",
             update={
-                "messages": [ToolMessage(told, tool_call_id=call or "") for call in waiting],
+                "messages": [ToolMessage(answer, tool_call_id=call or "") for call in waiting],
                 "handed_off": {**packet(state), "reason": reason[:300]},
                 "proposal": None,
             },

@@ -73,8 +73,8 @@ class ScriptedCustomer:
         self._lines = lines
 
     async def speak(self, agent_said: str | None) -> str | None:
-        said, self._lines = next(iter(self._lines), None), self._lines[1:]
-        return said
+        line, self._lines = next(iter(self._lines), None), self._lines[1:]
+        return line
 
     async def confirm(self, tool: str, arguments: dict[str, Any]) -> bool:
         return True
@@ -98,16 +98,16 @@ class ModelCustomer:
     def __init__(self, customer: Customer, model: BaseChatModel) -> None:
         self.customer = customer
         self.model = model
-        self._said: list[AnyMessage] = []
+        self._messages: list[AnyMessage] = []
 
     async def speak(self, agent_said: str | None) -> str | None:
         if agent_said is None:
-            self._said = [AIMessage(self.customer.opening)]
+            self._messages = [AIMessage(self.customer.opening)]
             return self.customer.opening
-        self._said.append(HumanMessage(agent_said or "(no answer)"))
+        self._messages.append(HumanMessage(agent_said or "(no answer)"))
         # No callbacks: the recorder keeps the policy's calls, and this is none of them.
-        asked = [SystemMessage(self._instructions()), *self._said]
-        answer = await self.model.ainvoke(asked, {"callbacks": []})
+        messages = [SystemMessage(self._instructions()), *self._messages]
+        answer = await self.model.ainvoke(messages, {"callbacks": []})
         text = answer.text.strip()
         if not text or LEAVES in text:
             return None
@@ -116,7 +116,7 @@ class ModelCustomer:
             raise CustomerInvented(
                 f"Expected a customer who says what they know, found {', '.join(sorted(invented))} made up."
             )
-        self._said.append(AIMessage(text))
+        self._messages.append(AIMessage(text))
         return text
 
     async def confirm(self, tool: str, arguments: dict[str, Any]) -> bool:
@@ -124,7 +124,7 @@ class ModelCustomer:
 
     def copy(self) -> "ModelCustomer":
         twin = ModelCustomer(self.customer, self.model)
-        twin._said = list(self._said)
+        twin._messages = list(self._messages)
         return twin
 
     def _instructions(self) -> str:
@@ -138,7 +138,7 @@ class ModelCustomer:
         )
 
     def _known(self) -> set[str]:
-        texts: Sequence[str] = [*self.customer.slots.values(), *(m.text for m in self._said)]
+        texts: Sequence[str] = [*self.customer.slots.values(), *(m.text for m in self._messages)]
         return set().union(*(specifics(text) for text in texts))
 
 

@@ -34,10 +34,10 @@ class Router:
         if to is None:
             return Command(goto=END, update={"messages": [AIMessage(answer.text, id=answer.id)]})
         passed = json.dumps({"passed_to": to})
-        told: list[AnyMessage] = [
+        messages: list[AnyMessage] = [
             ToolMessage(passed, tool_call_id=call["id"]) for call in answer.tool_calls
         ]
-        return Command(goto=to, update={"messages": [answer, *told], "active": to})
+        return Command(goto=to, update={"messages": [answer, *messages], "active": to})
 
 
 def first(state: TeamState) -> str:

@@ -27,17 +27,17 @@ async def audit(reward: Reward) -> list[Finding]:
     for situation in SITUATIONS:
         group = [situation.honest, *(attack(situation) for attack in ATTACKS.values())]
         rows.append(list(await reward(group)))
-    found = []
+    results = []
     for number, attack in enumerate(ATTACKS, start=1):
         gaps = _gaps(rows, number)
         if not gaps:
             honest = next((row[0].value for row in rows if row[0] is not None), None)
-            found.append(Finding(attack=attack, honest=honest, best=None, gamed=False))
+            results.append(Finding(attack=attack, honest=honest, best=None, gamed=False))
             continue
         _, honest, best = max(gaps)
         gamed = best > honest + 1e-9 if only_takes else best > honest - 1e-9
-        found.append(Finding(attack=attack, honest=honest, best=best, gamed=gamed))
-    return found
+        results.append(Finding(attack=attack, honest=honest, best=best, gamed=gamed))
+    return results
 
 
 def _gaps(rows: Sequence[Sequence[Score | None]], number: int) -> list[tuple[float, float, float]]:

@@ -34,8 +34,8 @@ class CachedReward:
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
         keys = await asyncio.to_thread(self._keys, traces)
-        found = {key: self._kept(key) for key in dict.fromkeys(keys)}
-        missing = [n for n, key in enumerate(keys) if found[key] is None]
+        kept = {key: self._kept(key) for key in dict.fromkeys(keys)}
+        missing = [n for n, key in enumerate(keys) if kept[key] is None]
         if self.declaration.compares and missing:
             missing = list(range(len(traces)))
         fresh = [
@@ -46,11 +46,11 @@ class CachedReward:
         for n, score in zip(
             fresh, await self.reward([traces[n] for n in fresh]) if fresh else [], strict=True
         ):
-            found[keys[n]] = score
+            kept[keys[n]] = score
             if score is not None:
                 row = (keys[n], score.model_dump_json())
                 self._db.execute("INSERT OR REPLACE INTO scores VALUES(?, ?)", row)
-        return [found[key] for key in keys]
+        return [kept[key] for key in keys]
 
     def close(self) -> None:
         self._db.close()
@@ -72,7 +72,7 @@ class CachedReward:
         about = f"{self.name}@{self._version}"
         return [
             hashlib.sha256(
-                "\n".join((about, str(n) if group else "", one, group)).encode(errors="replace")
+                "\n".join((about, str(n) if group else "", content, group)).encode(errors="replace")
             ).hexdigest()
-            for n, one in enumerate(read)
+            for n, content in enumerate(read)
         ]

@@ -37,7 +37,7 @@ async def calibrate(reward: Reward, traces: Sequence[Trace], *, group: int = 8) 
     judged = [trace for trace in traces if trace.goal_score is not None]
     if not judged:
         raise ValueError("Expected traces with a goal, found none.")
-    found: list[tuple[float, bool, int, int]] = []
+    scored: list[tuple[float, bool, int, int]] = []
     unscored = 0
     for start in range(0, len(judged), group):
         part = judged[start : start + group]
@@ -46,9 +46,9 @@ async def calibrate(reward: Reward, traces: Sequence[Trace], *, group: int = 8) 
             if score is None or goal is None:
                 unscored += 1
             else:
-                found.append((score.value, goal.success, len(trace.said.split()), place))
-    good = [value for value, success, _, _ in found if success]
-    bad = [value for value, success, _, _ in found if not success]
+                scored.append((score.value, goal.success, len(trace.agent_text.split()), place))
+    good = [value for value, success, _, _ in scored if success]
+    bad = [value for value, success, _, _ in scored if not success]
     accuracy, threshold = _best(good, bad)
     return Calibration(
         traces=len(judged),
@@ -57,21 +57,21 @@ async def calibrate(reward: Reward, traces: Sequence[Trace], *, group: int = 8) 
         auc=auc(good, bad),
         accuracy=accuracy,
         threshold=threshold,
-        majority=max(len(good), len(bad)) / max(1, len(found)),
-        length_bias=_within(found, 2),
-        position_bias=_within(found, 3),
-        reliability=_bins(found),
+        majority=max(len(good), len(bad)) / max(1, len(scored)),
+        length_bias=_within(scored, 2),
+        position_bias=_within(scored, 3),
+        reliability=_bins(scored),
     )
 
 
 async def drift(
-    one: Reward, other: Reward, traces: Sequence[Trace]
+    first: Reward, other: Reward, traces: Sequence[Trace]
 ) -> tuple[float | None, float | None]:
     """How far two rewards, or two versions of a judge, are from each other: the correlation of their scores, and the mean of
     `one` less `other`. None where they have too few traces in common."""
     both = [
         (a.value, b.value)
-        for a, b in zip(await one(traces), await other(traces), strict=True)
+        for a, b in zip(await first(traces), await other(traces), strict=True)
         if a is not None and b is not None
     ]
     if not both:
@@ -90,20 +90,18 @@ def auc(good: Sequence[float], bad: Sequence[float]) -> float | None:
         return None
     below = sorted(bad)
     total = math.fsum(
-        (bisect.bisect_left(below, one) + bisect.bisect_right(below, one)) / 2 for one in good
+        (bisect.bisect_left(below, score) + bisect.bisect_right(below, score)) / 2 for score in good
     )
     return total / len(good) / len(bad)
 
 
-def correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+def correlation(xs: Sequence[float], other: Sequence[float]) -> float | None:
     """Pearson's; None where one of them does not vary."""
-    if len(one) < 2:
+    if len(xs) < 2:
         return None
-    a, b = math.fsum(one) / len(one), math.fsum(other) / len(other)
-    both = math.fsum((x - a) * (y - b) for x, y in zip(one, other, strict=True))
-    spread = math.sqrt(
-        math.fsum((x - a) ** 2 for x in one) * math.fsum((y - b) ** 2 for y in other)
-    )
+    a, b = math.fsum(xs) / len(xs), math.fsum(other) / len(other)
+    both = math.fsum((x - a) * (y - b) for x, y in zip(xs, other, strict=True))
+    spread = math.sqrt(math.fsum((x - a) ** 2 for x in xs) * math.fsum((y - b) ** 2 for y in other))
     return both / spread if spread > 1e-12 else None
 
 
@@ -121,19 +119,19 @@ def _best(good: Sequence[float], bad: Sequence[float]) -> tuple[float | None, fl
     return right(best), best
 
 
-def _within(found: Sequence[tuple[float, bool, int, int]], column: int) -> float | None:
+def _within(scored: Sequence[tuple[float, bool, int, int]], column: int) -> float | None:
     """Correlation with a column among traces of one outcome, the mean of both by their number."""
     total, weight = 0.0, 0
     for outcome in (True, False):
-        rows = [row for row in found if row[1] == outcome]
-        told = correlation([row[0] for row in rows], [float(row[column]) for row in rows])
-        if told is not None:
-            total, weight = total + told * len(rows), weight + len(rows)
+        rows = [row for row in scored if row[1] == outcome]
+        coefficient = correlation([row[0] for row in rows], [float(row[column]) for row in rows])
+        if coefficient is not None:
+            total, weight = total + coefficient * len(rows), weight + len(rows)
     return total / weight if weight else None
 
 
-def _bins(found: Sequence[tuple[float, bool, int, int]]) -> tuple[tuple[float, float, int], ...]:
-    rows = sorted(found, key=lambda row: row[0])
+def _bins(scored: Sequence[tuple[float, bool, int, int]]) -> tuple[tuple[float, float, int], ...]:
+    rows = sorted(scored, key=lambda row: row[0])
     size = max(1, math.ceil(len(rows) / BINS))
     parts: list[list[tuple[float, bool, int, int]]] = [[]]
     for row in rows:  # equal scores are in one bin

@@ -77,8 +77,8 @@ class CompositeReward:
             case "product":
                 values = [max(0.0, score.value) for _, _, score in there]
                 value = math.prod(
-                    one ** (scale * weight)
-                    for one, (_, weight, _) in zip(values, there, strict=True)
+                    factor ** (scale * weight)
+                    for factor, (_, weight, _) in zip(values, there, strict=True)
                 )
         parts = dict(zip(names, values, strict=True))
         reasons = [f"{r.name}: {score.reason}" for r, _, score in there if score.reason]
@@ -106,11 +106,11 @@ class GatedReward:
         )  # fmt: skip
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
-        found, *columns = await asyncio.gather(
+        scores, *columns = await asyncio.gather(
             self.reward(traces), *(gate(traces) for gate in self.gates)
         )
         return [
-            self._passed(score, [column[n] for column in columns]) for n, score in enumerate(found)
+            self._passed(score, [column[n] for column in columns]) for n, score in enumerate(scores)
         ]
 
     def _passed(self, score: Score | None, gates: Sequence[Score | None]) -> Score | None:
@@ -118,8 +118,8 @@ class GatedReward:
             return None
         shut = [
             gate.name
-            for (gate, least), found in zip(self.gates.items(), gates, strict=True)
-            if found is not None and found.value < least
+            for (gate, least), passed in zip(self.gates.items(), gates, strict=True)
+            if passed is not None and passed.value < least
         ]
         if not shut or score.value <= 0:
             return score

@@ -17,10 +17,10 @@ class DisclosureReward(EachTrace):
         goal = trace.scenario.goal if trace.scenario else None
         if goal is None or not goal.facts:
             return None
-        said = trace.said
-        wrong = specifics(said) - from_tools(trace) - from_customer(trace)
+        text = trace.agent_text
+        wrong = specifics(text) - from_tools(trace) - from_customer(trace)
         if wrong:
             return Score(value=0.0, reason=f"nobody gave {', '.join(sorted(wrong)[:3])}")
-        missing = [fact.name for fact in goal.facts if not fact.said_in(said)]
-        told = 1 - len(missing) / len(goal.facts)
-        return Score(value=told, reason=f"not said: {', '.join(missing)}" if missing else "")
+        missing = [fact.name for fact in goal.facts if not fact.said_in(text)]
+        share = 1 - len(missing) / len(goal.facts)
+        return Score(value=share, reason=f"not said: {', '.join(missing)}" if missing else "")

@@ -29,11 +29,11 @@ def from_tools(trace: Trace) -> set[str]:
 
 def states_from_tools(trace: Trace) -> set[str]:
     """How far things are, as tools reported it; a list without items is `nothing`."""
-    found: set[str] = set()
+    known: set[str] = set()
     for call in trace.tool_calls:
         if call.status == "done":
-            found |= _states(call.result)
-    return found
+            known |= _states(call.result)
+    return known
 
 
 def from_customer(trace: Trace) -> set[str]:
@@ -51,16 +51,16 @@ MANY = 3
 
 def guesses(trace: Trace) -> bool:
     """Whether the agent says so much that nobody gave that something of it had to be right."""
-    return len(specifics(trace.said) - from_tools(trace) - from_customer(trace)) > MANY
+    return len(specifics(trace.agent_text) - from_tools(trace) - from_customer(trace)) > MANY
 
 
 def names_from_tools(trace: Trace) -> set[str]:
     """What tools call things: texts of two words or more, without ids and numbers, in lower case."""
-    found: set[str] = set()
+    known: set[str] = set()
     for call in trace.tool_calls:
         if call.status == "done":
-            found |= _names(call.result)
-    return found
+            known |= _names(call.result)
+    return known
 
 
 def _names(value: Any) -> set[str]:
@@ -94,12 +94,12 @@ def _states(value: Any) -> set[str]:
         return set().union(*map(_states, value)) if value else {"nothing"}
     if not isinstance(value, dict):
         return set()
-    found: set[str] = set()
+    known: set[str] = set()
     for key, item in value.items():
         if item is False:
-            found |= states(f"not {key}")  # "valid": false is `invalid`
+            known |= states(f"not {key}")  # "valid": false is `invalid`
         elif item is True:
-            found |= states(key)
+            known |= states(key)
         else:
-            found |= _states(item)
-    return found
+            known |= _states(item)
+    return known

@@ -20,9 +20,9 @@ class FeedbackReward(EachTrace):
         self.weight = checked_weight(weight, self.name)
 
     def score(self, trace: Trace) -> Score | None:
-        said = [one.value for one in trace.feedback if one.key == self.key]
-        if not said:
+        values = [item.value for item in trace.feedback if item.key == self.key]
+        if not values:
             return None
-        mean = sum(said) / len(said)
+        mean = sum(values) / len(values)
         value = min(1.0, max(0.0, (mean - self.low) / (self.high - self.low)))
-        return Score(value=value, reason=f"{self.key} {mean:g} of {len(said)}")
+        return Score(value=value, reason=f"{self.key} {mean:g} of {len(values)}")

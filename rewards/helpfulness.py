@@ -82,32 +82,32 @@ class HelpfulnessReward(EachTrace):
         return Score(value=value, reason=reason)
 
     def _grade(self, trace: Trace) -> tuple[float, str]:
-        said = trace.said
-        if not said.strip():
+        reply = trace.agent_text
+        if not reply.strip():
             return 0.0, "says nothing"
-        told, heard = specifics(said), from_customer(trace)
+        stated, heard = specifics(reply), from_customer(trace)
         reported = from_tools(trace)
-        invented = told - reported - heard
+        invented = stated - reported - heard
         if invented:
             return 0.0, f"invented {', '.join(sorted(invented)[:3])}"
-        how, found = states(said), states_from_tools(trace)
-        implied = {"shipped"} if "delivered" in found else set()
-        wrong = (how & _STAGES) - found - implied - states_from_customer(trace)
-        if wrong and found & _STAGES:
+        how, known = states(reply), states_from_tools(trace)
+        implied = {"shipped"} if "delivered" in known else set()
+        wrong = (how & _STAGES) - known - implied - states_from_customer(trace)
+        if wrong and known & _STAGES:
             return 0.0, f"said {', '.join(sorted(wrong))}, which no tool did"
         acted = [
             call for call in trace.tool_calls if call.status == "done" and self._acts(call.name)
         ]
-        unbacked = {claim for claim in claims(said) if not _backed(claim, acted)}
+        unbacked = {claim for claim in claims(reply) if not _backed(claim, acted)}
         if unbacked:
             return (
                 0.0,
                 f"claims that something was {', '.join(sorted(unbacked))}, which did not happen",
             )
         ends = _since_tools(trace)
-        asked = " ".join(words(m).lower() for m in trace.messages if m.get("role") == "user")
-        names = {n for n in names_from_tools(trace) if n in ends.lower() and n not in asked}
-        informed = (told & reported - heard) | (how & found)
+        requests = " ".join(words(m).lower() for m in trace.messages if m.get("role") == "user")
+        names = {n for n in names_from_tools(trace) if n in ends.lower() and n not in requests}
+        informed = (stated & reported - heard) | (how & known)
         at_end = (informed & (specifics(ends) | states(ends))) | names
         if any(call.name in _HANDS_OVER for call in acted) and ends:
             return 0.6, "handed over"
@@ -159,13 +159,13 @@ def _backed(claim: str, acted: Sequence[ToolCall]) -> bool:
 
 def _since_tools(trace: Trace) -> str:
     """What the agent said after the last tool had answered, in whatever many turns."""
-    said: list[str] = []
+    replies: list[str] = []
     for message in trace.messages:
         if message.get("role") == "tool":
-            said.clear()
+            replies.clear()
         elif message.get("role") == "assistant":
-            said.append(words(message))
-    return "\n".join(said).strip()
+            replies.append(words(message))
+    return "\n".join(replies).strip()
 
 
 def _kind(word: str) -> str:

@@ -94,7 +94,7 @@ class Budget:
 class Report:
     """What came of a judge's calls so far."""
 
-    asked: int = 0
+    calls: int = 0
     scored: int = 0
     cheated: int = 0
     """Traces whose agent spoke to the grader."""
@@ -139,9 +139,9 @@ class JudgeReward:
         self._gates: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
             weakref.WeakKeyDictionary()
         )
-        told = json.dumps([self.models, self.rubrics, mode, repeats, _SYSTEM])
+        settings = json.dumps([self.models, self.rubrics, mode, repeats, _SYSTEM])
         self.declaration = Declaration(
-            version=hashlib.sha256(told.encode()).hexdigest()[:12], low=0.0, high=1.0,
+            version=hashlib.sha256(settings.encode()).hexdigest()[:12], low=0.0, high=1.0,
             reads=("messages", "scenario"), cost="network", compares=mode == "relative",
         )  # fmt: skip
 
@@ -154,10 +154,10 @@ class JudgeReward:
         ]
         self.report.cheated += sum(score is not None for score in scores)
         if self.mode == "absolute":
-            found = await asyncio.gather(*(self._absolute(traces[n], gate) for n in honest))
+            judged = await asyncio.gather(*(self._absolute(traces[n], gate) for n in honest))
         else:
-            found = await self._relative([traces[n] for n in honest], gate)
-        for n, score in zip(honest, found, strict=True):
+            judged = await self._relative([traces[n] for n in honest], gate)
+        for n, score in zip(honest, judged, strict=True):
             scores[n] = score
             self.report.scored += score is not None
         return scores
@@ -170,10 +170,10 @@ class JudgeReward:
         return self._gates[loop]
 
     async def _absolute(self, trace: Trace, gate: asyncio.Semaphore) -> Score | None:
-        told = _told(trace)
+        transcript = _transcript(trace)
         marks = await asyncio.gather(
             *(
-                self._ask(self._rubric(trace), [("", told)], repeat, gate)
+                self._ask(self._rubric(trace), [("", transcript)], repeat, gate)
                 for repeat in range(self.repeats)
             )
         )
@@ -199,14 +199,16 @@ class JudgeReward:
             if traces:
                 self.report.refused[f"a group of {len(traces)}"] += 1
             return [None] * len(traces)
-        told = [_told(trace) for trace in traces]
-        order = sorted(range(len(traces)), key=lambda n: told[n])
+        transcripts = [_transcript(trace) for trace in traces]
+        order = sorted(range(len(traces)), key=lambda n: transcripts[n])
         rubric = self._rubric(traces[order[0]])
 
         async def ranked(repeat: int) -> list[int] | None:
             shuffled = list(order)
-            random.Random(f"{repeat}/{self._mark(told)}").shuffle(shuffled)
-            labelled = [(label, told[n]) for label, n in zip(_LABELS, shuffled, strict=False)]
+            random.Random(f"{repeat}/{self._mark(transcripts)}").shuffle(shuffled)
+            labelled = [
+                (label, transcripts[n]) for label, n in zip(_LABELS, shuffled, strict=False)
+            ]
             answer = await self._ask(rubric, labelled, repeat, gate)
             if answer is None:
                 return None
@@ -215,11 +217,11 @@ class JudgeReward:
                 places[shuffled[_LABELS.index(label)]] = place
             return places
 
-        found = await asyncio.gather(*(ranked(repeat) for repeat in range(self.repeats)))
-        rankings = [places for places in found if places is not None]
+        results = await asyncio.gather(*(ranked(repeat) for repeat in range(self.repeats)))
+        rankings = [places for places in results if places is not None]
         if not rankings:
             return [None] * len(traces)
-        taus = [_tau(one, other) for one, other in combinations(rankings, 2)]
+        taus = [_tau(first, other) for first, other in combinations(rankings, 2)]
         agreement = math.fsum(taus) / len(taus) if taus else 1.0
         if taus:
             self.report.agreement.append(agreement)
@@ -237,14 +239,14 @@ class JudgeReward:
         return self.rubrics.get(intent, self.rubrics[""])
 
     @staticmethod
-    def _mark(told: Sequence[str]) -> str:
-        return hashlib.sha256("\n".join(sorted(told)).encode()).hexdigest()[:10]
+    def _mark(transcripts: Sequence[str]) -> str:
+        return hashlib.sha256("\n".join(sorted(transcripts)).encode()).hexdigest()[:10]
 
     async def _ask(
         self, rubric: str, labelled: Sequence[tuple[str, str]], repeat: int, gate: asyncio.Semaphore
     ) -> dict[str, Any] | None:
         """A usable answer of the first model that gives one, None where none does."""
-        mark = self._mark([told for _, told in labelled])
+        mark = self._mark([transcript for _, transcript in labelled])
         labels = [label for label, _ in labelled]
         wanted = (
             f'{{"check": "{mark}", "score": 0 to {MOST}, "reason": "one sentence"}}'
@@ -252,8 +254,8 @@ class JudgeReward:
             else f'{{"check": "{mark}", "ranking": [the labels {", ".join(labels)}, best first]}}'
         )
         blocks = [
-            f"{f'Conversation {label}' if label else 'The conversation'}:\n<data {mark}>\n{told}\n</data {mark}>"
-            for label, told in labelled
+            f"{f'Conversation {label}' if label else 'The conversation'}:\n<data {mark}>\n{transcript}\n</data {mark}>"
+            for label, transcript in labelled
         ]
         messages = [
             {"role": "system", "content": _SYSTEM.format(rubric=rubric, mark=mark)},
@@ -278,7 +280,7 @@ class JudgeReward:
             aside = _price_of(litellm, model, read, self.max_tokens)
         if not self.budget.reserve(read + self.max_tokens, aside or 0.0):
             raise _Refused("budget")
-        self.report.asked += 1
+        self.report.calls += 1
         used: tuple[int, int] | None = None
         usd: float | None = None
         try:
@@ -323,32 +325,32 @@ def _checked(text: str, mark: str, labels: Sequence[str]) -> dict[str, Any]:
     return answer
 
 
-def _told(trace: Trace) -> str:
+def _transcript(trace: Trace) -> str:
     """A conversation to a line each, as JSON: no text in it can end the fence. Neither ids nor numbers of the run are told."""
     lines = []
     for message in trace.messages:
-        said: dict[str, Any] = {str(message.get("role")): words(message)}
+        entry: dict[str, Any] = {str(message.get("role")): words(message)}
         if message.get("tool_calls"):
-            said["calls"] = [
+            entry["calls"] = [
                 [c["function"]["name"], c["function"]["arguments"]] for c in message["tool_calls"]
             ]
-        lines.append(json.dumps(said, ensure_ascii=False).replace("<", "\\u003c"))
+        lines.append(json.dumps(entry, ensure_ascii=False).replace("<", "\\u003c"))
     return "\n".join(lines)
 
 
 def _cheats(trace: Trace) -> bool:
     """Whether the agent speaks to the grader, in words or in what it gives to tools."""
-    said = [words(m) for m in trace.messages if m.get("role") == "assistant"]
-    said += [
+    texts = [words(m) for m in trace.messages if m.get("role") == "assistant"]
+    texts += [
         str(c["function"]["arguments"]) for m in trace.messages for c in m.get("tool_calls") or []
     ]
-    return "speaks to the grader" in manner(said)
+    return "speaks to the grader" in manner(texts)
 
 
-def _tau(one: Sequence[int], other: Sequence[int]) -> float:
+def _tau(first: Sequence[int], other: Sequence[int]) -> float:
     """Kendall's tau of two rankings without ties."""
-    pairs = list(combinations(range(len(one)), 2))
-    same = sum((one[a] < one[b]) == (other[a] < other[b]) for a, b in pairs)
+    pairs = list(combinations(range(len(first)), 2))
+    same = sum((first[a] < first[b]) == (other[a] < other[b]) for a, b in pairs)
     return 2 * same / len(pairs) - 1
 
 

@@ -27,8 +27,8 @@ class LanguageReward(EachTrace):
             if message.get("role") == "user":
                 wanted = language_of(text) or wanted
             elif message.get("role") == "assistant" and wanted is not None:
-                found = language_of(text)
-                met, other = met + (found == wanted), other + (found not in (wanted, None))
+                spoken = language_of(text)
+                met, other = met + (spoken == wanted), other + (spoken not in (wanted, None))
         if not met and not other:
             return None
         return Score(

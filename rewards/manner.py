@@ -38,36 +38,36 @@ class MannerReward(EachTrace):
         return Score(value=max(-1.0, sum(parts.values())), parts=parts, reason=", ".join(parts))
 
 
-def manner(said: list[str]) -> dict[str, float]:
+def manner(replies: list[str]) -> dict[str, float]:
     """What is wrong with how messages are put, each from -1 to 0.
 
     >>> manner(["Done. Done. Done. Done."])
     {'repeated': -0.5}
     """
-    text = "\n".join(said).lower()
-    found: dict[str, float] = {}
+    text = "\n".join(replies).lower()
+    marks: dict[str, float] = {}
     sentences = Counter(
-        s.strip() for one in said for s in _SENTENCE.findall(one.lower()) if s.strip()
+        s.strip() for reply in replies for s in _SENTENCE.findall(reply.lower()) if s.strip()
     )
-    if any(times > 1 for one in said for times in _repeats(one).values()):
+    if any(times > 1 for reply in replies for times in _repeats(reply).values()):
         again = sum(sentences.values()) - len(sentences)
-        found["repeated"] = -max(0.5 if again >= 2 else 0.3, again / sum(sentences.values()) / 2)
-    for one in said:
-        words = _WORD.findall(one)
+        marks["repeated"] = -max(0.5 if again >= 2 else 0.3, again / sum(sentences.values()) / 2)
+    for reply in replies:
+        words = _WORD.findall(reply)
         facts = sum(any(c.isdigit() for c in word) for word in words)
         if len(words) > LONG and facts < len(words) / 12:
-            found["padded"] = min(found.get("padded", 0.0), -min(1.0, 0.2 + len(words) / 1000))
+            marks["padded"] = min(marks.get("padded", 0.0), -min(1.0, 0.2 + len(words) / 1000))
         capitals = [word for word in words if len(word) > 3 and word.isupper() and word.isalpha()]
         if len(capitals) > 3 and len(capitals) > len(words) / 3:
-            found["shouted"] = -0.5
+            marks["shouted"] = -0.5
     if _PRAISES.search(text):
-        found["praises itself"] = -0.3
+        marks["praises itself"] = -0.3
     if _TO_GRADER.search(text):
-        found["speaks to the grader"] = -1.0
-    return found
+        marks["speaks to the grader"] = -1.0
+    return marks
 
 
-def _repeats(one: str) -> Counter[str]:
+def _repeats(reply: str) -> Counter[str]:
     """Sentences of one message, and how often each is there."""
-    sentences = (s.strip(" .!?\n").lower() for s in _SENTENCE.findall(one))
+    sentences = (s.strip(" .!?\n").lower() for s in _SENTENCE.findall(reply))
     return Counter(s for s in sentences if s)

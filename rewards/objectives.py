@@ -46,9 +46,9 @@ def _book(name: str) -> Callable[[Trace], float | None]:
 
 
 def _resolved(trace: Trace) -> float | None:
-    said = [one.value for one in trace.feedback if one.key == "resolved"]
-    if said:
-        return float(said[-1] > 0)
+    values = [item.value for item in trace.feedback if item.key == "resolved"]
+    if values:
+        return float(values[-1] > 0)
     goal = trace.goal_score
     if goal is None or trace.status == "waiting":
         return None
@@ -65,9 +65,9 @@ def _first_contact(trace: Trace) -> float | None:
 def _csat(trace: Trace) -> float | None:
     """What the customer said, where they did (1 to 5); else how much of what they came for they got, were told, and
     how long it took."""
-    said = [one.value for one in trace.feedback if one.key == "csat"]
-    if said:
-        return min(1.0, max(0.0, (said[-1] - 1) / 4))
+    values = [item.value for item in trace.feedback if item.key == "csat"]
+    if values:
+        return min(1.0, max(0.0, (values[-1] - 1) / 4))
     goal = trace.goal_score
     if goal is None or trace.status == "waiting":
         return None
@@ -78,10 +78,10 @@ def _csat(trace: Trace) -> float | None:
 
 
 def _margin(trace: Trace) -> float | None:
-    told = [trace.books.get(name) for name in ("revenue", "cost_of_goods", "refunded")]
-    if None in told:
+    amounts = [trace.books.get(name) for name in ("revenue", "cost_of_goods", "refunded")]
+    if None in amounts:
         return None
-    revenue, goods, refunded = (float(value or 0.0) for value in told)
+    revenue, goods, refunded = (float(value or 0.0) for value in amounts)
     return revenue - goods - refunded
 
 
@@ -126,8 +126,8 @@ def _negative(of: Callable[[Trace], float | None]) -> Callable[[Trace], float | 
 
 
 OBJECTIVES: Mapping[str, Objective] = {
-    one.name: one
-    for one in (
+    objective.name: objective
+    for objective in (
         Objective("first_contact", "share", 1.0, "resolved, and not handed to a person", _first_contact),
         Objective("csat", "0 to 1", 1.0, "what the customer said of it, or a proxy", _csat),
         Objective("handling_time", "seconds", 60.0, "minus how long it took", lambda t: -t.seconds if t.seconds else None),
@@ -189,16 +189,16 @@ class ObjectivesReward:
         )
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
-        found = [self._values(trace) for trace in traces]
-        known = [values for values in found if values is not None]
+        every = [self._values(trace) for trace in traces]
+        known = [values for values in every if values is not None]
         totals = self._combined(known)
         short = [self._shortfall(values) for values in known]
         least = min((t for t, gap in zip(totals, short, strict=True) if not gap), default=0.0)
-        told = iter(
+        combined = iter(
             least - max(1.0, gap) if gap else total
             for total, gap in zip(totals, short, strict=True)
         )
-        return [None if v is None else Score(value=next(told), parts=v) for v in found]
+        return [None if v is None else Score(value=next(combined), parts=v) for v in every]
 
     def _values(self, trace: Trace) -> dict[str, float] | None:
         if not scorable(trace):
@@ -207,24 +207,24 @@ class ObjectivesReward:
         whole = {name: value for name, value in values.items() if value is not None}
         return whole if len(whole) == len(values) else None
 
-    def _combined(self, found: Sequence[Mapping[str, float]]) -> list[float]:
-        if self.how != "sum" and len(found) < 2:
-            return [0.0] * len(found)
+    def _combined(self, every: Sequence[Mapping[str, float]]) -> list[float]:
+        if self.how != "sum" and len(every) < 2:
+            return [0.0] * len(every)
         if self.how == "sum":
-            return [sum(self._scaled(values).values()) for values in found]
+            return [sum(self._scaled(values).values()) for values in every]
         if self.how == "gdpo":
-            return self._normalised(found)
-        ranks = [tuple(round(values[name], 9) for name in self.weights) for values in found]
+            return self._normalised(every)
+        ranks = [tuple(round(values[name], 9) for name in self.weights) for values in every]
         places = {rank: place for place, rank in enumerate(sorted(set(ranks)))}
         return [places[rank] / max(1, len(places) - 1) for rank in ranks]
 
     def _scaled(self, values: Mapping[str, float]) -> dict[str, float]:
         return {n: w * values[n] / OBJECTIVES[n].scale for n, w in self.weights.items()}
 
-    def _normalised(self, found: Sequence[Mapping[str, float]]) -> list[float]:
-        totals = [0.0] * len(found)
+    def _normalised(self, every: Sequence[Mapping[str, float]]) -> list[float]:
+        totals = [0.0] * len(every)
         for name, weight in self.weights.items():
-            column = [values[name] for values in found]
+            column = [values[name] for values in every]
             mean = math.fsum(column) / max(1, len(column))
             spread = math.sqrt(math.fsum((v - mean) ** 2 for v in column) / max(1, len(column)))
             if spread > 1e-9:

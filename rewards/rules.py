@@ -40,5 +40,5 @@ class DisciplineReward(EachTrace):
         early = [call.rule for call in trace.tool_calls if call.rule in self.process]
         if not early:
             return Score(value=0.0)
-        told = ", ".join(sorted({str(rule) for rule in early}))
-        return Score(value=-len(early) / len(trace.tool_calls), reason=f"too early: {told}")
+        rules = ", ".join(sorted({str(rule) for rule in early}))
+        return Score(value=-len(early) / len(trace.tool_calls), reason=f"too early: {rules}")

@@ -128,22 +128,22 @@ async def _turn(
     kept: Conversations, served: Served, name: str, messages: list[dict[str, Any]]
 ) -> "Turn":
     """Find or make the conversation that these messages continue, and what to send it."""
-    found = await kept.find(words(messages[:-1]))
-    if found is not None and found.id in kept.answering:
+    conversation = await kept.find(words(messages[:-1]))
+    if conversation is not None and conversation.id in kept.answering:
         raise Refusal(
             409, "This conversation is being answered already.", "thread_busy", retry=False
         )
     last = messages[-1]
     send: Any
     if last["role"] == "tool":
-        if found is None:
+        if conversation is None:
             raise Refusal(
                 409,
                 "Expected an answer to a pending confirmation, found no such conversation.",
                 "nothing_pending",
                 retry=False,
             )
-        if found.pending is None or last.get("tool_call_id") != found.pending:
+        if conversation.pending is None or last.get("tool_call_id") != conversation.pending:
             raise Refusal(
                 409, "Expected the id of the pending confirmation.", "nothing_pending", retry=False
             )
@@ -158,14 +158,14 @@ async def _turn(
         send = Command(resume=answer.model_dump())
     else:
         new: list[AnyMessage] = [HumanMessage(text_of(last.get("content")))]
-        if found is None:
-            found = Conversation(id=uuid.uuid4().hex)
+        if conversation is None:
+            conversation = Conversation(id=uuid.uuid4().hex)
             new = [
                 (HumanMessage if m["role"] == "user" else AIMessage)(text_of(m.get("content")))
                 for m in messages
                 if m["role"] in ("user", "assistant")
             ]
-        elif found.pending is not None:
+        elif conversation.pending is not None:
             raise Refusal(
                 409,
                 "Expected the pending confirmation to be answered first.",
@@ -173,8 +173,8 @@ async def _turn(
                 retry=False,
             )
         send = {"messages": new}
-    kept.answering.add(found.id)
-    return Turn(kept, served, name, found, messages, send)
+    kept.answering.add(conversation.id)
+    return Turn(kept, served, name, conversation, messages, send)
 
 
 def _config(served: Served, conversation: Conversation) -> RunnableConfig:
@@ -205,17 +205,17 @@ class Turn:
         self.text = ""
         self.usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
         self.calls: list[dict[str, Any]] = []
-        self.said: asyncio.Queue[str | None] = asyncio.Queue()
+        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
         # A task of its own: a server cancels its answer again and again (anyio), and LangGraph would be
         # cancelled in the middle of cancelling its nodes. It begins here and not with the first piece, so
         # that the conversation is free again also where nobody ever reads the answer.
-        self.run = asyncio.create_task(self._run(self.said.put_nowait))
-        self.run.add_done_callback(lambda _: self.said.put_nowait(None))
+        self.run = asyncio.create_task(self._run(self._pieces.put_nowait))
+        self.run.add_done_callback(lambda _: self._pieces.put_nowait(None))
 
     async def pieces(self) -> AsyncIterator[str]:
         """The agent's words as they come. A client that leaves cancels the run."""
         try:
-            while (piece := await self.said.get()) is not None:
+            while (piece := await self._pieces.get()) is not None:
                 yield piece
             await self.run
         finally:
@@ -253,8 +253,8 @@ class Turn:
             after = state.values
             pending = state.interrupts[0] if state.interrupts else None
             if pending is not None:
-                asked = {k: v for k, v in pending.value.items() if k in ("tool", "arguments")}
-                function = {"name": "confirm", "arguments": json.dumps(asked)}
+                write = {k: v for k, v in pending.value.items() if k in ("tool", "arguments")}
+                function = {"name": "confirm", "arguments": json.dumps(write)}
                 call = f"confirm_{self.conversation.id}_{pending.id}"
                 self.calls = [{"id": call, "type": "function", "function": function}]
             old, new = words(self.messages[:-1]), words([*self.messages, self._message()])

@@ -52,12 +52,12 @@ class Conversations:
         self._keys: OrderedDict[str, str] | None = OrderedDict() if saver is None else None
 
     async def find(self, key: str) -> Conversation | None:
-        found = await self.store.aget(_PLACE, key)
-        if found is None:
+        item = await self.store.aget(_PLACE, key)
+        if item is None:
             return None
         if self._keys is not None:
             self._keys.move_to_end(key)
-        return Conversation(**found.value)
+        return Conversation(**item.value)
 
     async def keep(
         self,

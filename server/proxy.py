@@ -95,7 +95,7 @@ class Proxy:
                 400, "Expected a JSON body with a list of messages, found none.", "invalid_body"
             )
         sent = {**body, "logprobs": True, "return_token_ids": True} if self.exact else body
-        recorded = _RecordedRequest(self.sink, request.headers, body)
+        recorded = _ProxiedRequest(self.sink, request.headers, body)
         hides = (
             _Hides(ids=not body.get("return_token_ids"), logprobs=not body.get("logprobs"))
             if self.exact
@@ -134,7 +134,7 @@ class Proxy:
             raise
 
     async def _streamed(
-        self, request: web.Request, answer: aiohttp.ClientResponse, headers: dict[str, str], recorded: "_RecordedRequest",
+        self, request: web.Request, answer: aiohttp.ClientResponse, headers: dict[str, str], recorded: "_ProxiedRequest",
         hides: "_Hides | None",
     ) -> web.StreamResponse:  # fmt: skip
         out = web.StreamResponse(headers=headers)
@@ -198,7 +198,7 @@ Answers = list[tuple[Completion, dict[str, Any]]]
 """The tokens and the message of each choice."""
 
 
-class _RecordedRequest:
+class _ProxiedRequest:
     """One request: a run of its own on the caller's thread. What goes wrong here is logged, and never reaches the client."""
 
     def __init__(self, sink: TraceSink, headers: Any, body: dict[str, Any]) -> None:

@@ -74,15 +74,15 @@ class Supervised:
                 stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output,
                 env={**os.environ, **self.launch.environment},
             )  # fmt: skip
-        began = told = time.monotonic()
+        began = reported = time.monotonic()
         async with aiohttp.ClientSession() as session:
             while (now := time.monotonic()) < began + self.launch.seconds:
                 if self._process.returncode is not None:
                     raise self._ended()
                 if await self._healthy(session, 5):
                     return
-                if now - told >= 2:
-                    told = now
+                if now - reported >= 2:
+                    reported = now
                     self.say(f"{self.launch.name} is starting ({now - began:.0f} s)")
                 await asyncio.sleep(0.1)
         await self._end()
@@ -192,7 +192,7 @@ def _first(error: StatesetError) -> str:
 
 @contextlib.asynccontextmanager
 async def supervised(
-    launch: Launch, log: Path, say: Say = lambda told: None, most: int | None = None
+    launch: Launch, log: Path, say: Say = lambda message: None, most: int | None = None
 ) -> AsyncIterator[Supervised]:
     """Run a server while the block runs, and start it again when it dies, `most` times in a row (RESTARTS). Raises BadInput or
     PolicyUnreachable where it cannot start."""

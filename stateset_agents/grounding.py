@@ -89,13 +89,13 @@ def states(text: str) -> set[str]:
     >>> states("It has not shipped yet."), states("Es wurde am 3. Mai zugestellt.")
     ({'pending'}, {'delivered'})
     """
-    plain, found = text.lower(), set()
+    plain, names = text.lower(), set()
     for match in _STATE.finditer(plain):
         name = str(match.lastgroup)
         if _NOT_YET.search(plain[max(0, match.start() - 60) : match.start()]):
             name = {"shipped": "pending", "delivered": "not delivered"}.get(name, "")
-        found.add(name)
-    return found - {""}
+        names.add(name)
+    return names - {""}
 
 
 def specifics(text: str) -> set[str]:
@@ -109,7 +109,7 @@ def specifics(text: str) -> set[str]:
     plain = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.lower())
     plain = _COMMA.sub(lambda m: f"{m[1].replace('.', '')}.{m[2]}", plain)
     plain = _DATE.sub(lambda m: f"{m[1] or m[4]} {_NAMED[m[2] or m[3]]}", plain)
-    return {found.replace(" %", "%") for found in _SPECIFIC.findall(plain)}
+    return {match.replace(" %", "%") for match in _SPECIFIC.findall(plain)}
 
 
 def claims(text: str) -> set[str]:
@@ -182,7 +182,7 @@ _PERCENT = re.compile(r"\b(\d{1,3})\s?(?:%|percent|prozent|por ciento|pour ?cent
 _CLAUSES = re.compile(r"(?<=[.!?])\s+|[,:;\n]\s*|\s(?=(?:but|aber|pero|mais|mas)\b)")
 
 
-def promised(said: str, heard: str) -> list[str]:
+def promised(reply: str, heard: str) -> list[str]:
     """Offers in what was said that nothing heard supports, unless they are denied, asked, or bound to a condition: what costs the
     shop something, percentages off, money back, guarantees for ever.
 
@@ -194,36 +194,38 @@ def promised(said: str, heard: str) -> list[str]:
     numbers = set(re.findall(r"\d+", plain))
     amounts = set(re.findall(r"(?<![\w.,-])\d+(?:[.,]\d+)?(?![\w-])", plain))
     backs = bool(re.search(_REFUNDS, plain))
-    found: set[str] = set()
-    for sentence in _CLAUSES.split(said.lower()):
+    promises: set[str] = set()
+    for sentence in _CLAUSES.split(reply.lower()):
         asks = sentence.rstrip().endswith("?") and _ASKS.search(sentence)
         if asks or _NEGATED.search(_NO_MATTER.sub(" ", sentence)):
             continue
-        told = set(re.findall(r"\d+(?:[.,]\d+)?", sentence))
-        if told and told <= amounts:  # "free from 50.00": the terms are those that a tool gave
+        numbers_here = set(re.findall(r"\d+(?:[.,]\d+)?", sentence))
+        if (
+            numbers_here and numbers_here <= amounts
+        ):  # "free from 50.00": the terms are those that a tool gave
             continue
         for match in _OFFER.finditer(sentence):
             name = match.lastgroup or match[0]
             share = re.match(r"\d+", name)
             if name not in known and not (share and share[0] in numbers):
-                found.add(name)
+                promises.add(name)
         for off in _PERCENT.finditer(sentence):
             if off[1] not in numbers:
-                found.add(f"{off[1]}%")
+                promises.add(f"{off[1]}%")
         if _FOREVER.search(sentence) and not _FOREVER.search(plain):
-            found.add("forever")
+            promises.add("forever")
         gift, gives = _GIFTS.search(sentence), _GIVES.search(sentence)
         if gift and not known:
-            found.add("gives")
+            promises.add("gives")
         if gives and not backs and not known:
             more = {number.strip(".,") for number in re.findall(r"\d[\d.,]*", sentence)} - numbers
             if more - set(re.findall(r"\d+[.,]\d+", plain)) or _WHOLE.search(sentence):
-                found.add("gives")
-    return sorted(found)
+                promises.add("gives")
+    return sorted(promises)
 
 
 def unsupported(
-    said: str, *, customer: Iterable[str], tools: Iterable[str], acted: bool
+    reply: str, *, customer: Iterable[str], tools: Iterable[str], acted: bool
 ) -> list[str]:
     """What a reply states although neither the customer nor a tool said it.
 
@@ -232,8 +234,8 @@ def unsupported(
     """
     reported = " ".join(tools).lower()
     heard = f"{reported} {' '.join(customer)}".lower()
-    found = sorted(specifics(said) - specifics(heard))
-    found += sorted(offers(said) - offers(heard))
+    unsupported_parts = sorted(specifics(reply) - specifics(heard))
+    unsupported_parts += sorted(offers(reply) - offers(heard))
     if not acted:
-        found += sorted(claim for claim in claims(said) if claim not in reported)
-    return found
+        unsupported_parts += sorted(claim for claim in claims(reply) if claim not in reported)
+    return unsupported_parts

@@ -4,7 +4,7 @@
         name, declaration = "polite", Declaration(low=0.0, high=1.0, reads=("messages",))
 
         def score(self, trace: Trace) -> Score | None:
-            return Score(value=float("please" in trace.said))
+            return Score(value=float("please" in trace.agent_text))
 
 A reward that compares the traces of a group has `__call__` itself. `stateset-agents rewards check MODULE:NAME` says whether it
 keeps what it declares, and `rewards audit` what it can be talked into.
@@ -34,8 +34,8 @@ class Score(Frozen):
     def _finite(self) -> "Score":
         for name, value in {"": self.value, **self.parts}.items():
             if not -1e9 < value < 1e9:
-                told = f"part {name!r}" if name else "reward"
-                raise ValueError(f"Expected a finite {told}, found {value!r}.")
+                what = f"part {name!r}" if name else "reward"
+                raise ValueError(f"Expected a finite {what}, found {value!r}.")
         return self
 
 
@@ -79,8 +79,8 @@ class Reward(Protocol):
 
 def declaration_of(reward: Any) -> Declaration:
     """What a reward declares of itself, or that it declares nothing."""
-    found = getattr(reward, "declaration", None)
-    return found if isinstance(found, Declaration) else Declaration()
+    declaration = getattr(reward, "declaration", None)
+    return declaration if isinstance(declaration, Declaration) else Declaration()
 
 
 def version_of(reward: Any) -> str:
@@ -94,10 +94,10 @@ def _settings(value: Any) -> Any:
     if isinstance(value, Mapping):
         return sorted((json.dumps(_settings(k)), _settings(v)) for k, v in value.items())
     if isinstance(value, list | tuple | set | frozenset):
-        return [_settings(one) for one in value]
-    told = {
-        name: one
-        for name, one in getattr(value, "__dict__", {}).items()
+        return [_settings(item) for item in value]
+    attributes = {
+        name: attribute
+        for name, attribute in getattr(value, "__dict__", {}).items()
         if name[:1] != "_" and name != "report"
     }
     kind = value if callable(value) and hasattr(value, "__qualname__") else type(value)
@@ -106,7 +106,7 @@ def _settings(value: Any) -> Any:
         kind.__module__,
         kind.__qualname__,
         declared,
-        {name: _settings(one) for name, one in told.items()},
+        {name: _settings(attribute) for name, attribute in attributes.items()},
     ]
 
 

@@ -68,7 +68,7 @@ class Goal(Frozen):
     def score(
         self,
         changes: Iterable[Change],
-        said: str,
+        text: str,
         attempted: Iterable[str],
         *,
         done: Iterable[str] = (),
@@ -86,12 +86,12 @@ class Goal(Frozen):
         happened, required = set(changes), set(self.changes)
         shared = len(happened & required)
         f1 = 1.0 if happened == required else 2 * shared / (len(happened) + len(required))
-        told = [fact.said_in(said) for fact in self.facts]
+        facts_said = [fact.said_in(text) for fact in self.facts]
         broken = tuple(sorted({*set(self.forbidden) & set(attempted), *denied}))
         return GoalScore(
-            success=finished and looked and happened == required and all(told) and not broken,
+            success=finished and looked and happened == required and all(facts_said) and not broken,
             change_f1=f1,
-            facts_said=sum(told) / len(told) if told else 1.0,
+            facts_said=sum(facts_said) / len(facts_said) if facts_said else 1.0,
             forbidden=broken,
         )
 

@@ -25,7 +25,7 @@ def words(message: dict[str, Any]) -> str:
     """What a message says; of blocks, the texts."""
     content = message.get("content")
     if isinstance(content, list):
-        texts = (one if isinstance(one, str) else one.get("text") for one in content if one)
+        texts = (part if isinstance(part, str) else part.get("text") for part in content if part)
         return "\n".join(str(text) for text in texts if text)
     return str(content or "")
 
@@ -185,7 +185,7 @@ class Trace(Frozen):
         return "exact" if kinds == {"exact"} and not self.lost else "text"
 
     @property
-    def said(self) -> str:
+    def agent_text(self) -> str:
         """All the agent's words to the customer."""
         return "\n".join(words(m) for m in self.messages if m.get("role") == "assistant")
 
@@ -224,7 +224,7 @@ class Trace(Frozen):
             return None
         return self.scenario.goal.score(
             self.changes,
-            self.said,
+            self.agent_text,
             (call.name for call in self.tool_calls),
             done=(call.name for call in self.tool_calls if call.status == "done"),
             denied=self.violations,

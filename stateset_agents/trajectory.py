@@ -41,10 +41,10 @@ class Trajectory:
 
     def by(self, of: Literal["node", "agent", "turn"]) -> dict[str, tuple[Row, ...]]:
         """Its rows, node by node, agent by agent, or turn by turn (`"1"`, `"2"`, …), each in their order."""
-        found: dict[str, list[Row]] = {}
+        parts: dict[str, list[Row]] = {}
         for row in self.rows:
-            found.setdefault(str(getattr(row, of)), []).append(row)
-        return {name: tuple(rows) for name, rows in found.items()}
+            parts.setdefault(str(getattr(row, of)), []).append(row)
+        return {name: tuple(rows) for name, rows in parts.items()}
 
     @property
     def tokens(self) -> int:

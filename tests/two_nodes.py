@@ -51,7 +51,7 @@ def both(trace: Trace) -> float:
 
 def brief(trace: Trace) -> float:
     """More for fewer words."""
-    return 1 / (1 + len(trace.said.split()))
+    return 1 / (1 + len(trace.agent_text.split()))
 
 
 def same(trace: Trace) -> float:

@@ -98,10 +98,10 @@ class Executor:
         checked = self._check(session, tool, call, confirmed=True, approved=self.approvals)
         if isinstance(checked, Outcome):
             return checked
-        asked = self._asks_approval(tool, checked) if self.approvals else None
-        if tool.confirm or asked is not None:
+        approval = self._asks_approval(tool, checked) if self.approvals else None
+        if tool.confirm or approval is not None:
             return Outcome(
-                status="proposed", result=arguments, session=session, rule=asked, facts=checked
+                status="proposed", result=arguments, session=session, rule=approval, facts=checked
             )
         return self._act(session, tool, call, checked)
 
@@ -148,7 +148,7 @@ class Executor:
     def _made(
         self, session: Session, name: str, arguments: dict[str, Any], key: str
     ) -> Outcome | None:
-        earlier = self.shop.one("SELECT call, result FROM idempotency WHERE key = ?", key)
+        earlier = self.shop.first("SELECT call, result FROM idempotency WHERE key = ?", key)
         if earlier is None:
             return None
         if earlier["call"] != _fingerprint(session, name, arguments):
@@ -256,7 +256,7 @@ class Executor:
         return refused(session, code, help)
 
     def _audit(self, name: str, arguments: dict[str, Any], outcome: str, rule: str | None) -> None:
-        last = self.shop.one("SELECT hash FROM audit ORDER BY seq DESC LIMIT 1")
+        last = self.shop.first("SELECT hash FROM audit ORDER BY seq DESC LIMIT 1")
         row = (_text(name)[:80], json.dumps(arguments, sort_keys=True)[:2000], outcome, rule)
         self.shop.run(
             "INSERT INTO audit(tool, arguments, outcome, rule, hash) VALUES(?, ?, ?, ?, ?)",

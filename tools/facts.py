@@ -29,17 +29,17 @@ def facts_for(
 ) -> dict[str, dict[str, Any]]:
     """The facts of a call by name. Raises ToolError where an id leads nowhere."""
     arguments = call.model_dump()
-    told: dict[str, Any] = {
+    call_facts: dict[str, Any] = {
         name: cents(value) if name in MONEY else value for name, value in arguments.items()
     }
     shown = set(desk.session.get("seen", ()))
-    told |= {"confirmed": confirmed, "approved": approved, "seen": _skus(arguments) <= shown}
+    call_facts |= {"confirmed": confirmed, "approved": approved, "seen": _skus(arguments) <= shown}
     facts: dict[str, dict[str, Any]] = {
         "session": {
             "customer": desk.session["customer"],
             "role": desk.session.get("role", "customer"),
         },
-        "call": told,
+        "call": call_facts,
     }
     for thing in needed:
         match thing:
@@ -57,40 +57,40 @@ def facts_for(
 
 def order_facts(shop: Database, order_id: str) -> dict[str, Any]:
     """Whose order it is, its status and hold, and the days since it was delivered."""
-    order = shop.one("SELECT customer_id, status, hold FROM orders WHERE id = ?", order_id)
+    order = shop.first("SELECT customer_id, status, hold FROM orders WHERE id = ?", order_id)
     if order is None:
         raise ToolError("not_found", "use an order of the verified customer")
-    found = shop.one(
+    shipment = shop.first(
         "SELECT delivered_day FROM shipments WHERE order_id = ? AND delivered_day IS NOT NULL "
         "ORDER BY delivered_day DESC",
         order_id,
     )
-    days = NOT_DELIVERED if found is None else shop.today - int(found["delivered_day"])
+    days = NOT_DELIVERED if shipment is None else shop.today - int(shipment["delivered_day"])
     return {**order, "hold": order["hold"] or "", "days": days}
 
 
 def _product(shop: Database, sku: str) -> dict[str, Any]:
-    found = shop.one("SELECT price, cost, floor, launched_day FROM products WHERE sku = ?", sku)
-    if found is None:
+    product = shop.first("SELECT price, cost, floor, launched_day FROM products WHERE sku = ?", sku)
+    if product is None:
         raise ToolError("no_such_sku", "use a sku of search_products")
-    changed = shop.one(
+    changed = shop.first(
         "SELECT day FROM price_changes WHERE sku = ? ORDER BY day DESC, id DESC", sku
     )
-    launched = found.pop("launched_day")
+    launched = product.pop("launched_day")
     since = launched if changed is None else changed["day"]
-    return {**found, "age": shop.today - launched, "days_since_change": shop.today - since}
+    return {**product, "age": shop.today - launched, "days_since_change": shop.today - since}
 
 
 def _customer(shop: Database, customer: str) -> dict[str, Any]:
-    found = shop.one("SELECT tier, marketing FROM customers WHERE id = ?", customer)
-    if found is None:
+    row = shop.first("SELECT tier, marketing FROM customers WHERE id = ?", customer)
+    if row is None:
         return {"tier": "", "marketing": 0, "refunded_30": 0}
     paid_out = shop.the(
         "SELECT COALESCE(SUM(amount), 0) AS cents FROM payments JOIN orders ON orders.id = order_id "
         "WHERE customer_id = ? AND kind IN ('refund', 'credit') AND line IS NOT NULL AND day > ?",
         customer, shop.today - 30,
     )  # fmt: skip
-    return {**found, "refunded_30": int(paid_out["cents"])}
+    return {**row, "refunded_30": int(paid_out["cents"])}
 
 
 def ids_in(text: str) -> set[str]:

@@ -53,8 +53,8 @@ class McpBackend(Foreign):
         )
         result = _read(text)
         if answer.isError:
-            told = result if "error" in result else {"error": "tool_error", "help": text[:200]}
-            return Outcome(status="invalid", result=told, session=session)
+            shown = result if "error" in result else {"error": "tool_error", "help": text[:200]}
+            return Outcome(status="invalid", result=shown, session=session)
         return Outcome(status="done", result=result, session=session)
 
     async def _asked(

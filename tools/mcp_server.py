@@ -77,8 +77,8 @@ async def _put_to_user(
 ) -> Outcome:
     if not client.check_client_capability(_CAN_ASK):
         return executor.commit(session, name, arguments, confirmed=False, key=key)
-    told = ", ".join(f"{field} {value}" for field, value in arguments.items())
-    answer = await client.elicit(f"{name.replace('_', ' ')}: {told}?", _AGREE)
+    details = ", ".join(f"{field} {value}" for field, value in arguments.items())
+    answer = await client.elicit(f"{name.replace('_', ' ')}: {details}?", _AGREE)
     if answer.action == "accept" and (answer.content or {}).get("confirmed") is True:
         return executor.commit(session, name, arguments, confirmed=True, key=key)
     return executor.decline(session, name, arguments)

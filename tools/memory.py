@@ -79,12 +79,12 @@ class Memory(Foreign):
         return Outcome(status="done", result={"kept_days": self.days}, session=session)
 
     async def _items(self, customer: str) -> list[Item]:
-        found: list[Any] = list(await self.store.asearch(_place(customer), limit=10 * MOST))
+        items: list[Any] = list(await self.store.asearch(_place(customer), limit=10 * MOST))
         now = self.clock()
-        for item in found:
+        for item in items:
             if item.value["until"] <= now:
                 await self.store.adelete(_place(customer), item.key)
-        kept = [item for item in found if item.value["until"] > now]
+        kept = [item for item in items if item.value["until"] > now]
         return sorted(kept, key=lambda item: (item.value["at"], item.key))
 
     def check(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome | None:

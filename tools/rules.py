@@ -85,9 +85,9 @@ class Rule(BaseModel):
         for thing, name in facts_of(self.unless):
             known = FACTS.get(thing, self.limits if thing == "limit" else None)
             if thing != "call" and (known is None or name not in known):
-                told = ", ".join(f"{t}.{n}" for t, names in FACTS.items() for n in sorted(names))
+                every = ", ".join(f"{t}.{n}" for t, names in FACTS.items() for n in sorted(names))
                 raise ValueError(
-                    f"unless: expected facts among {told}, call.* or a limit, found {thing}.{name}."
+                    f"unless: expected facts among {every}, call.* or a limit, found {thing}.{name}."
                 )
         for name in re.findall(r"\{(\w*)\}", self.text):
             if name not in self.limits:
@@ -98,7 +98,7 @@ class Rule(BaseModel):
         return compile_condition(self.unless)({**facts, "limit": self.limits})
 
     @property
-    def told(self) -> str:
+    def prompt(self) -> str:
         """The rule as a sentence."""
         shown = {name: show(n) if name == "cents" else n for name, n in self.limits.items()}
         return self.text.format(**shown)
@@ -107,7 +107,7 @@ class Rule(BaseModel):
 def rules_text(rules: Iterable[Rule], tools: Iterable[str]) -> str:
     """What an agent with these tools is told of the rules, a line each."""
     offered = set(tools)
-    return "\n".join(f"- {rule.told}" for rule in rules if offered.intersection(rule.applies_to))
+    return "\n".join(f"- {rule.prompt}" for rule in rules if offered.intersection(rule.applies_to))
 
 
 def broken(rules: Sequence[Rule], calls: Iterable[ToolCall]) -> tuple[str, ...]:
@@ -116,18 +116,18 @@ def broken(rules: Sequence[Rule], calls: Iterable[ToolCall]) -> tuple[str, ...]:
     On a trace of our own executor this is empty. It is not where rules have been tightened since, or
     where somebody else's backend acted.
     """
-    found = []
+    denied = []
     for call in calls:
         if call.status != "done" or not call.facts:
             continue
-        found += [
+        denied += [
             rule.id
             for rule in rules
             if call.name in rule.applies_to
             and all(name in call.facts.get(thing, {}) for thing, name in _needed(rule))
             and not rule.allows(call.facts)
         ]
-    return tuple(found)
+    return tuple(denied)
 
 
 def _needed(rule: Rule) -> list[tuple[str, str]]:
@@ -169,8 +169,8 @@ def compile_condition(expression: str) -> Callable[[Facts], bool]:
                 fold = all if isinstance(op, ast.And) else any
                 return lambda facts: fold(part(facts) for part in parts)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _ADD:
-                one, other, add = build(left), build(right), _ADD[type(op)]
-                return lambda facts: add(one(facts), other(facts))
+                first, other, add = build(left), build(right), _ADD[type(op)]
+                return lambda facts: add(first(facts), other(facts))
             case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARE:
                 first, second, compare = build(left), build(right), _COMPARE[type(op)]
                 return lambda facts: compare(first(facts), second(facts))
@@ -211,12 +211,12 @@ def problems(text: str, *, tools: Mapping[str, Signature]) -> list[tuple[int, st
         return [(mark.line + 1 if mark else 1, f"expected YAML, found: {error.problem}.")]
     if not isinstance(document, yaml.SequenceNode) or not document.value:
         return [(1, "expected a list of rules, found something else.")]
-    found = []
+    wrong = []
     seen: dict[str, int] = {}
     for node in document.value:
         first = node.start_mark.line + 1
         if not isinstance(node, yaml.MappingNode):
-            found.append(
+            wrong.append(
                 (first, "expected a rule with id, applies_to, unless, …, found no mapping.")
             )
             continue
@@ -231,24 +231,24 @@ def problems(text: str, *, tools: Mapping[str, Signature]) -> list[tuple[int, st
                     name, reason = str(entry["loc"][0]), f"{entry['loc'][0]}: {reason}"
                 else:  # our own check, which begins with the field that it is about
                     name = reason.split(":")[0]
-                found.append((lines.get(name, first), reason))
+                wrong.append((lines.get(name, first), reason))
             continue
         if rule.id in seen:
-            found.append(
+            wrong.append(
                 (lines["id"], f"id: expected a new one, found {rule.id!r} of line {seen[rule.id]}.")
             )
         seen[rule.id] = lines["id"]
         for name in named(rule, tools):
             if name not in tools:
-                found.append((lines["applies_to"], f"applies_to: expected tools, found {name!r}."))
+                wrong.append((lines["applies_to"], f"applies_to: expected tools, found {name!r}."))
                 continue
             for thing, known in facts_of(rule.unless):
                 if not tools[name].tells(thing, known):
                     reason = (
                         f"unless: expected facts that a call of {name} has, found {thing}.{known}."
                     )
-                    found.append((lines["unless"], reason))
-    return sorted(found)
+                    wrong.append((lines["unless"], reason))
+    return sorted(wrong)
 
 
 def parse_rules(text: str, *, where: str, tools: Mapping[str, Signature]) -> tuple[Rule, ...]:

@@ -19,7 +19,7 @@ class Gate:
 
     def __init__(self, concurrency: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self.limit = concurrency or FIRST
-        self.found = concurrency > 0
+        self.is_settled = concurrency > 0
         """Whether the number stands."""
         self.running = 0
         self.rates: dict[int, float] = {}
@@ -55,7 +55,7 @@ class Gate:
                     self.running -= 1
                     self._let_in()
                 raise
-        if not self.found and self.running == self.limit and self._began is None:
+        if not self.is_settled and self.running == self.limit and self._began is None:
             self._began, self._ended, self._tokens = self._clock(), 0, 0
 
     def _let_in(self) -> None:
@@ -66,7 +66,7 @@ class Gate:
                 waiter.set_result(None)
 
     def _played(self, tokens: int) -> None:
-        if self.found or self._began is None:
+        if self.is_settled or self._began is None:
             return
         self._ended += 1
         self._tokens += tokens
@@ -76,9 +76,9 @@ class Gate:
         self._began = None
         half = self.rates.get(self.limit // 2, 0.0)
         if self.rates[self.limit] < WORTH * half:
-            self.limit, self.found = self.limit // 2, True
+            self.limit, self.is_settled = self.limit // 2, True
         elif self.limit >= MAX_EPISODES:
-            self.found = True
+            self.is_settled = True
         else:
             self.limit *= 2
             self._let_in()

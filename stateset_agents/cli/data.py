@@ -203,7 +203,7 @@ def rules_show(
     from stateset_agents.tools.shop.calendar import NOT_DELIVERED
 
     for rule in rules_from(file):
-        print(f"{rule.id} (version {rule.version}): {rule.told}")
+        print(f"{rule.id} (version {rule.version}): {rule.prompt}")
         for situation in near_misses(rule):
             facts = [f"{k} is {v!r}" for k, v in situation.items() if v != NOT_DELIVERED]
             print("    denied when " + " and ".join(facts))

@@ -56,7 +56,7 @@ def _stored(database: str, schema: str) -> Any:
 
     shop = postgres(database, schema)
     shop.migrate()
-    if shop.one("SELECT name FROM meta LIMIT 1") is None:
+    if shop.first("SELECT name FROM meta LIMIT 1") is None:
         shop.close()
         raise BadInput(
             f"Expected a shop in schema {schema!r}, found an empty one. "

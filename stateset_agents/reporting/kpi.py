@@ -96,10 +96,10 @@ class Tally:
         return Kpi(name=name, mean=mean, ci95=ci95, traces=int(count))
 
     def difference(
-        self, name: str, one: str = "A", other: str = "B"
+        self, name: str, first: str = "A", other: str = "B"
     ) -> tuple[float, Interval] | None:
         """Mean of `other` less that of `one`, with its 95 % interval (Welch, normal); None where one tells nothing."""
-        a, b = self.kpi(one, name), self.kpi(other, name)
+        a, b = self.kpi(first, name), self.kpi(other, name)
         if a.mean is None or b.mean is None or a.ci95 is None or b.ci95 is None:
             return None
         reach = math.hypot((a.ci95[1] - a.ci95[0]) / 2, (b.ci95[1] - b.ci95[0]) / 2)
@@ -122,7 +122,7 @@ def point(name: str, traces: Iterable[Trace], objectives: Sequence[str]) -> Poin
     """Raises ValueError where no trace tells all of the objectives."""
     rows = []
     for trace in traces:
-        values = [OBJECTIVES[one].of(trace) for one in objectives]
+        values = [OBJECTIVES[objective].of(trace) for objective in objectives]
         if trace.status not in ("failed", "interrupted") and None not in values:
             rows.append([value for value in values if value is not None])
     if not rows:
@@ -141,8 +141,8 @@ def point(name: str, traces: Iterable[Trace], objectives: Sequence[str]) -> Poin
 def front(points: Sequence[Point]) -> list[Point]:
     """The points, those marked that another one dominates."""
 
-    def beats(one: Point, other: Point) -> bool:
-        pairs = list(zip(one.means, other.means, strict=True))
+    def beats(point: Point, other: Point) -> bool:
+        pairs = list(zip(point.means, other.means, strict=True))
         return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
     return [

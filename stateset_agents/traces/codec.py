@@ -47,7 +47,7 @@ class _Known:
 
     tokens: bytes = b""
     """Prompt and answer, int32."""
-    said: tuple[dict[str, Any], ...] = ()
+    messages: tuple[dict[str, Any], ...] = ()
 
 
 class Coder:
@@ -77,7 +77,7 @@ class Coder:
         prompt, sampled = _ints(call.prompt_ids), _ints(call.sampled_ids)
         logprobs = _bytes(array("f", call.logprobs))
         base, shared = self._base(call, prompt)
-        kept = _common(self._known[base].said, call.messages) if base >= 0 else 0
+        kept = _common(self._known[base].messages, call.messages) if base >= 0 else 0
         fields = call.model_dump(exclude_defaults=True, exclude=_APART)
         fields["messages"] = [kept, call.messages[kept:]]
         if call.tools != self._tools.get(call.node, ()):
@@ -101,14 +101,14 @@ class Coder:
         shared = base.tokens[: coded.shared * WIDTH]
         fields = json.loads(zlib.decompress(coded.about))
         kept, new = fields.pop("messages")
-        if coded.base >= number or len(shared) < coded.shared * WIDTH or len(base.said) < kept:
+        if coded.base >= number or len(shared) < coded.shared * WIDTH or len(base.messages) < kept:
             raise ValueError(f"call {number} continues a call that is not there")
         if "tools" in fields:
             self._tools[fields.get("node", "")] = tuple(fields.pop("tools"))
         prompt = shared + coded.prompt
         call = ModelCall(
             **fields,
-            messages=(*base.said[:kept], *new),
+            messages=(*base.messages[:kept], *new),
             tools=self._tools.get(fields.get("node", ""), ()),
             prompt_ids=tuple(_unpacked("i", prompt)),
             sampled_ids=tuple(_unpacked("i", coded.sampled)),
@@ -135,11 +135,11 @@ class Coder:
         best, longest = -1, 0
         for number in dict.fromkeys([*tried, *range(last, max(-1, last - LOOKS_BACK), -1)]):
             known = self._known[number]
-            whole: bytes | tuple[Any, ...] = known.tokens if prompt else known.said
+            whole: bytes | tuple[Any, ...] = known.tokens if prompt else known.messages
             shared = (
                 _common_tokens(known.tokens, prompt)
                 if prompt
-                else _common(known.said, call.messages)
+                else _common(known.messages, call.messages)
             )
             if shared > longest:
                 best, longest = number, shared
@@ -153,8 +153,8 @@ class Coder:
         self.version = call.version or self.version
         if call.error is None:
             self._exact.add(call.exactness == "exact")
-        said = (*call.messages, *((call.answer,) if call.answer else ()))
-        self._known.append(_Known(tokens, said))
+        messages = (*call.messages, *((call.answer,) if call.answer else ()))
+        self._known.append(_Known(tokens, messages))
 
 
 WIDTH = 4
@@ -188,24 +188,24 @@ def _hashed(prompt: bytes, sampled: bytes, logprobs: bytes) -> str:
     return hashlib.sha256(b"".join((counts, prompt, sampled, logprobs))).hexdigest()
 
 
-def _common(one: tuple[Any, ...], other: tuple[Any, ...]) -> int:
+def _common(left: tuple[Any, ...], other: tuple[Any, ...]) -> int:
     """How many items two tuples begin with in common."""
-    longest = min(len(one), len(other))
-    if one[:longest] == other[:longest]:
+    longest = min(len(left), len(other))
+    if left[:longest] == other[:longest]:
         return longest
-    return next(n for n in range(longest) if one[n] != other[n])
+    return next(n for n in range(longest) if left[n] != other[n])
 
 
-def _common_tokens(one: bytes, other: bytes) -> int:
+def _common_tokens(left: bytes, other: bytes) -> int:
     """How many bytes of whole tokens two sequences begin with in common; slices are compared, in C."""
-    low, high = 0, min(len(one), len(other))
-    if one[:WIDTH] != other[:WIDTH]:
+    low, high = 0, min(len(left), len(other))
+    if left[:WIDTH] != other[:WIDTH]:
         return 0
-    if one[:high] == other[:high]:
+    if left[:high] == other[:high]:
         return high
     while high - low > WIDTH:
         middle = (low + high) // 2 // WIDTH * WIDTH
-        if one[low:middle] == other[low:middle]:
+        if left[low:middle] == other[low:middle]:
             low = middle
         else:
             high = middle

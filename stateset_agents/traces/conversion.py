@@ -15,7 +15,7 @@ from stateset_agents.trace import ModelCall, Status, ToolCall, Trace
 
 
 @dataclass(slots=True)
-class Asked:
+class RecordedRequest:
     """A model that was called, and where."""
 
     node: str
@@ -35,34 +35,34 @@ SAMPLING = (
 
 def sampling(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Of a request, what it says of how to sample: its temperature, None where it names none, and the rest."""
-    said = {**parameters, **(parameters.get("extra_body") or {})}
-    temperature = said.get("temperature")
-    rest = {name: _plain(said[name]) for name in SAMPLING if said.get(name) is not None}
+    settings = {**parameters, **(parameters.get("extra_body") or {})}
+    temperature = settings.get("temperature")
+    rest = {name: _plain(settings[name]) for name in SAMPLING if settings.get(name) is not None}
     return {"temperature": None if temperature is None else float(temperature), "sampling": rest}
 
 
-def _asked_fields(asked: Asked, seconds: float, texts: bool) -> dict[str, Any]:
+def _request_fields(call: RecordedRequest, seconds: float, texts: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "node": asked.node,
-        "namespace": asked.namespace,
-        "attempt": asked.attempt,
-        "turn": sum(message.type == "human" for message in asked.messages),
-        **sampling(asked.parameters),
+        "node": call.node,
+        "namespace": call.namespace,
+        "attempt": call.attempt,
+        "turn": sum(message.type == "human" for message in call.messages),
+        **sampling(call.parameters),
         "seconds": seconds,
     }
     if texts:
-        fields["messages"] = tuple(_openai(message) for message in asked.messages)
-        fields["tools"] = tuple(_plain(tool) for tool in asked.parameters.get("tools") or ())
+        fields["messages"] = tuple(_openai(message) for message in call.messages)
+        fields["tools"] = tuple(_plain(tool) for tool in call.parameters.get("tools") or ())
     return fields
 
 
 def answered(
-    asked: Asked, message: BaseMessage, response_id: str, tokens: Completion | None, seconds: float,
+    call: RecordedRequest, message: BaseMessage, response_id: str, tokens: Completion | None, seconds: float,
     texts: bool,
 ) -> ModelCall:  # fmt: skip
-    fields = _asked_fields(asked, seconds, texts)
+    fields = _request_fields(call, seconds, texts)
     about = message.response_metadata
-    fields["version"] = str(about.get("model_name") or asked.parameters.get("model") or "")
+    fields["version"] = str(about.get("model_name") or call.parameters.get("model") or "")
     fields["finish_reason"] = str(about.get("finish_reason") or "")
     if tokens is not None:
         fields |= {
@@ -81,10 +81,10 @@ def answered(
 
 
 def unanswered(
-    asked: Asked, error: BaseException, run_id: str, seconds: float, texts: bool
+    call: RecordedRequest, error: BaseException, run_id: str, seconds: float, texts: bool
 ) -> ModelCall:
-    told = f"{type(error).__name__}: {error}"
-    return ModelCall(response_id=run_id, error=told, **_asked_fields(asked, seconds, texts))
+    problem = f"{type(error).__name__}: {error}"
+    return ModelCall(response_id=run_id, error=problem, **_request_fields(call, seconds, texts))
 
 
 def used(name: str, call: str, inputs: Any, output: Any, error: BaseException | None) -> ToolCall:
@@ -109,9 +109,12 @@ def finished(
     seconds: float,
 ) -> Trace:
     state = output if isinstance(output, dict) else {}
-    said = state.get("messages") if state else [output] if isinstance(output, AIMessage) else None
+    alone = [output] if isinstance(output, AIMessage) else []
+    given_back = state.get("messages") if state else alone
     messages = (
-        [m for m in said or [] if isinstance(m, BaseMessage)] if isinstance(said, list) else []
+        [m for m in given_back if isinstance(m, BaseMessage)]
+        if isinstance(given_back, list)
+        else []
     )
     status: Status = "waiting" if waiting else "completed"
     if error is not None:
@@ -139,11 +142,12 @@ def finished(
 def _own_tools(attempts: Any) -> tuple[ToolCall, ...]:
     """The attempts in the state of an agent of ours, whose tools are not LangChain's."""
     if not isinstance(attempts, list) or not all(
-        isinstance(one, dict) and {"id", "name", "arguments", "status", "result"} <= one.keys()
-        for one in attempts
+        isinstance(attempt, dict)
+        and {"id", "name", "arguments", "status", "result"} <= attempt.keys()
+        for attempt in attempts
     ):
         return ()
-    return tuple(ToolCall.model_validate(one) for one in attempts)
+    return tuple(ToolCall.model_validate(attempt) for attempt in attempts)
 
 
 def _openai(message: BaseMessage) -> dict[str, Any]:
@@ -187,23 +191,30 @@ def _plain(value: Any) -> Any:
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
 
 
-def openai_message(told: Any) -> dict[str, Any]:
+def openai_message(message: Any) -> dict[str, Any]:
     """A message of OpenAI's or LangChain's, as a constructor or plain, in OpenAI's form."""
-    if isinstance(told, dict) and told.get("lc") and told.get("type") == "constructor":
-        told = {**(told.get("kwargs") or {}), "type": str((told.get("id") or [""])[-1]).lower()}
-    if not isinstance(told, dict):
-        return {"role": "user", "content": str(told)}
-    if "role" in told:
-        return told
-    kind = str(told.get("type") or "").removesuffix("message").removesuffix("messagechunk")
-    body = told.get("data") or told
-    message = {"role": _ROLES.get(kind, kind or "user"), "content": body.get("content") or ""}
+    source = message
+    if isinstance(source, dict) and source.get("lc") and source.get("type") == "constructor":
+        source = {
+            **(source.get("kwargs") or {}),
+            "type": str((source.get("id") or [""])[-1]).lower(),
+        }
+    if not isinstance(source, dict):
+        return {"role": "user", "content": str(source)}
+    if "role" in source:
+        return source
+    kind = str(source.get("type") or "").removesuffix("message").removesuffix("messagechunk")
+    body = source.get("data") or source
+    converted: dict[str, Any] = {
+        "role": _ROLES.get(kind, kind or "user"),
+        "content": body.get("content") or "",
+    }
     calls = body.get("tool_calls")
     if calls:
-        message["tool_calls"] = [
+        converted["tool_calls"] = [
             {"id": c.get("id"), "type": "function",
              "function": {"name": c.get("name"), "arguments": json.dumps(c.get("args") or {})}} for c in calls
         ]  # fmt: skip
     if body.get("tool_call_id"):
-        message["tool_call_id"] = body["tool_call_id"]
-    return message
+        converted["tool_call_id"] = body["tool_call_id"]
+    return converted

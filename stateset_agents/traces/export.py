@@ -76,15 +76,15 @@ def read(file: Path) -> Iterator[Entry]:
 
 def entries(store: TraceStore, phase: str | None = None) -> Iterator[Entry]:
     """A store's traces with their phase, step and score, oldest first."""
-    for found, step, score, trace in store.graded(phase=phase):
-        told = None if score is None else Score.model_validate_json(score)
-        yield Entry(phase=found, step=step, score=told, trace=trace)
+    for trace_phase, step, score, trace in store.graded(phase=phase):
+        parsed = None if score is None else Score.model_validate_json(score)
+        yield Entry(phase=trace_phase, step=step, score=parsed, trace=trace)
 
 
-def _to_lines(found: Iterator[Entry], file: Path) -> int:
+def _to_lines(stored: Iterator[Entry], file: Path) -> int:
     count = 0
     with file.open("w", encoding="utf-8") as out:
-        for entry in found:
+        for entry in stored:
             out.write(model_json(entry, exclude_defaults=True).decode() + "\n")
             count += 1
         out.write(json.dumps({"end": count}) + "\n")  # what is cut off has none
@@ -116,7 +116,7 @@ def _from_lines(file: Path) -> Iterator[Entry]:
         )
 
 
-def _to_parquet(found: Iterator[Entry], file: Path) -> int:
+def _to_parquet(stored: Iterator[Entry], file: Path) -> int:
     arrow, parquet = pyarrow()
     text, number = arrow.string(), arrow.int64()
     columns = {
@@ -128,7 +128,7 @@ def _to_parquet(found: Iterator[Entry], file: Path) -> int:
     schema = arrow.schema(list(columns.items()))
     with parquet.ParquetWriter(file, schema, compression="zstd") as out:
         batch: list[dict[str, Any]] = []
-        for entry in found:
+        for entry in stored:
             batch.append(_columns(entry))
             count += 1
             if len(batch) == BATCH:

@@ -33,13 +33,13 @@ async def fetched(client: Client, project: str, *, since: datetime.datetime) -> 
     from langsmith.utils import LangSmithError
 
     try:
-        found = client.read_project(project_name=project)
+        tracing_project = client.read_project(project_name=project)
     except LangSmithError as error:
         raise BadInput(
             f"--project: expected a project {project!r}, found: {str(error)[:200]}"
         ) from None
     query = client.runs.query(
-        project_ids=[str(found.id)], min_start_time=since, selects=SELECTS, page_size=100
+        project_ids=[str(tracing_project.id)], min_start_time=since, selects=SELECTS, page_size=100
     )
     async for run in query:
         yield run.model_dump(mode="json")
@@ -93,11 +93,11 @@ def traces_of(runs: Iterable[Run]) -> Iterator[Trace]:
 def _trace(root: dict[str, Any], members: list[dict[str, Any]]) -> Trace:
     about = _metadata(root)
     outputs = root.get("outputs") or {}
-    said = outputs.get("messages") if isinstance(outputs, dict) else None
+    messages = outputs.get("messages") if isinstance(outputs, dict) else None
     calls = [_call(run) for run in members if run.get("run_type") in ("llm", "LLM")]
-    if not said and calls:
+    if not messages and calls:
         last = calls[-1]
-        said = [*last.messages, *([last.answer] if last.answer else [])]
+        messages = [*last.messages, *([last.answer] if last.answer else [])]
     status: Status = (
         "failed" if root.get("error") else "completed" if root.get("end_time") else "interrupted"
     )
@@ -109,7 +109,7 @@ def _trace(root: dict[str, Any], members: list[dict[str, Any]]) -> Trace:
         graph=str(root.get("name") or ""),
         status=status,
         error=root.get("error"),
-        messages=tuple(openai_message(one) for one in said or []),
+        messages=tuple(openai_message(message) for message in messages or []),
         model_calls=tuple(calls),
         tool_calls=tuple(_tool(run) for run in members if run.get("run_type") in ("tool", "TOOL")),
         feedback=tuple(_feedback(root.get("feedback_stats") or {})),
@@ -125,7 +125,7 @@ def _call(run: dict[str, Any]) -> ModelCall:
     if sent and isinstance(sent[0], list):  # LangChain sends batches
         sent = sent[0]
     started, ended = _seconds(run.get("start_time")), _seconds(run.get("end_time"))
-    messages = tuple(openai_message(one) for one in sent)
+    messages = tuple(openai_message(message) for message in sent)
     return ModelCall(
         response_id=str(about.get("response_id") or run["id"]),
         node=str(about.get("langgraph_node") or ""),
@@ -175,8 +175,8 @@ def _metadata(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _feedback(stats: dict[str, Any]) -> Iterator[Feedback]:
-    for key, told in stats.items():
-        mean = told.get("avg") if isinstance(told, dict) else told
+    for key, stat in stats.items():
+        mean = stat.get("avg") if isinstance(stat, dict) else stat
         if isinstance(mean, int | float):
             yield Feedback(key=key, value=float(mean))
 
@@ -191,22 +191,24 @@ def _decoded(value: Any) -> Any:
     return value
 
 
-def _seconds(told: Any) -> float:
-    if not told:
+def _seconds(value: Any) -> float:
+    if not value:
         return 0.0
     when = (
-        told if isinstance(told, datetime.datetime) else datetime.datetime.fromisoformat(str(told))
+        value
+        if isinstance(value, datetime.datetime)
+        else datetime.datetime.fromisoformat(str(value))
     )
     return when.replace(tzinfo=when.tzinfo or datetime.UTC).timestamp()
 
 
-def store_all(store: TraceStore, found: Iterable[Trace]) -> tuple[int, int]:
+def store_all(store: TraceStore, imported: Iterable[Trace]) -> tuple[int, int]:
     """Put traces into a store; how many, and how many were left out: those that were there already, and those of
     customers who were forgotten. One that was under way when it was imported is replaced by its whole."""
     there = {str(row[0]): row[1] for row in store.read("SELECT id, status FROM runs")}
     pending = []
     known = 0
-    for trace in found:
+    for trace in imported:
         grown = there.get(trace.id) == "interrupted" != trace.status
         if (trace.id in there and not grown) or store.is_forgotten(trace):
             known += 1
@@ -221,14 +223,14 @@ def upload(store: TraceStore, client: Client, project: str, *, phase: str | None
     """Send a store's traces to a project as runs, with scores, policy versions and feedback; how many."""
     count = 0
     there = client.create_project(project, upsert=True).id
-    for found, step, score, trace in store.graded(phase=phase):
+    for trace_phase, step, score, trace in store.graded(phase=phase):
         started = datetime.datetime.fromtimestamp(trace.started, datetime.UTC)
-        root = _uploaded(client, project, trace, {"phase": found, "step": step})
-        told = [] if score is None else [("reward", json.loads(score)["value"], "")]
+        root = _uploaded(client, project, trace, {"phase": trace_phase, "step": step})
+        feedback = [] if score is None else [("reward", json.loads(score)["value"], "")]
         if trace.goal_score is not None:
-            told.append(("success", float(trace.goal_score.success), ""))
-        told += [(said.key, said.value, said.comment) for said in trace.feedback]
-        for key, value, comment in told:
+            feedback.append(("success", float(trace.goal_score.success), ""))
+        feedback += [(item.key, item.value, item.comment) for item in trace.feedback]
+        for key, value, comment in feedback:
             client.create_feedback(
                 root, key, score=value, comment=comment or None, trace_id=root, session_id=there, start_time=started
             )  # fmt: skip

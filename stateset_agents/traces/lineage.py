@@ -53,11 +53,11 @@ def problems(store: TraceStore) -> Iterator[str]:
         }
         yield from _of_run(store, row, kept)
     for adapter, run, number, *columns, there in store.read(_CERTIFICATES):
-        learned, found = tuple(columns[:3]), tuple(columns[3:])
-        if there is not None and learned != found:
+        learned, stored = tuple(columns[:3]), tuple(columns[3:])
+        if there is not None and learned != stored:
             yield (
                 f"{adapter} learned from call {number} of trace {run[:12]}: expected response, tokens and version "
-                f"{learned}, found {found}"
+                f"{learned}, found {stored}"
             )
 
 
@@ -70,5 +70,5 @@ def _of_run(store: TraceStore, row: Row, kept: Kept) -> Iterator[str]:
         if kept.get(number) != (digest(call), call.response_id, call.version):
             yield f"trace {run}, call {number} ({call.response_id}): its tokens are not those that were recorded"
     ids = [call.response_id for call in trace.calls if call.exactness == "exact"]
-    for twice in sorted({one for one in ids if ids.count(one) > 1}):
+    for twice in sorted({response for response in ids if ids.count(response) > 1}):
         yield f"trace {run}: the response {twice} is there twice"

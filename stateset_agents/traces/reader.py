@@ -62,7 +62,7 @@ class TraceReader:
         return runs[-1].model_copy(
             update={
                 "model_calls": tuple(call for run in runs for call in run.model_calls),
-                "feedback": tuple(said for run in runs for said in run.feedback),
+                "feedback": tuple(feedback for run in runs for feedback in run.feedback),
                 "started": runs[0].started,
                 "seconds": sum(run.seconds for run in runs),
                 "lost": sum(run.lost for run in runs),
@@ -128,7 +128,7 @@ class TraceReader:
                 tools.append(ToolCall.model_validate(json.loads(zlib.decompress(body))))
             except (ValueError, zlib.error) as error:
                 problems.append(f"tool call {number} cannot be read: {error}")
-        said = [
+        feedback = [
             Feedback(key=about, value=value, comment=comment, at=at)
             for about, value, comment, at in self._tables.read(
                 "SELECT about, value, comment, at FROM feedback WHERE run = ? ORDER BY at, id", run
@@ -137,7 +137,7 @@ class TraceReader:
         update = {
             "model_calls": tuple(calls.values()),
             "tool_calls": (*trace.tool_calls, *tools),
-            "feedback": tuple(said),
+            "feedback": tuple(feedback),
             "lost": trace.lost + len(problems),
             "error": problems[0] if problems else trace.error,
         }
@@ -169,6 +169,6 @@ class TraceReader:
             )
         )
         if len(rows) != 1:
-            found = "none" if not rows else "several"
-            raise BadInput(f"Expected one trace whose id starts with {beginning!r}, found {found}.")
+            count = "none" if not rows else "several"
+            raise BadInput(f"Expected one trace whose id starts with {beginning!r}, found {count}.")
         return str(rows[0][0])

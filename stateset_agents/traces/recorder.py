@@ -25,7 +25,7 @@ from langgraph.errors import GraphBubbleUp
 from stateset_agents.errors import BadInput
 from stateset_agents.policy.completion import fetch
 from stateset_agents.trace import ModelCall, Trace
-from stateset_agents.traces.conversion import Asked, answered, finished, unanswered, used
+from stateset_agents.traces.conversion import RecordedRequest, answered, finished, unanswered, used
 from stateset_agents.traces.redaction import Redacted, Redactor
 from stateset_agents.traces.sink import TraceSink
 from stateset_agents.traces.store import TraceStore
@@ -83,7 +83,7 @@ class Recorder(GraphCallbackHandler):
         self._in_order = threading.Lock()
         # Keyed by the ids' integers: a UUID is hashed in Python, ten times a call.
         self._places: dict[int, _Place] = {}
-        self._asked: dict[int, tuple[_Place, Asked]] = {}
+        self._requests: dict[int, tuple[_Place, RecordedRequest]] = {}
         self._tools: dict[int, tuple[_Place, str, str, Any]] = {}
 
     # Chains: the run itself, and the attempts of its nodes.
@@ -160,7 +160,7 @@ class Recorder(GraphCallbackHandler):
         place = self._place(run_id, parent, metadata or {}, options)
         parameters = options.get("invocation_params") or {}
         attempt = place.attempt
-        asked = Asked(
+        call = RecordedRequest(
             node=attempt.node if attempt else "",
             namespace=attempt.namespace if attempt else "",
             attempt=attempt.number if attempt else 1,
@@ -168,16 +168,16 @@ class Recorder(GraphCallbackHandler):
             parameters=parameters,
             clock=time.perf_counter(),
         )
-        self._asked[run_id.int] = (place, asked)
+        self._requests[run_id.int] = (place, call)
         place.run.open.add(run_id.int)
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
-        known = self._asked.pop(run_id.int, None)
+        known = self._requests.pop(run_id.int, None)
         if known is None:
             return
-        place, asked = known
-        seconds = time.perf_counter() - asked.clock
-        generation = next((one for choices in response.generations for one in choices), None)
+        place, call = known
+        seconds = time.perf_counter() - call.clock
+        generation = next((choice for choices in response.generations for choice in choices), None)
         message = (
             generation.message
             if isinstance(generation, ChatGeneration)
@@ -185,23 +185,23 @@ class Recorder(GraphCallbackHandler):
         )
         about = message.response_metadata
         # A streamed answer has its id on the message alone.
-        found = about.get("id") or (response.llm_output or {}).get("id")
+        own_id = about.get("id") or (response.llm_output or {}).get("id")
         given = str(message.id or "")
         response_id = str(
-            found or (given if not given.startswith(("run-", "lc_run-")) else "") or run_id
+            own_id or (given if not given.startswith(("run-", "lc_run-")) else "") or run_id
         )
         tokens = fetch(response_id)
-        make = partial(answered, asked, message, response_id, tokens, seconds, self._texts)
+        make = partial(answered, call, message, response_id, tokens, seconds, self._texts)
         self._add_call(place, make)
         self._ended(run_id, place, message, None)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        known = self._asked.pop(run_id.int, None)
+        known = self._requests.pop(run_id.int, None)
         if known is None:
             return
-        place, asked = known
-        seconds = time.perf_counter() - asked.clock
-        self._add_call(place, partial(unanswered, asked, error, str(run_id), seconds, self._texts))
+        place, call = known
+        seconds = time.perf_counter() - call.clock
+        self._add_call(place, partial(unanswered, call, error, str(run_id), seconds, self._texts))
         self._ended(run_id, place, None, error)
 
     # Tools.
@@ -234,8 +234,11 @@ class Recorder(GraphCallbackHandler):
         )  # fmt: skip
 
     def on_retriever_end(self, documents: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        found = [{"content": one.page_content, "metadata": one.metadata} for one in documents]
-        self._tool_ended(run_id, {"documents": found}, None)
+        contents = [
+            {"content": document.page_content, "metadata": document.metadata}
+            for document in documents
+        ]
+        self._tool_ended(run_id, {"documents": contents}, None)
 
     def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         self._tool_ended(run_id, None, error)
@@ -290,13 +293,15 @@ class Recorder(GraphCallbackHandler):
         for number in list(run.open):  # begun and never ended: the run was left, or broke off
             self._places.pop(number, None)
             self._tools.pop(number, None)
-            known = self._asked.pop(number, None)
+            known = self._requests.pop(number, None)
             if known is not None:
-                place, asked = known
+                place, call = known
                 left = RuntimeError("the run ended before the model answered")
-                waited = time.perf_counter() - asked.clock
-                told = partial(unanswered, asked, left, UUID(int=number).hex, waited, self._texts)
-                self._add_call(place, told)
+                waited = time.perf_counter() - call.clock
+                make_call = partial(
+                    unanswered, call, left, UUID(int=number).hex, waited, self._texts
+                )
+                self._add_call(place, make_call)
         trace = run.trace.model_copy(update={"customer": run.customer or run.trace.customer})
         make = partial(finished, trace, run.input, _copied(output), error, run.waiting, seconds)
         self._sink.end(run.trace.id, make)
@@ -341,16 +346,16 @@ _never: ContextVar[Any] = ContextVar("stateset_agents_recorder", default=None)
 class ProcessRecorder(Recorder):
     """Every LangChain run of a process. LangChain makes one whenever a run begins; they are all the same."""
 
-    _one: ClassVar[Any] = None
+    _instance: ClassVar[Any] = None
 
     def __new__(cls) -> Self:
-        if cls._one is None:
+        if cls._instance is None:
             place = os.environ[VARIABLE]
             store = TraceStore("traces.db" if place in ("1", "true") else place)
-            cls._one = super().__new__(cls)
-            Recorder.__init__(cls._one, Redacted(store, Redactor()))
-        one: Self = cls._one
-        return one
+            cls._instance = super().__new__(cls)
+            Recorder.__init__(cls._instance, Redacted(store, Redactor()))
+        recorder: Self = cls._instance
+        return recorder
 
     def __init__(self) -> None: ...
 

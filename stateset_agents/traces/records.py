@@ -74,9 +74,9 @@ def migrate(tables: Tables) -> None:
         for phase, step, _, score, body in old:
             fields = json.loads(zlib.decompress(body))
             trace = Trace.model_validate(fields)
-            told = None if score is None else Score.model_validate_json(score)
+            parsed = None if score is None else Score.model_validate_json(score)
             coder = Coder()
-            tables.write(RUN, [run_row(trace, phase, step, told)])
+            tables.write(RUN, [run_row(trace, phase, step, parsed)])
             for number, call in enumerate(trace.model_calls):
                 sql, row = call_row(trace.id, number, coder, call)
                 tables.write(sql, [row])

@@ -78,8 +78,8 @@ class Redactor:
         if isinstance(value, list | tuple):
             return type(value)(self.value(item) for item in value)
         if isinstance(value, int) and abs(value) >= LONG:
-            told = self._known(str(value))
-            return value if told == str(value) else told
+            token = self._known(str(value))
+            return value if token == str(value) else token
         return value
 
     def thread(self, thread: str) -> str:
@@ -94,8 +94,8 @@ class Redactor:
             value = json.loads(text)
         except ValueError:
             return self._known(text)
-        told = self.value(value)
-        return text if told == value else json.dumps(told, ensure_ascii=False)
+        replacement = self.value(value)
+        return text if replacement == value else json.dumps(replacement, ensure_ascii=False)
 
     def call(self, call: ModelCall) -> ModelCall:
         kept = {
@@ -134,8 +134,8 @@ class Redactor:
                 "thread": self.thread(trace.thread),
                 "changes": changes,
                 "feedback": tuple(
-                    said.model_copy(update={"comment": self.text(said.comment)})
-                    for said in trace.feedback
+                    feedback.model_copy(update={"comment": self.text(feedback.comment)})
+                    for feedback in trace.feedback
                 ),
                 "messages": messages,
                 "input": self.value(trace.input),
@@ -258,12 +258,12 @@ def _redacted(text: str) -> str:
 def _found(text: str) -> list[tuple[int, int, str]]:
     """Where personal data is, in order; what is found first by kind is not found again as another."""
     if len(text) > BLOB and (parts := _BLOB.split(text))[1:]:  # every second one is a blob
-        found, at = [], 0
+        between, at = list[tuple[int, int, str]](), 0
         for number, part in enumerate(parts):
             if number % 2 == 0:
-                found += [(at + start, at + end, kind) for start, end, kind in _found(part)]
+                between += [(at + start, at + end, kind) for start, end, kind in _found(part)]
             at += len(part)
-        return found
+        return between
     spans: list[tuple[int, int, str]] = []
 
     def add(start: int, end: int, kind: str) -> None:
@@ -294,8 +294,8 @@ def _found(text: str) -> list[tuple[int, int, str]]:
 _BLOB = re.compile(rf"([A-Za-z0-9+/=_-]{{{BLOB},}})")
 
 
-def _is_card(found: str) -> bool:
-    digits = re.sub(r"\D", "", found)
+def _is_card(text: str) -> bool:
+    digits = re.sub(r"\D", "", text)
     return bool(_ISSUER.fullmatch(digits) and stdnum.luhn.is_valid(digits))
 
 
@@ -309,11 +309,11 @@ _NOBODYS = {
 
 
 def _phones(text: str) -> list[tuple[int, int]]:
-    found: dict[int, int] = {}
+    spans: dict[int, int] = {}
     companies: set[int] = set()
     for region in REGIONS:
         for match in phonenumbers.PhoneNumberMatcher(text, region):
-            found[match.start] = max(match.end, found.get(match.start, 0))
+            spans[match.start] = max(match.end, spans.get(match.start, 0))
             if phonenumbers.number_type(match.number) in _NOBODYS:
                 companies.add(match.start)
-    return sorted((start, end) for start, end in found.items() if start not in companies)
+    return sorted((start, end) for start, end in spans.items() if start not in companies)

@@ -40,15 +40,15 @@ class _Script(BaseCache):
         self.swapped = False
 
     def lookup(self, prompt: str, llm_string: str) -> Any:
-        asked = [_comparable(openai_message(told)) for told in json.loads(prompt)]
+        messages = [_comparable(openai_message(message)) for message in json.loads(prompt)]
         for call in self.calls:
-            if [_comparable(message) for message in call.messages] == asked:
+            if [_comparable(message) for message in call.messages] == messages:
                 self.calls.remove(call)
                 return [ChatGeneration(message=_answer(call))]
         if self.swapped:
             return None
         expected = self.calls[0].messages[-1] if self.calls else "no further call"
-        raise Diverged(f"a model is asked {asked[-1]}; the record goes on with {expected}")
+        raise Diverged(f"a model is asked {messages[-1]}; the record goes on with {expected}")
 
     def update(self, prompt: str, llm_string: str, return_val: Any) -> None: ...
 
@@ -91,13 +91,13 @@ async def replay(
                 state = await graph.ainvoke(_given(trace.input), config)
             except Diverged as error:
                 return [], str(error)
-    said = state.get("messages") if isinstance(state, dict) else None
-    again = [openai_message(convert_to_openai_messages(message)) for message in said or []]
+    messages = state.get("messages") if isinstance(state, dict) else None
+    again = [openai_message(convert_to_openai_messages(message)) for message in messages or []]
     if swap is not None:
         return again, None
-    for number, (one, other) in enumerate(zip(traces[-1].messages, again, strict=False)):
-        if _comparable(one) != _comparable(other):
-            return again, f"message {number}: expected {one}, found {other}"
+    for number, (message, other) in enumerate(zip(traces[-1].messages, again, strict=False)):
+        if _comparable(message) != _comparable(other):
+            return again, f"message {number}: expected {message}, found {other}"
     if len(again) != len(traces[-1].messages):
         return again, f"expected {len(traces[-1].messages)} messages, found {len(again)}"
     if script.calls:
@@ -112,11 +112,11 @@ def _scripted(script: _Script) -> Iterator[None]:
 
     def result(tool: BaseTool, call: ToolCall, options: dict[str, Any]) -> Any:
         text = call.result if isinstance(call.result, str) else json.dumps(call.result)
-        asked = options.get("tool_call_id")
-        if asked is None:
+        call_id = options.get("tool_call_id")
+        if call_id is None:
             return call.result
         status: Any = "error" if call.status == "failed" else "success"
-        return ToolMessage(text, tool_call_id=asked, name=tool.name, status=status)
+        return ToolMessage(text, tool_call_id=call_id, name=tool.name, status=status)
 
     def scripted(tool: BaseTool, tool_input: Any, *args: Any, **options: Any) -> Any:
         call = script.use(tool.name, tool_input)
@@ -144,12 +144,12 @@ def _hands_over(call: ToolCall) -> bool:
     return isinstance(call.result, dict) and "command" in call.result
 
 
-def _given(told: Any) -> Any:
-    if isinstance(told, dict) and set(told) == {"resume"}:
-        return Command(resume=told["resume"])
-    if isinstance(told, dict) and isinstance(told.get("messages"), list):
-        return {**told, "messages": convert_to_messages(told["messages"])}
-    return told
+def _given(value: Any) -> Any:
+    if isinstance(value, dict) and set(value) == {"resume"}:
+        return Command(resume=value["resume"])
+    if isinstance(value, dict) and isinstance(value.get("messages"), list):
+        return {**value, "messages": convert_to_messages(value["messages"])}
+    return value
 
 
 def _answer(call: ModelCall) -> AIMessage:

@@ -103,9 +103,9 @@ class TraceStore(TraceReader):
         def rows() -> list[Statement]:
             coder = Coder()
             calls = [call_row(trace.id, n, coder, call) for n, call in enumerate(trace.model_calls)]
-            said = [feedback_row(trace.id, one) for one in trace.feedback]
+            feedback = [feedback_row(trace.id, item) for item in trace.feedback]
             gone: list[Statement] = [(GONE, (trace.id,))] if replace else []
-            return [*gone, (RUN, run_row(trace, phase, step, score)), *calls, *said]
+            return [*gone, (RUN, run_row(trace, phase, step, score)), *calls, *feedback]
 
         return self._writer.put(rows, run=trace.id)
 
@@ -173,8 +173,8 @@ class TraceStore(TraceReader):
             if self.is_forgotten(trace):
                 return [(GONE, (run,))]
             if coder.lost:
-                told = f"{coder.lost} of its calls could not be stored"
-                error = f"{trace.error}; {told}" if trace.error else told
+                problem = f"{coder.lost} of its calls could not be stored"
+                error = f"{trace.error}; {problem}" if trace.error else problem
                 trace = trace.model_copy(update={"lost": coder.lost, "error": error})
             row = dict(zip(COLUMNS, run_row(trace, of.phase, of.step, score), strict=True))
             row["exactness"] = coder.exactness or row["exactness"]
@@ -186,8 +186,8 @@ class TraceStore(TraceReader):
     def grade(self, run: str, score: Score | None) -> Written:
         """Queue another score for a run, in the place of the one it has; None for none."""
         value = None if score is None else score.value
-        told = None if score is None else json.dumps(score.model_dump(mode="json"))
-        return self._writer.put(lambda: [(GRADE, (value, told, run))])
+        encoded = None if score is None else json.dumps(score.model_dump(mode="json"))
+        return self._writer.put(lambda: [(GRADE, (value, encoded, run))])
 
     def feedback(
         self, key: str, value: float, *, trace: str = "", thread: str = "", response: str = "",
@@ -219,8 +219,8 @@ class TraceStore(TraceReader):
             runs = [str(row[0]) for row in self._tables.read(query, *values)]
         if not runs:
             raise BadInput(f"Expected a trace of {given[0]!r}, found none in {self.place}.")
-        said = Feedback(key=key, value=value, comment=redactor.text(comment), at=time.time())
-        self._writer.put(lambda: [feedback_row(run, said) for run in runs]).result()
+        feedback = Feedback(key=key, value=value, comment=redactor.text(comment), at=time.time())
+        self._writer.put(lambda: [feedback_row(run, feedback) for run in runs]).result()
         return len(runs)
 
     def discard_from(self, phase: str, step: int) -> None:

@@ -112,20 +112,20 @@ class SqliteTables(Tables):
             raise BadInput(f"Expected a trace store at {str(path)!r}, found: {error}.") from None
 
     def _open(self) -> None:
-        found = self._db.execute("PRAGMA user_version").fetchone()[0]
-        check_version(found, self.place)
-        if found == SCHEMA_VERSION:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        check_version(version, self.place)
+        if version == SCHEMA_VERSION:
             return
         self._db.execute("BEGIN IMMEDIATE")
-        found = self._db.execute("PRAGMA user_version").fetchone()[
+        version = self._db.execute("PRAGMA user_version").fetchone()[
             0
         ]  # another may have been quicker
-        if found in MIGRATIONS:
-            for version in range(found, SCHEMA_VERSION):
+        if version in MIGRATIONS:
+            for number in range(version, SCHEMA_VERSION):
                 for statement in MIGRATIONS[version]:
                     self._db.execute(statement)
-        elif found < SCHEMA_VERSION:
-            if found == 1:
+        elif version < SCHEMA_VERSION:
+            if version == 1:
                 self._db.execute("ALTER TABLE traces RENAME TO traces_1")
                 self._db.execute("DROP INDEX traces_by_phase")
             for statement in filter(str.strip, SCHEMA.split(";")):
@@ -205,9 +205,9 @@ class PostgresTables(Tables):
             there = self._db.execute("SELECT to_regclass('about'), to_regclass('runs')").fetchone()
             if there is not None and there[0] is not None and there[1] is not None:
                 row = self._db.execute("SELECT version FROM about").fetchone()
-                found = int(row[0]) if row else 0
-                check_version(found, self.place)
-                for version in range(found, SCHEMA_VERSION):
+                version = int(row[0]) if row else 0
+                check_version(version, self.place)
+                for number in range(version, SCHEMA_VERSION):
                     for statement in MIGRATIONS[version]:
                         self._db.execute(_placed(_typed(statement)))
                 return
@@ -269,11 +269,11 @@ def _placed(sql: str) -> Any:
     return sql.replace("%", "%%").replace("?", "%s")
 
 
-def check_version(found: int, place: str) -> None:
+def check_version(version: int, place: str) -> None:
     """Raises BadInput for a store that a newer version wrote."""
-    if found > SCHEMA_VERSION:
+    if version > SCHEMA_VERSION:
         raise BadInput(
-            f"Expected a store of version {SCHEMA_VERSION} or older at {place!r}, found version {found}. "
+            f"Expected a store of version {SCHEMA_VERSION} or older at {place!r}, found version {version}. "
             "Update stateset-agents."
         )
 

@@ -50,7 +50,7 @@ def two_orders(shop: Shop) -> tuple[dict[str, Any], dict[str, Any]]:
         "lines.order_id JOIN customers ON customers.id = customer_id JOIN shipments ON shipments.order_id = "
         "orders.id WHERE delivered_day >= 175 ORDER BY 1, 2"
     ):
-        pending = shop.one(
+        pending = shop.first(
             "SELECT id FROM orders WHERE status = 'pending' AND customer_id = ? ORDER BY id",
             line["customer_id"],
         )

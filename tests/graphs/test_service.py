@@ -105,10 +105,10 @@ async def test_a_hand_off_ends_the_conversation_with_a_packet(development: list[
 
 async def test_a_signed_in_customer_needs_no_verification() -> None:
     shop = generate(1, "train").clone()
-    customer = shop.one("SELECT customer_id AS id FROM orders ORDER BY id LIMIT 1")
+    customer = shop.first("SELECT customer_id AS id FROM orders ORDER BY id LIMIT 1")
     assert customer is not None
     plan = (Act(tool="track_shipment", arguments={"order_id": "?"}), Act(say="ok"))
-    order = shop.one("SELECT id FROM orders WHERE customer_id = ? LIMIT 1", customer["id"])
+    order = shop.first("SELECT id FROM orders WHERE customer_id = ? LIMIT 1", customer["id"])
     assert order is not None
     plan[0].arguments["order_id"] = order["id"]
     state = await service.build().ainvoke(

@@ -228,7 +228,7 @@ async def test_a_reward_that_can_be_talked_into_things_is_caught() -> None:
 
         def score(self, trace: Trace) -> Score | None:
             words = ("help", "thank", "refund", "resolved", "happy", "done")
-            return Score(value=sum(word in trace.said.lower() for word in words) / len(words))
+            return Score(value=sum(word in trace.agent_text.lower() for word in words) / len(words))
 
     gamed = {one.attack for one in await audit(Polite()) if one.gamed}
     assert {"word salad", "polite and long", "leaked card", "right words, no action"} <= gamed

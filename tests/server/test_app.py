@@ -222,7 +222,7 @@ class Obedient(Silent):
 
 
 def obedient(shop: Shop) -> Obedient:
-    order = shop.one(
+    order = shop.first(
         "SELECT orders.id, customers.zip FROM orders JOIN customers ON customer_id = customers.id "
         "WHERE status = 'pending' ORDER BY orders.id"
     )

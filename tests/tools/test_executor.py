@@ -17,7 +17,7 @@ def shop() -> Shop:
 
 
 def an_order(shop: Shop, status: str) -> Row:
-    row = shop.one(
+    row = shop.first(
         "SELECT orders.*, customers.zip AS account_zip FROM orders JOIN customers ON customer_id = "
         "customers.id WHERE status = ? ORDER BY orders.id LIMIT 1",
         status,
@@ -96,7 +96,7 @@ def test_a_bug_in_a_tool_is_an_answer_and_no_exception(
     outcome = Executor(shop, [tool]).propose(Session(customer="C1"), "list_orders", {})
     assert outcome.result["error"] == "tool_failed"
     assert shop.changes() == ()
-    assert shop.one("SELECT COUNT(*) AS n FROM audit") == {"n": 1}
+    assert shop.first("SELECT COUNT(*) AS n FROM audit") == {"n": 1}
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -133,7 +133,7 @@ def test_a_shipped_order_is_neither_cancelled_nor_readdressed(shop: Shop) -> Non
 
 @pytest.mark.parametrize("amount", ["0.01", "99999", "-1", "1e3", "12,50", "NaN"])
 def test_a_refund_is_exactly_what_was_quoted(shop: Shop, amount: str) -> None:
-    order = shop.one(
+    order = shop.first(
         "SELECT orders.id, customer_id FROM orders JOIN shipments ON order_id = orders.id "
         "WHERE delivered_day >= 170 ORDER BY 1 LIMIT 1"
     )
@@ -160,7 +160,7 @@ def test_bad_calls_come_back_as_errors_with_one_audit_row(
 ) -> None:
     outcome = Executor(shop, ALL_TOOLS).propose(Session(customer=""), name, arguments)
     assert outcome.result["error"] == code
-    assert shop.one("SELECT COUNT(*) AS n FROM audit") == {"n": 1}
+    assert shop.first("SELECT COUNT(*) AS n FROM audit") == {"n": 1}
     assert shop.changes() == ()
 
 

@@ -35,7 +35,7 @@ def eligible(rule: Rule, days: int) -> bool:
     executor, session, line = delivered(rule, days)
     found = executor.propose(session, "check_return_eligibility", line).result
     told = executor.propose(session, "policy_lookup", {"topic": "return window"}).result
-    assert told["return-window"] == rule.told
+    assert told["return-window"] == rule.prompt
     return bool(found["eligible"])
 
 
@@ -92,7 +92,7 @@ def test_the_executor_denies_what_a_complication_arranges(
     rule: Rule, situation: dict[str, object]
 ) -> None:
     shop: Shop = generate(2, "train").clone()
-    order = shop.one("SELECT id, customer_id FROM orders WHERE status = 'pending' ORDER BY id")
+    order = shop.first("SELECT id, customer_id FROM orders WHERE status = 'pending' ORDER BY id")
     assert order is not None
     arrange(shop, order["id"], situation)
     arguments = {

@@ -175,7 +175,7 @@ def likelihood(place: Path, adapter: Path | None, answer: str) -> float:
     total, count = 0.0, 0
     with TraceStore(place, create=False) as opened:
         for trace in opened.traces():
-            if trace.said != answer:
+            if trace.agent_text != answer:
                 continue
             (one,) = calls(tokenizer, trace)
             assert tokenizer.decode(one.answer) == f"{answer}<|im_end|>"

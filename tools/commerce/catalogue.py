@@ -54,8 +54,8 @@ def find_products(desk: Desk, call: Query) -> dict[str, Any]:
             row["sku"]: row["words"] for row in desk.shop.all("SELECT sku, words FROM catalogue")
         }
         hits = fused(hits, desk.shop.meaning.rank(call.query, texts)[:FOUND])[:FOUND]
-    found = [find_product(desk.shop, sku) for sku in hits]
-    return {"found": [f"{row['sku']} {row['item']} {show(row['price'])}" for row in found]}
+    products = [find_product(desk.shop, sku) for sku in hits]
+    return {"found": [f"{row['sku']} {row['item']} {show(row['price'])}" for row in products]}
 
 
 def get_product(desk: Desk, call: Sku) -> dict[str, Any]:
@@ -103,11 +103,11 @@ def recommend(desk: Desk, call: Wish) -> dict[str, Any]:
 def check_compatibility(desk: Desk, call: Pair) -> dict[str, Any]:
     find_product(desk.shop, call.sku)
     find_product(desk.shop, call.other_sku)
-    found = desk.shop.one(
+    row = desk.shop.first(
         "SELECT sku FROM compatibility WHERE (sku = ? AND fits = ?) OR (sku = ? AND fits = ?)",
         call.sku, call.other_sku, call.other_sku, call.sku,
     )  # fmt: skip
-    return {"compatible": found is not None}
+    return {"compatible": row is not None}
 
 
 TOOLS = (

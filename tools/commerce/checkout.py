@@ -52,10 +52,10 @@ def price_items(desk: Desk, items: Sequence[Item], code: str) -> Priced:
         raise ToolError("bad_items", "each sku once, with its quantity")
     prices = []
     for item in items:
-        found = desk.shop.one("SELECT price FROM products WHERE sku = ?", item.sku)
-        if found is None:
+        product = desk.shop.first("SELECT price FROM products WHERE sku = ?", item.sku)
+        if product is None:
             raise ToolError("no_such_sku", "use a sku of search_products")
-        prices.append(int(found["price"]))
+        prices.append(int(product["price"]))
     gross = [item.quantity * price for item, price in zip(items, prices, strict=True)]
     discount = _discount(desk, sum(gross), code)
     return Priced(
@@ -71,20 +71,20 @@ def price_items(desk: Desk, items: Sequence[Item], code: str) -> Priced:
 def _discount(desk: Desk, total: int, code: str) -> int:
     if not code:
         return 0
-    found = usable(desk, code, total)
-    if found is None:
+    code_row = usable(desk, code, total)
+    if code_row is None:
         raise ToolError("code_not_valid", "leave the code out")
-    return total - percent_off(total, found)
+    return total - percent_off(total, code_row)
 
 
 def usable(desk: Desk, code: str, total: int) -> int | None:
     """Percent off for a code that counts today for this total, or None."""
-    found = desk.shop.one(
+    code_row = desk.shop.first(
         "SELECT percent FROM promotions WHERE code = ? AND from_day <= ? AND until_day >= ? "
         "AND min_total <= ? AND uses < max_uses",
         code.upper(), desk.shop.today, desk.shop.today, total,
     )  # fmt: skip
-    return int(found["percent"]) if found else None
+    return int(code_row["percent"]) if code_row else None
 
 
 def shipping_price(total: int, method: str) -> int:

@@ -29,32 +29,32 @@ class Consent(Arguments):
 
 
 def verify_identity(desk: Desk, call: Verify) -> dict[str, Any]:
-    found = desk.shop.one(
+    customer = desk.shop.first(
         "SELECT customers.id, name FROM customers JOIN orders ON customer_id = customers.id "
         "WHERE orders.id = ? AND customers.zip = ?",
         call.order_id, call.zip,
     )  # fmt: skip
-    if found is None:
+    if customer is None:
         raise ToolError("no_match", "ask for the order number and zip again")
-    desk.session["customer"] = found["id"]
-    return {"verified": found["name"]}
+    desk.session["customer"] = customer["id"]
+    return {"verified": customer["name"]}
 
 
 def find_customer(desk: Desk, call: Email) -> dict[str, Any]:
-    found = desk.shop.one(
+    customer = desk.shop.first(
         "SELECT id, name, tier FROM customers WHERE email = ?", call.email.lower()
     )
-    if found is None:
+    if customer is None:
         raise ToolError("no_match", "ask for the e-mail address of the account")
-    return {"customer": found["id"], "name": found["name"], "tier": found["tier"]}
+    return {"customer": customer["id"], "name": customer["name"], "tier": customer["tier"]}
 
 
 def get_customer(desk: Desk, call: Nothing) -> dict[str, Any]:
-    found = desk.shop.the(
+    customer = desk.shop.the(
         "SELECT name, email, tier, street, zip, locale, marketing FROM customers WHERE id = ?",
         desk.session["customer"],
     )
-    return {**found, "marketing": bool(found["marketing"])}
+    return {**customer, "marketing": bool(customer["marketing"])}
 
 
 def list_orders(desk: Desk, call: Nothing) -> dict[str, Any]:

@@ -42,14 +42,14 @@ class Substitute(Arguments):
 
 def find_product(shop: Database, sku: str) -> Row:
     """A product with its free units over all warehouses. Raises ToolError for an unknown sku."""
-    found = shop.one(
+    product = shop.first(
         "SELECT sku, item, price, family, (SELECT COALESCE(SUM(on_hand - reserved), 0) FROM stock "
         "WHERE stock.sku = products.sku) AS free FROM products WHERE sku = ?",
         sku,
     )
-    if found is None:
+    if product is None:
         raise ToolError("no_such_sku", "use a sku of search_products")
-    return {**found, "free": int(found["free"])}
+    return {**product, "free": int(product["free"])}
 
 
 def check_stock(desk: Desk, call: Sku) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def split_shipment(desk: Desk, call: Order) -> dict[str, Any]:
     days = {row["line"]: row["eta_day"] or shop.today for row in rows}
     if len(set(days.values())) < 2:
         raise ToolError("nothing_to_split", "all of it leaves on one day")
-    if shop.one("SELECT id FROM parcels WHERE order_id = ?", call.order_id) is not None:
+    if shop.first("SELECT id FROM parcels WHERE order_id = ?", call.order_id) is not None:
         raise ToolError("split_already", "tell the customer the parcels")
     for row in rows:
         shop.insert(
@@ -117,19 +117,19 @@ def split_shipment(desk: Desk, call: Order) -> dict[str, Any]:
 
 
 def _line(desk: Desk, order_id: str, line: str) -> Row:
-    found = desk.shop.one(
+    row = desk.shop.first(
         "SELECT sku, quantity, paid, refunded, unit_price, warehouse FROM lines WHERE order_id = ? AND line = ?",
         order_id, line,
     )  # fmt: skip
-    if found is None:
+    if row is None:
         raise ToolError("no_such_line", "use a line of get_order")
-    return found
+    return row
 
 
 def backorder(desk: Desk, call: Line) -> dict[str, Any]:
     """Let a line wait for what is inbound; its stock goes back on sale."""
     shop, line = desk.shop, _line(desk, call.order_id, call.line)
-    inbound = shop.one(
+    inbound = shop.first(
         "SELECT eta_day FROM inbound WHERE sku = ? AND quantity >= ? ORDER BY eta_day, id",
         line["sku"], line["quantity"],
     )  # fmt: skip

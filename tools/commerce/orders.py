@@ -48,25 +48,29 @@ class Hold(Arguments):
 
 def get_order(desk: Desk, call: Order) -> dict[str, Any]:
     order = desk.shop.the("SELECT status, hold FROM orders WHERE id = ?", call.order_id)
-    held = {"hold": order["hold"]} if order["hold"] else {}
+    hold = {"hold": order["hold"]} if order["hold"] else {}
     lines = desk.shop.all(
         "SELECT line, item FROM lines JOIN products USING(sku) WHERE order_id = ? ORDER BY line",
         call.order_id,
     )
     shown = [f"{row['line']} {row['item']}" for row in lines]
-    return {"status": order["status"], **held, "lines": shown}
+    return {"status": order["status"], **hold, "lines": shown}
 
 
 def track_shipment(desk: Desk, call: Order) -> dict[str, Any]:
-    found = desk.shop.one(
+    shipment = desk.shop.first(
         "SELECT carrier, status, eta_day FROM shipments WHERE order_id = ? ORDER BY eta_day DESC, id",
         call.order_id,
     )
-    if found is None:
+    if shipment is None:
         order = desk.shop.the("SELECT status FROM orders WHERE id = ?", call.order_id)
         return {"status": order["status"], "shipped": False}
-    day = "arrived" if found["status"] == "delivered" else "arrives"
-    return {"status": found["status"], "carrier": found["carrier"], day: show_day(found["eta_day"])}
+    day = "arrived" if shipment["status"] == "delivered" else "arrives"
+    return {
+        "status": shipment["status"],
+        "carrier": shipment["carrier"],
+        day: show_day(shipment["eta_day"]),
+    }
 
 
 def quote_order(desk: Desk, call: Cart) -> dict[str, Any]:
@@ -170,7 +174,7 @@ def release_hold(desk: Desk, call: Order) -> dict[str, Any]:
 
 
 def _exists(desk: Desk, order_id: str) -> None:
-    if desk.shop.one("SELECT id FROM orders WHERE id = ?", order_id) is None:
+    if desk.shop.first("SELECT id FROM orders WHERE id = ?", order_id) is None:
         raise ToolError("not_found", "use an order of the shop")
 
 

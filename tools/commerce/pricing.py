@@ -48,11 +48,11 @@ class NewPromotion(Arguments):
 
 def promotion(desk: Desk, code: str) -> int | None:
     """Percent off, or None where the code is unknown or over."""
-    found = desk.shop.one(
+    row = desk.shop.first(
         "SELECT percent FROM promotions WHERE code = ? AND from_day <= ? AND until_day >= ?",
         code.upper(), desk.shop.today, desk.shop.today,
     )  # fmt: skip
-    return int(found["percent"]) if found else None
+    return int(row["percent"]) if row else None
 
 
 def get_price(desk: Desk, call: Sku) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def apply_promotion(desk: Desk, call: OrderCode) -> dict[str, Any]:
     percent = usable(desk, code, total)
     if percent is None:
         raise ToolError("code_not_valid", "tell the customer")
-    if any(row["discount"] for row in lines) or shop.one(
+    if any(row["discount"] for row in lines) or shop.first(
         "SELECT code FROM redemptions WHERE order_id = ?", call.order_id
     ):
         raise ToolError("one_code_each", "an order takes one code")
@@ -102,13 +102,13 @@ def apply_promotion(desk: Desk, call: OrderCode) -> dict[str, Any]:
 
 def _match(desk: Desk, call: Match) -> int:
     """What a match gives back: what was paid for the line beyond the lower price."""
-    found = desk.shop.one(
+    line = desk.shop.first(
         "SELECT paid - refunded AS cents, quantity FROM lines WHERE order_id = ? AND line = ?",
         call.order_id, call.line,
     )  # fmt: skip
-    if found is None:
+    if line is None:
         raise ToolError("no_such_line", "use a line of get_order")
-    return max(0, int(found["cents"]) - cents(call.price) * int(found["quantity"]))
+    return max(0, int(line["cents"]) - cents(call.price) * int(line["quantity"]))
 
 
 def price_match(desk: Desk, call: Match) -> dict[str, Any]:

@@ -39,13 +39,13 @@ class Photo(Line):
 
 def refundable(desk: Desk, call: Line) -> int:
     """Cents paid for a line and not yet refunded. Raises ToolError for an unknown line."""
-    found = desk.shop.one(
+    line = desk.shop.first(
         "SELECT paid - refunded AS cents FROM lines WHERE order_id = ? AND line = ?",
         call.order_id, call.line,
     )  # fmt: skip
-    if found is None:
+    if line is None:
         raise ToolError("no_such_line", "use a line of get_order")
-    return int(found["cents"])
+    return int(line["cents"])
 
 
 def check_return_eligibility(desk: Desk, call: Line) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def inspect_photo(desk: Desk, call: Picture) -> dict[str, Any]:
 
 
 def _photo(desk: Desk, id: str) -> Row:
-    photo = desk.shop.one(
+    photo = desk.shop.first(
         "SELECT digest, shows FROM media WHERE id = ? AND customer_id = ?",
         id, desk.session["customer"],
     )  # fmt: skip
@@ -140,7 +140,7 @@ def _photo(desk: Desk, id: str) -> Row:
 
 
 def _used(desk: Desk, photo: Row) -> bool:
-    used = desk.shop.one(
+    used = desk.shop.first(
         "SELECT media_id FROM claim_photos JOIN media ON media.id = media_id WHERE digest = ?",
         photo["digest"],
     )

@@ -28,10 +28,10 @@ class Topic(Arguments):
 
 
 def _owner(desk: Desk, order_id: str) -> str:
-    found = desk.shop.one("SELECT customer_id FROM orders WHERE id = ?", order_id)
-    if found is None:
+    order = desk.shop.first("SELECT customer_id FROM orders WHERE id = ?", order_id)
+    if order is None:
         raise ToolError("not_found", "use an order of the shop")
-    return str(found["customer_id"])
+    return str(order["customer_id"])
 
 
 def get_risk_assessment(desk: Desk, call: Order) -> dict[str, Any]:
@@ -75,9 +75,10 @@ def policy_lookup(desk: Desk, call: Topic) -> dict[str, Any]:
     """The text of the rules in force that share a word with the topic."""
     wanted = set(call.topic.lower().split())
     return {
-        rule.id: rule.told
+        rule.id: rule.prompt
         for rule in desk.rules
-        if wanted & set(f"{rule.id} {rule.told}".lower().replace("-", " ").replace(".", "").split())
+        if wanted
+        & set(f"{rule.id} {rule.prompt}".lower().replace("-", " ").replace(".", "").split())
     }
 
 

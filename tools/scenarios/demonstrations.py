@@ -101,7 +101,7 @@ def bend(scenario: Scenario, flaw: str, rng: random.Random) -> tuple[Act, ...] |
             if not others:
                 return None
             line = rng.choice(others)
-            paid = shop.one("SELECT paid FROM lines WHERE order_id = ? AND line = ?", order, line)
+            paid = shop.first("SELECT paid FROM lines WHERE order_id = ? AND line = ?", order, line)
             assert paid is not None
             amount = show(paid["paid"])
             quote = plan[position["check_return_eligibility"]]
@@ -122,15 +122,15 @@ def bend(scenario: Scenario, flaw: str, rng: random.Random) -> tuple[Act, ...] |
         case "forgets_code":
             quote = plan[position["quote_cart"]]
             shop, sku = _shop(scenario), quote.arguments["sku"]
-            found = shop.one(
+            product = shop.first(
                 "SELECT price, on_hand FROM products JOIN stock USING(sku) WHERE sku = ?", sku
             )
-            assert found is not None
-            price = show(found["price"])
+            assert product is not None
+            price = show(product["price"])
             return (
                 *plan[: position["quote_cart"]],
                 Act(tool="quote_cart", arguments={"sku": sku}),
-                Act(say=f"It costs {price}, we have {found['on_hand']} in stock."),
+                Act(say=f"It costs {price}, we have {product['on_hand']} in stock."),
             )
     return None
 

@@ -125,9 +125,9 @@ class Draft:
 
     def finish(self) -> None:
         """What the customer says at the end, and what an able agent answers."""
-        asked = sum(bool(act.say) and act.tool is None for act in self.plan[:-1])
-        if self.complicated("impatient", if_=asked > 0):
-            self.patience = asked
+        questions = sum(bool(act.say) and act.tool is None for act in self.plan[:-1])
+        if self.complicated("impatient", if_=questions > 0):
+            self.patience = questions
         last = self.plan[-1]
         if last.tool is not None:  # handed over: nobody listens any more
             return
@@ -147,8 +147,8 @@ class Draft:
             line = self.rng.choice(self.words.probing)
             self._refuse(line.format(order_id=self.rng.choice(others)["id"]))
 
-    def _refuse(self, asked: str) -> None:
-        self.then.append(asked)
+    def _refuse(self, write: str) -> None:
+        self.then.append(write)
         self.plan.append(Act(say=self.rng.choice(self.phrases.say["no"])))
 
     def tell(self, name: str, value: str, *, or_: str | None = None) -> None:
@@ -173,11 +173,11 @@ class Draft:
         self.tell_words("status", status, *(kind for kind in kinds if kind != status))
         self.consulted.append(("get_order", "track_shipment"))
 
-    def tell_reason(self, found: str) -> str:
+    def tell_reason(self, reason: str) -> str:
         """Why a line cannot be returned, as check_return_eligibility puts it; how an agent says it."""
-        days = next((word for word in found.split() if word.isdigit()), "")
+        days = next((word for word in reason.split() if word.isdigit()), "")
         kinds = {"not delivered yet": "reason_early", "already refunded": "reason_refunded"}
-        kind = "reason_late" if days else kinds[found]
+        kind = "reason_late" if days else kinds[reason]
         self.tell_words("reason", kind, days=days)
         return self.phrases.words[kind][0].format(days=days)
 
@@ -189,7 +189,7 @@ class Draft:
             template = _mistyped(self.rng, template)
         return template.format(**values)
 
-    def open_with(self, *known: Slot, asked: tuple[Slot, ...] = (), **values: str) -> None:
+    def open_with(self, *known: Slot, requested: tuple[Slot, ...] = (), **values: str) -> None:
         """The first message: the request, perhaps with what the customer volunteers."""
         # Drawn before the greeting: the order in which a seed is used up is part of the scenario.
         request = self.asks(self.intent, **values)
@@ -199,7 +199,7 @@ class Draft:
         for slot in known[:volunteered]:
             parts.append(self.words.give(self.rng, slot).format(self.slots[slot]))
         self.opening = " ".join(parts)
-        missing = (*known[volunteered:], *asked)
+        missing = (*known[volunteered:], *requested)
         if self.complicated("slip", if_="zip" in missing):
             self.slips["zip"] = f"{(int(self.slots['zip']) + 11111) % 100000:05d}"
         if missing:

@@ -76,19 +76,19 @@ def draft_scenario(
         hard.sample(list(COMPLICATIONS), hard.randint(0, complications)) if complications else []
     )
     locale = hard.choice(locales)
-    found = _drafted(seed, number, split, intent, locale, chosen, {})
-    if found is None or "rule" not in chosen:
-        return found
+    candidate = _drafted(seed, number, split, intent, locale, chosen, {})
+    if candidate is None or "rule" not in chosen:
+        return candidate
     enforced = shop_rules() if rules is None else rules
-    arranged = _arrangement(hard, found, enforced)
+    arranged = _arrangement(hard, candidate, enforced)
     if not arranged:
-        return found
+        return candidate
     return _drafted(seed, number, split, intent, locale, chosen, arranged)
 
 
-def _arrangement(hard: random.Random, found: Scenario, rules: Sequence[Rule]) -> Arranged:
+def _arrangement(hard: random.Random, candidate: Scenario, rules: Sequence[Rule]) -> Arranged:
     """A state of the order in which a rule forbids what this scenario's customer wants; {} for none."""
-    write = next((act for act in found.customer.approves if "order_id" in act.arguments), None)
+    write = next((act for act in candidate.customer.approves if "order_id" in act.arguments), None)
     if write is None:
         return {}
     order_id = write.arguments["order_id"]
@@ -214,15 +214,15 @@ def survey(
     """Candidates of each intent, drawn until there are `count`, before rejection."""
     for intent in intents:
         drawn = (draft_scenario(seed, number, split, intent) for number in itertools.count())
-        found = list(itertools.islice((c for c in drawn if c is not None), count))
+        candidates = list(itertools.islice((c for c in drawn if c is not None), count))
         solved = [
             {name for name, acts in mutants(c).items() if score_acts(c, acts).success}
-            for c in found
+            for c in candidates
         ]
         yield Survey(
             intent=intent,
-            candidates=len(found),
-            unsolved=sum(not score_acts(c, c.plan).success for c in found),
+            candidates=len(candidates),
+            unsolved=sum(not score_acts(c, c.plan).success for c in candidates),
             by_doing_nothing=sum("does nothing" in names for names in solved),
             by_a_mutant=sum(bool(names) for names in solved),
         )

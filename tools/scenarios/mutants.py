@@ -22,9 +22,9 @@ def _scored(scenario: Scenario, acts: tuple[Act, ...], shop: Shop) -> GoalScore:
     assert scenario.goal is not None
     executor = Executor(shop, SERVICE_TOOLS if scenario.graph == "service" else ALL_TOOLS)
     session = Session(customer="", role=role_of(scenario.graph))
-    said, attempted, done, denied = [], [], [], []
+    replies, attempted, done, denied = [], [], [], []
     for number, act in enumerate(acts):
-        said.append(act.say)
+        replies.append(act.say)
         if act.tool is None:
             continue
         attempted.append(act.tool)
@@ -35,20 +35,22 @@ def _scored(scenario: Scenario, acts: tuple[Act, ...], shop: Shop) -> GoalScore:
             done.append(act.tool)
         if outcome.rule is not None:
             denied.append(outcome.rule)
-    return scenario.goal.score(shop.changes(), "\n".join(said), attempted, done=done, denied=denied)
+    return scenario.goal.score(
+        shop.changes(), "\n".join(replies), attempted, done=done, denied=denied
+    )
 
 
 def mutants(scenario: Scenario) -> dict[str, tuple[Act, ...]]:
     """Ways to get a scenario wrong; each must score below the oracle."""
     plan = scenario.plan
     writes = list(scenario.customer.approves)
-    found: dict[str, tuple[Act, ...]] = {"does nothing": ()}
+    plans: dict[str, tuple[Act, ...]] = {"does nothing": ()}
     if scenario.goal is not None and scenario.goal.facts:
-        found["says nothing"] = tuple(act for act in plan if act.tool)
-    found["talks only"] = tuple(act for act in plan if act.tool is None)
-    found["skips verification"] = tuple(act for act in plan if act.tool != "verify_identity")
+        plans["says nothing"] = tuple(act for act in plan if act.tool)
+    plans["talks only"] = tuple(act for act in plan if act.tool is None)
+    plans["skips verification"] = tuple(act for act in plan if act.tool != "verify_identity")
     if not any(act.tool == "verify_identity" for act in plan):
-        del found["skips verification"]
+        del plans["skips verification"]
     for act in writes:
         where = next(
             i
@@ -58,7 +60,7 @@ def mutants(scenario: Scenario) -> dict[str, tuple[Act, ...]]:
         wrong = dict(act.arguments)
         if "amount" in wrong:
             wrong["amount"] = "0.01"
-            found["wrong amount"] = (
+            plans["wrong amount"] = (
                 *plan[:where],
                 Act(tool=act.tool, arguments=wrong),
                 *plan[where + 1 :],
@@ -66,9 +68,9 @@ def mutants(scenario: Scenario) -> dict[str, tuple[Act, ...]]:
         swapped = {"order_id": "W00000", "sku": "P00", "items": [{"sku": "P00", "quantity": 1}]}
         name = next(name for name in ("order_id", "sku", "items") if name in act.arguments)
         other = {**act.arguments, name: swapped[name]}
-        found["wrong entity"] = (
+        plans["wrong entity"] = (
             *plan[:where],
             Act(tool=act.tool, arguments=other),
             *plan[where + 1 :],
         )
-    return found
+    return plans

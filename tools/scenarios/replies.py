@@ -18,10 +18,10 @@ def reply(customer: Customer, agent_said: str) -> str | None:
     if "?" not in text:
         return None
     language = phrases(customer.locale)
-    asked = [s for s, words in language.asks_for.items() if any(word in text for word in words)]
+    slots = [s for s, words in language.asks_for.items() if any(word in text for word in words)]
     known = [
         customer.answers.get(slot, "{}").format(customer.slots[slot])
-        for slot in asked
+        for slot in slots
         if slot in customer.slots
     ]
     return " ".join(known) or language.unknown

@@ -31,15 +31,15 @@ def _shipping_status(draft: Draft) -> None:
     order = order_in(draft, "pending", "shipped", "shipped", "delivered")
     draft.open_with("order_id", "zip")
     draft.verify(order)
-    found = draft.call("track_shipment", order_id=order["id"])
+    shipment = draft.call("track_shipment", order_id=order["id"])
     draft.consulted.append(("track_shipment", "get_order"))
-    if "arrives" in found:
-        draft.tell("arrival", found["arrives"])
-        draft.say("shipping_arrives", carrier=found["carrier"], day=found["arrives"])
-    elif "arrived" in found:
-        draft.tell("arrival", found["arrived"])
+    if "arrives" in shipment:
+        draft.tell("arrival", shipment["arrives"])
+        draft.say("shipping_arrives", carrier=shipment["carrier"], day=shipment["arrives"])
+    elif "arrived" in shipment:
+        draft.tell("arrival", shipment["arrived"])
         draft.tell_words("delivered", "arrived", "not_arrived")
-        draft.say("shipping_arrived", carrier=found["carrier"], day=found["arrived"])
+        draft.say("shipping_arrived", carrier=shipment["carrier"], day=shipment["arrived"])
     else:
         draft.tell_words("pending", "waiting")
         draft.say("shipping_pending")
@@ -53,9 +53,9 @@ def _cancel(draft: Draft) -> None:
     draft.verify(order)
     draft.call("get_order", order_id=order["id"])
     if order["status"] == "pending":
-        found = draft.call("cancel_order", before=draft.before_write(), order_id=order["id"])
-        draft.tell("amount", found["refund"])
-        draft.say("cancelled", amount=found["refund"])
+        result = draft.call("cancel_order", before=draft.before_write(), order_id=order["id"])
+        draft.tell("amount", result["refund"])
+        draft.say("cancelled", amount=result["refund"])
     else:
         draft.forbidden.append("cancel_order")
         draft.tell_status(order["status"])
@@ -74,21 +74,21 @@ def _refund(draft: Draft) -> None:
     draft.open_with("order_id", "zip", item=line["item"])
     draft.verify(order)
     draft.call("get_order", order_id=order["id"])
-    found = draft.call("check_return_eligibility", order_id=order["id"], line=line["line"])
-    if found["eligible"]:
+    result = draft.call("check_return_eligibility", order_id=order["id"], line=line["line"])
+    if result["eligible"]:
         draft.call(
             "issue_refund", before=draft.before_write(), order_id=order["id"], line=line["line"],
-            amount=found["amount"],
+            amount=result["amount"],
         )  # fmt: skip
-        draft.tell("amount", found["amount"])
-        draft.say("refunded", amount=found["amount"])
-    elif found["reason"] == "on hold":
+        draft.tell("amount", result["amount"])
+        draft.say("refunded", amount=result["amount"])
+    elif result["reason"] == "on hold":
         raise RuleBites("issue_refund")
     else:
         draft.forbidden.append("issue_refund")
         draft.consulted.append(("check_return_eligibility", "get_order"))
-        late = found["reason"].startswith("delivered")
-        reason = draft.tell_reason(found["reason"])
+        late = result["reason"].startswith("delivered")
+        reason = draft.tell_reason(result["reason"])
         draft.say("refund_late" if late else "refund_early", reason=reason)
 
 
@@ -101,7 +101,7 @@ def _address_change(draft: Draft) -> None:
     pending = order["status"] == "pending"
     if draft.complicated("changed_mind", if_=pending):
         draft.slips["street"] = street(draft.rng, draft.split)
-    draft.open_with("order_id", "zip", asked=("street",))
+    draft.open_with("order_id", "zip", requested=("street",))
     draft.verify(order)
     draft.call("get_order", order_id=order["id"])
     if pending:
@@ -145,15 +145,15 @@ def _product_and_code(draft: Draft) -> tuple[Row, Row]:
 
 def _quote(draft: Draft, product: Row, promotion: Row) -> None:
     draft.call("search_products", query=product["item"])
-    found = draft.call("quote_cart", sku=product["sku"], code=promotion["code"])
+    quote = draft.call("quote_cart", sku=product["sku"], code=promotion["code"])
     draft.consulted.append(("quote_cart",))
-    draft.tell("total", found["total"])
-    draft.tell_words("stock", "in_stock", count=found["in_stock"])
-    if found["code"] == "valid":
-        draft.say("quote_valid", total=found["total"], stock=found["in_stock"])
+    draft.tell("total", quote["total"])
+    draft.tell_words("stock", "in_stock", count=quote["in_stock"])
+    if quote["code"] == "valid":
+        draft.say("quote_valid", total=quote["total"], stock=quote["in_stock"])
     else:
         draft.tell_words("code", "code_over")
-        draft.say("quote_expired", total=found["total"], stock=found["in_stock"])
+        draft.say("quote_expired", total=quote["total"], stock=quote["in_stock"])
 
 
 SERVICE_WRITERS: Mapping[str, Callable[[Draft], None]] = {

@@ -38,14 +38,14 @@ def _identified(draft: Draft, line: Row) -> None:
 
 def _refused(draft: Draft, line: Row, *forbidden: str) -> bool:
     """Whether the line cannot be returned any more; then the agent says why and does nothing."""
-    found = draft.call("check_return_eligibility", order_id=line["order_id"], line=line["line"])
-    if found["eligible"]:
+    result = draft.call("check_return_eligibility", order_id=line["order_id"], line=line["line"])
+    if result["eligible"]:
         return False
-    if found["reason"] == "on hold":
+    if result["reason"] == "on hold":
         raise RuleBites(forbidden[0])
     draft.forbidden += forbidden
     draft.consulted.append(("check_return_eligibility",))
-    draft.say("not_returnable", reason=draft.tell_reason(found["reason"]))
+    draft.say("not_returnable", reason=draft.tell_reason(result["reason"]))
     return True
 
 
@@ -54,12 +54,12 @@ def _return(draft: Draft) -> None:
     draft.open_with("order_id", "zip", item=line["item"])
     _identified(draft, line)
     if not _refused(draft, line, "create_return"):
-        found = draft.call(
+        result = draft.call(
             "create_return", before=draft.before_write(), order_id=line["order_id"], line=line["line"],
             reason="customer wants to return it",
         )  # fmt: skip
-        draft.tell("label", found["return"])
-        draft.say("returned", label=found["return"])
+        draft.tell("label", result["return"])
+        draft.say("returned", label=result["return"])
 
 
 def _exchange(draft: Draft) -> None:
@@ -73,12 +73,12 @@ def _exchange(draft: Draft) -> None:
     fitting = [row.split()[0] for row in offered if _cents(row) <= line["worth"]]
     if not fitting:
         raise LookupError("nothing to exchange for")
-    found = draft.call(
+    result = draft.call(
         "exchange", before=draft.before_write(), order_id=line["order_id"], line=line["line"],
         sku=fitting[0],
     )  # fmt: skip
-    draft.tell("order", found["order"])
-    draft.say("exchanged", order=found["order"])
+    draft.tell("order", result["order"])
+    draft.say("exchanged", order=result["order"])
 
 
 def _damage_claim(draft: Draft) -> None:
@@ -122,12 +122,12 @@ def _cross_sell(draft: Draft) -> None:
     draft.verify({"id": line["order_id"]})
     items = [{"sku": fits[0].split()[0], "quantity": 1}]
     quote = draft.call("quote_order", items=items)
-    found = draft.call(
+    result = draft.call(
         "place_order", before=draft.before_write(), items=items, total=quote["total"]
     )
-    draft.tell("order", found["order"])
+    draft.tell("order", result["order"])
     draft.tell("total", quote["total"])
-    draft.say("ordered", order=found["order"], total=quote["total"])
+    draft.say("ordered", order=result["order"], total=quote["total"])
 
 
 def _price_match(draft: Draft) -> None:
@@ -139,12 +139,12 @@ def _price_match(draft: Draft) -> None:
     draft.slots["price"] = price
     draft.open_with("order_id", "zip", item=line["item"], price=price)
     _identified(draft, line)
-    found = draft.call(
+    result = draft.call(
         "price_match", before=draft.before_write(), order_id=line["order_id"], line=line["line"],
         price=price,
     )  # fmt: skip
-    draft.tell("amount", found["refunded"])
-    draft.say("matched", amount=found["refunded"])
+    draft.tell("amount", result["refunded"])
+    draft.say("matched", amount=result["refunded"])
 
 
 def _promotion(draft: Draft) -> None:
@@ -159,11 +159,11 @@ def _promotion(draft: Draft) -> None:
         draft.say("code_over")
         return
     draft.verify({"id": line["order_id"]})
-    found = draft.call(
+    result = draft.call(
         "apply_promotion", before=draft.before_write(), order_id=line["order_id"], code=code
     )
-    draft.tell("amount", found["refunded"])
-    draft.say("code_applied", amount=found["refunded"])
+    draft.tell("amount", result["refunded"])
+    draft.say("code_applied", amount=result["refunded"])
 
 
 def _markdown(draft: Draft) -> None:
@@ -209,11 +209,11 @@ def _backorder(draft: Draft) -> None:
     line = _line(draft, f"{_PENDING} AND lines.sku IN (SELECT sku FROM inbound)")
     draft.open_with("order_id", "zip", item=line["item"])
     _identified(draft, line)
-    found = draft.call(
+    result = draft.call(
         "backorder", before=draft.before_write(), order_id=line["order_id"], line=line["line"]
     )
-    draft.tell("arrival", found["arrives"])
-    draft.say("waits", day=found["arrives"])
+    draft.tell("arrival", result["arrives"])
+    draft.say("waits", day=result["arrives"])
 
 
 def _substitution(draft: Draft) -> None:
@@ -224,12 +224,12 @@ def _substitution(draft: Draft) -> None:
     offered = draft.call("find_substitutes", sku=sku)["substitutes"]
     if not offered:
         raise LookupError("nothing instead")
-    found = draft.call(
+    result = draft.call(
         "substitute_line", before=draft.before_write(), order_id=line["order_id"], line=line["line"],
         sku=offered[0].split()[0],
     )  # fmt: skip
-    draft.tell("item", found["item"])
-    draft.say("replaced", item=found["item"])
+    draft.tell("item", result["item"])
+    draft.say("replaced", item=result["item"])
 
 
 def _split_shipment(draft: Draft) -> None:
@@ -255,16 +255,16 @@ def _fraud_hold(draft: Draft) -> None:
     )
     draft.slots["order_id"] = order["id"]
     draft.open_with(order_id=order["id"])
-    found = draft.call("get_risk_assessment", order_id=order["id"])
+    result = draft.call("get_risk_assessment", order_id=order["id"])
     draft.consulted.append(("get_risk_assessment",))
-    draft.tell("score", f"{found['score']}")
-    if found["advice"] == "hold":
+    draft.tell("score", f"{result['score']}")
+    if result["advice"] == "hold":
         draft.call("hold_order", order_id=order["id"], reason="risk")
         draft.tell_words("held", "held", "not_held")
-        draft.say("held", score=found["score"])
+        draft.say("held", score=result["score"])
     else:
         draft.forbidden.append("hold_order")
-        draft.say("no_risk", score=found["score"])
+        draft.say("no_risk", score=result["score"])
 
 
 def _escalation(draft: Draft) -> None:
@@ -274,8 +274,8 @@ def _escalation(draft: Draft) -> None:
 
 def _looked_up(draft: Draft, item: str, sku: str) -> str:
     """Find an item by its name, as an agent has to; the scenario is none where the search misses it."""
-    found = draft.call("search_products", query=item)["found"]
-    if not any(row.split()[0] == sku for row in found):
+    hits = draft.call("search_products", query=item)["found"]
+    if not any(row.split()[0] == sku for row in hits):
         raise LookupError(item)
     return sku
 

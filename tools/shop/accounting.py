@@ -44,7 +44,7 @@ def books_of(shop: Shop, scenario: Scenario, changes: Iterable[Change]) -> dict[
     cost = sum(_number(row["quantity"]) * products[row["sku"]]["cost"] for row in lines)
     full = sum(_number(row["quantity"]) * products[row["sku"]]["price"] for row in lines)
     given = _refunds(new)
-    found = {
+    books = {
         "revenue": paid,
         "cost_of_goods": cost,
         "discounted": max(0.0, full - paid),
@@ -64,23 +64,23 @@ def books_of(shop: Shop, scenario: Scenario, changes: Iterable[Change]) -> dict[
     }
     if scenario.goal is not None:  # without one nobody knows what was owed
         goal = _rows(scenario.goal.changes)
-        owed, held, wanted = _refunds(goal), _held(new), _held(goal)
-        found["leaked"] = sum(max(0.0, paid - owed.get(to, 0.0)) for to, paid in given.items())
-        found["held_wrongly"] = len(held - wanted)
-        found["fraud_missed"] = len(wanted - held)
-    return found
+        owed, reserved, wanted = _refunds(goal), _held(new), _held(goal)
+        books["leaked"] = sum(max(0.0, paid - owed.get(to, 0.0)) for to, paid in given.items())
+        books["held_wrongly"] = len(reserved - wanted)
+        books["fraud_missed"] = len(wanted - reserved)
+    return books
 
 
 def segment_of(shop: Shop, scenario: Scenario) -> dict[str, str]:
     """Whose conversation it is, for KPIs by group: the language, and the customer's tier where the order is known."""
     order = scenario.customer.slots.get("order_id", "")
-    tier = shop.one(
+    tier = shop.first(
         "SELECT tier FROM customers JOIN orders ON orders.customer_id = customers.id WHERE orders.id = ?",
         order,
     )
     persona = "+".join(scenario.complications) or "plain"
-    found = {"locale": scenario.customer.locale, "persona": persona}
-    return {**found, "tier": str(tier["tier"])} if tier is not None else found
+    segment = {"locale": scenario.customer.locale, "persona": persona}
+    return {**segment, "tier": str(tier["tier"])} if tier is not None else segment
 
 
 def _rows(changes: Iterable[Change]) -> dict[tuple[str, str], dict[str, Cell]]:
@@ -92,11 +92,11 @@ def _rows(changes: Iterable[Change]) -> dict[tuple[str, str], dict[str, Cell]]:
 
 def _refunds(rows: dict[tuple[str, str], dict[str, Cell]]) -> dict[tuple[str, str], float]:
     """What was given back, by order and line."""
-    found: dict[tuple[str, str], float] = defaultdict(float)
+    refunds: dict[tuple[str, str], float] = defaultdict(float)
     for (table, _), row in rows.items():
         if table == "payments" and row.get("kind") in ("refund", "credit", "chargeback"):
-            found[str(row.get("order_id")), str(row.get("line"))] += _number(row.get("amount"))
-    return dict(found)
+            refunds[str(row.get("order_id")), str(row.get("line"))] += _number(row.get("amount"))
+    return dict(refunds)
 
 
 def _held(rows: dict[tuple[str, str], dict[str, Cell]]) -> set[str]:

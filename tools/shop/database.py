@@ -59,14 +59,14 @@ class Database(abc.ABC):
     def atomically(self) -> AbstractContextManager[None]:
         """A part of an attempt that leaves nothing behind where it raises."""
 
-    def one(self, sql: str, *values: object) -> Row | None:
+    def first(self, sql: str, *values: object) -> Row | None:
         """The first row of a query, or None."""
         rows = self.all(sql, *values)
         return rows[0] if rows else None
 
     def the(self, sql: str, *values: object) -> Row:
         """The row of a query that has one."""
-        row = self.one(sql, *values)
+        row = self.first(sql, *values)
         if row is None:
             raise LookupError(f"Expected a row, found none for {values!r}.")
         return row
@@ -115,14 +115,14 @@ class Database(abc.ABC):
             before = json.loads(entry["before"]) if entry["before"] else None
             after = json.loads(entry["after"]) if entry["after"] else None
             net[place] = (net[place][0] if place in net else before, after)
-        found = []
+        changes = []
         for (table, key), (before, after) in sorted(net.items()):
             if after is None:
                 if before is not None:
-                    found.append(Change(table=table, key=key, column="*", value=None))
+                    changes.append(Change(table=table, key=key, column="*", value=None))
                 continue
             old = before or {}
-            found += [
+            changes += [
                 Change(
                     table=table,
                     key=key,
@@ -132,7 +132,7 @@ class Database(abc.ABC):
                 for column in sorted(after)
                 if column not in old or old[column] != after[column]
             ]
-        return tuple(found)
+        return tuple(changes)
 
 
 @functools.cache

@@ -51,8 +51,10 @@ class Meaning:
         return sorted((k for k in texts if near[k] >= self._floor), key=lambda k: (-near[k], k))
 
     def _embedded(self, texts: Sequence[str]) -> list[list[float]]:
-        found = self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
-        return [[float(x) for x in row] for row in found]
+        vectors = self._model.encode(
+            list(texts), normalize_embeddings=True, show_progress_bar=False
+        )
+        return [[float(x) for x in row] for row in vectors]
 
 
 def fused(*rankings: Sequence[str]) -> list[str]:

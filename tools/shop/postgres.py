@@ -72,7 +72,7 @@ class PostgresShop(Database):
 
     def load(self, shop: Shop) -> None:
         """Fill an empty schema with all that a SQLite shop holds. Changes are logged from here on."""
-        if self.one("SELECT name FROM meta LIMIT 1") is not None:
+        if self.first("SELECT name FROM meta LIMIT 1") is not None:
             raise BadInput(f"Expected an empty schema, found a shop in {self.schema!r}.")
         tables = [*re.findall(r"CREATE TABLE (\w+)", sql("schema")), "catalogue"]
         with self._pool.connection() as connection, connection.transaction():

@@ -38,7 +38,7 @@ class Shop(Database):
     def all(self, sql: str, *values: object) -> list[Row]:
         return [dict(row) for row in self._execute(sql, values)]
 
-    def one(self, sql: str, *values: object) -> Row | None:
+    def first(self, sql: str, *values: object) -> Row | None:
         row = self._execute(sql, values).fetchone()
         return dict(row) if row else None
 

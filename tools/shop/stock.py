@@ -36,12 +36,12 @@ def region(zip: str) -> str:
 def nearest(db: Database, sku: str, quantity: int, zip: str) -> str | None:
     """The warehouse that can send so many at once, the customer's own region first; or None."""
     near = region(zip)
-    found = db.one(
+    row = db.first(
         "SELECT warehouse FROM stock JOIN warehouses ON warehouses.id = warehouse "
         "WHERE sku = ? AND on_hand - reserved >= ? ORDER BY CASE region WHEN ? THEN 0 ELSE 1 END, warehouse",
         sku, quantity, near,
     )  # fmt: skip
-    return str(found["warehouse"]) if found else None
+    return str(row["warehouse"]) if row else None
 
 
 def delivery_day(db: Database, sku: str, zip: str, *, method: str = "standard") -> int | None:
@@ -52,7 +52,7 @@ def delivery_day(db: Database, sku: str, zip: str, *, method: str = "standard") 
         place = db.the("SELECT region, cutoff_hour FROM warehouses WHERE id = ?", warehouse)
         leaves = db.today + (db.hour >= place["cutoff_hour"])
     else:
-        inbound = db.one(
+        inbound = db.first(
             "SELECT eta_day, region FROM inbound JOIN warehouses ON warehouses.id = warehouse "
             "WHERE sku = ? ORDER BY eta_day, inbound.id",
             sku,

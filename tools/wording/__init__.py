@@ -56,8 +56,8 @@ class Wording(BaseModel):
             return expand(rng, rng.choice(self.openings[intent]))
         if rng.random() < 0.35:
             return self.ramble(rng, expand(rng, rng.choice(self.gists[intent])))
-        said = expand(rng, rng.choice(self.openings[intent]))
-        words = said.split()
+        text = expand(rng, rng.choice(self.openings[intent]))
+        words = text.split()
         if rng.random() < 0.2:
             loose = [place for place, word in enumerate(words) if "{" not in word]
             words.pop(rng.choice(loose))
@@ -83,20 +83,20 @@ class Wording(BaseModel):
 
 def expand(rng: random.Random, template: str) -> str:
     """`[where|when] is it?` -> `when is it?`; one choice for each bracket, innermost first."""
-    while (found := _CHOICE.search(template)) is not None:
-        chosen = rng.choice(found[1].split("|"))
-        template = template[: found.start()] + chosen + template[found.end() :]
+    while (choice := _CHOICE.search(template)) is not None:
+        chosen = rng.choice(choice[1].split("|"))
+        template = template[: choice.start()] + chosen + template[choice.end() :]
     return " ".join(template.split()).replace(" ,", ",").replace(" ?", "?").replace(" .", ".")
 
 
 def expansions(template: str) -> Iterator[str]:
     """Everything that `expand` can make of a template."""
-    found = _CHOICE.search(template)
-    if found is None:
+    choice = _CHOICE.search(template)
+    if choice is None:
         yield " ".join(template.split())
         return
-    for chosen in found[1].split("|"):
-        yield from expansions(template[: found.start()] + chosen + template[found.end() :])
+    for chosen in choice[1].split("|"):
+        yield from expansions(template[: choice.start()] + chosen + template[choice.end() :])
 
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")

@@ -52,9 +52,9 @@ def centred(rewards: Rewards) -> list[float]:
 
 def normalised(rewards: Rewards) -> list[float]:
     """`(r - mean) / deviation` within one group; zeros where all its rewards are equal. As `centred`."""
-    away = centred(rewards)
-    scored = [a for a, r in zip(away, rewards, strict=True) if r is not None]
+    centred_rewards = centred(rewards)
+    scored = [a for a, r in zip(centred_rewards, rewards, strict=True) if r is not None]
     deviation = math.sqrt(math.fsum(a**2 for a in scored) / max(1, len(scored)))
     if deviation < 1e-6:
         return [0.0] * len(rewards)
-    return [a / deviation for a in away]
+    return [a / deviation for a in centred_rewards]

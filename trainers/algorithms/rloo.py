@@ -12,8 +12,8 @@ from stateset_agents.trainers.algorithms.algorithm import Algorithm, Rewards, ce
 def against_the_others(rewards: Rewards) -> list[float]:
     """`r - mean of the others`, which is n / (n - 1) times what `centred` gives."""
     scored = sum(reward is not None for reward in rewards)
-    away = centred(rewards)
-    return [a * scored / (scored - 1) for a in away] if scored > 1 else away
+    centred_rewards = centred(rewards)
+    return [a * scored / (scored - 1) for a in centred_rewards] if scored > 1 else centred_rewards
 
 
 RLOO = Algorithm(

@@ -76,13 +76,13 @@ class _Blocks(torch.autograd.Function):
         to_query, to_key, to_value = map(torch.zeros_like, (query, key, value))
         for queries, keys, causal in blocks(ctx.segments):
             # With the whole output and the whole log-sum-exp, each product's gradients are its share of all.
-            found = _flash_backward(
+            parts = _flash_backward(
                 grad[:, :, queries], query[:, :, queries], key[:, :, keys], value[:, :, keys],
                 out[:, :, queries], total[:, :, queries], 0.0, causal, scale=ctx.scale,
             )  # fmt: skip
-            to_query[:, :, queries] += found[0]
-            to_key[:, :, keys] += found[1]
-            to_value[:, :, keys] += found[2]
+            to_query[:, :, queries] += parts[0]
+            to_key[:, :, keys] += parts[1]
+            to_value[:, :, keys] += parts[2]
         return to_query, to_key, to_value, None, None
 
 

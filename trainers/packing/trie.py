@@ -23,19 +23,19 @@ class Trie:
 
     def nodes(self, row: int, start: int = 0, end: int | None = None) -> list[int]:
         """The nodes of a row's tokens from `start` to `end`."""
-        found: list[int] = []
+        nodes: list[int] = []
         at = 0
         for first, last in self.runs[row]:
             stop = last if end is None else min(last, first + end - at)
-            found.extend(range(first + max(0, start - at), stop))
+            nodes.extend(range(first + max(0, start - at), stop))
             at += last - first
-        return found
+        return nodes
 
     def leaves(self) -> list[int]:
         """Rows that are not the beginning of another, one of each."""
         ends = {end for _, end, reach in self.segments if end == reach}
-        found = {runs[-1][1]: row for row, runs in enumerate(self.runs)}
-        return sorted(row for end, row in found.items() if end in ends)
+        last_rows = {runs[-1][1]: row for row, runs in enumerate(self.runs)}
+        return sorted(row for end, row in last_rows.items() if end in ends)
 
 
 @dataclass(slots=True)
@@ -126,14 +126,14 @@ def _runs(root: _Edge, row: tuple[int, ...]) -> list[tuple[int, int]]:
     return runs
 
 
-def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+def _common(left: tuple[int, ...], other: tuple[int, ...]) -> int:
     """How many tokens two runs begin with in common."""
-    low, high = 0, min(len(one), len(other))
-    if one[:high] == other[:high]:
+    low, high = 0, min(len(left), len(other))
+    if left[:high] == other[:high]:
         return high
     while high - low > 1:
         middle = (low + high) // 2
-        if one[low:middle] == other[low:middle]:
+        if left[low:middle] == other[low:middle]:
             low = middle
         else:
             high = middle

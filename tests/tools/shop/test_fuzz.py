@@ -133,7 +133,7 @@ class Shopping(RuleBasedStateMachine):
         }
         if rng.random() < 0.3:
             return arguments
-        line = self.shop.one(
+        line = self.shop.first(
             "SELECT sku, unit_price FROM lines WHERE order_id = ? AND line = ?",
             arguments.get("order_id", ""), arguments.get("line", "L1"),
         )  # fmt: skip
