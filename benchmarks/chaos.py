@@ -61,17 +61,17 @@ class Found:
     """What the store's certificates do not bear out."""
 
     def wrong(self) -> list[str]:
-        told = [f"a failure without a type: {one}" for one in self.untyped]
-        told += [f"not proved: {one}" for one in self.unproved]
+        wrong = [f"a failure without a type: {failure}" for failure in self.untyped]
+        wrong += [f"not proved: {problem}" for problem in self.unproved]
         if self.trained_twice:
-            told.append(f"{self.trained_twice} answers were trained on twice")
+            wrong.append(f"{self.trained_twice} answers were trained on twice")
         if not (self.kills and self.pauses and self.dropped and self.retried):
-            told.append("nothing was done to it")
-        return told
+            wrong.append("nothing was done to it")
+        return wrong
 
 
 @contextlib.asynccontextmanager
-async def dropping(target: str, found: Found, every: int = 10) -> AsyncIterator[str]:
+async def dropping(target: str, counts: Found, every: int = 10) -> AsyncIterator[str]:
     """A proxy before a server that loses every so-manieth answer, after it was sampled."""
     port, numbers = free_port(), itertools.count(1)
     async with aiohttp.ClientSession(
@@ -86,18 +86,18 @@ async def dropping(target: str, found: Found, every: int = 10) -> AsyncIterator[
                     request.method, target + request.path_qs, data=body,
                     headers={"content-type": request.headers.get("content-type", "")},
                 ) as answer:  # fmt: skip
-                    told = await answer.read()
+                    data = await answer.read()
             except aiohttp.ClientError:
                 request.transport.abort()
                 return web.Response()  # to nobody
             if request.path == DROPPED and answer.status == 200:
                 if next(numbers) % every == 0:
-                    found.dropped += 1
+                    counts.dropped += 1
                     request.transport.abort()
                     return web.Response()
-                found.answers += 1
+                counts.answers += 1
             kind = answer.headers.get("content-type", "application/json")
-            return web.Response(body=told, status=answer.status, headers={"content-type": kind})
+            return web.Response(body=data, status=answer.status, headers={"content-type": kind})
 
         app = web.Application(client_max_size=2**24)
         app.router.add_route("*", "/{tail:.*}", forward)
@@ -116,7 +116,7 @@ def server_group(server: Supervised) -> int:
     return int(children[0])
 
 
-async def torment(server: Supervised, found: Found, rng: random.Random, until: float) -> None:
+async def torment(server: Supervised, counts: Found, rng: random.Random, until: float) -> None:
     """Pause it, then kill it, each after it was well for some seconds; again and again, then leave it in peace."""
     while time.monotonic() < until:
         await asyncio.sleep(rng.uniform(8, 14))
@@ -125,12 +125,12 @@ async def torment(server: Supervised, found: Found, rng: random.Random, until: f
         await asyncio.sleep(PAUSE_SECONDS)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGCONT)
-        found.pauses += 1
+        counts.pauses += 1
         await asyncio.sleep(rng.uniform(4, 8))
         restarts = server.restarts
         with contextlib.suppress(ProcessLookupError):
             os.kill(group, signal.SIGKILL)
-        found.kills += 1
+        counts.kills += 1
         while server.restarts == restarts and server.broken is None:
             await asyncio.sleep(0.5)
         if server.broken is not None:
@@ -139,7 +139,7 @@ async def torment(server: Supervised, found: Found, rng: random.Random, until: f
 
 async def chaos(folder: Path, seconds: float, at: Supervised | None = None) -> Found:
     """Train while the server suffers for `seconds`; several runs, one after the other, where one is over sooner."""
-    found, rng, began = Found(), random.Random(0), time.monotonic()
+    counts, rng, began = Found(), random.Random(0), time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
         if at is None:
             launch = vllm.launch(
@@ -150,7 +150,7 @@ async def chaos(folder: Path, seconds: float, at: Supervised | None = None) -> F
             at = await stack.enter_async_context(
                 supervised(launch, folder / "engine.log", print, most=10_000)
             )
-        url = await stack.enter_async_context(dropping(at.url.removesuffix("/v1"), found))
+        url = await stack.enter_async_context(dropping(at.url.removesuffix("/v1"), counts))
         # One step old episodes are trained on, so that versions are swapped while others sample.
         values: dict[str, Any] = {"base_url": url, "steps": 8, "groups": 2, "group_size": 4, "held_out": 8, "staleness": 1,
                                   "concurrency": 16, "threads": 1, "log": ()}  # fmt: skip
@@ -161,7 +161,7 @@ async def chaos(folder: Path, seconds: float, at: Supervised | None = None) -> F
 
             def begin(event: Event, suffering: list[asyncio.Task[None]] = suffering) -> None:
                 if isinstance(event, JobStarted):
-                    suffering.append(asyncio.create_task(torment(at, found, rng, began + seconds)))
+                    suffering.append(asyncio.create_task(torment(at, counts, rng, began + seconds)))
 
             try:
                 summary = await train_job(check_config({**values, "seed": seed}), run, begin)
@@ -172,29 +172,29 @@ async def chaos(folder: Path, seconds: float, at: Supervised | None = None) -> F
                         await task
             with contextlib.suppress(ProcessLookupError, FileNotFoundError, IndexError):
                 os.killpg(server_group(at), signal.SIGCONT)
-            found.steps += summary["steps"]
-            judge(run, found)
-            print(f"run {seed}, {time.monotonic() - began:.0f} s: {found}", flush=True)
+            counts.steps += summary["steps"]
+            judge(run, counts)
+            print(f"run {seed}, {time.monotonic() - began:.0f} s: {counts}", flush=True)
             if time.monotonic() - began >= seconds:
                 break
-    found.seconds = time.monotonic() - began
-    return found
+    counts.seconds = time.monotonic() - began
+    return counts
 
 
-def judge(run: Path, found: Found) -> None:
+def judge(run: Path, counts: Found) -> None:
     """What a run's store says of it."""
     with TraceStore(run / "traces.db", create=False) as store:
         traces = list(store.traces())
-        found.unproved += list(problems(store))
+        counts.unproved += list(problems(store))
         trained = store.read("SELECT response_id FROM trained")
     seen = Counter(str(trace.status) for trace in traces)
-    found.statuses = dict(Counter(found.statuses) + seen)
+    counts.statuses = dict(Counter(counts.statuses) + seen)
     for trace in traces:
-        found.retried += sum(call.tries > 1 for call in trace.model_calls)
+        counts.retried += sum(call.tries > 1 for call in trace.model_calls)
         if trace.status == "failed" and "Expected" not in (trace.error or ""):
-            found.untyped.append(str(trace.error))
+            counts.untyped.append(str(trace.error))
     counts = Counter(row[0] for row in trained)
-    found.trained_twice += sum(count > 1 for count in counts.values())
+    counts.trained_twice += sum(count > 1 for count in counts.values())
 
 
 def main() -> None:
@@ -202,10 +202,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1200)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(chaos(Path(folder), options.seconds))
-    print(json.dumps(found.__dict__, indent=2))
-    if found.wrong():
-        raise SystemExit("\n".join(found.wrong()))
+        counts = asyncio.run(chaos(Path(folder), options.seconds))
+    print(json.dumps(counts.__dict__, indent=2))
+    if counts.wrong():
+        raise SystemExit("\n".join(counts.wrong()))
 
 
 if __name__ == "__main__":

@@ -45,23 +45,23 @@ def kill_after(folder: Path, acknowledged: int) -> str:
         [sys.executable, "-c", WRITES, str(place)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    told = []
+    lines = []
     for line in process.stdout:
-        told.append(line.split())
-        if len(told) >= acknowledged:
+        lines.append(line.split())
+        if len(lines) >= acknowledged:
             os.kill(process.pid, signal.SIGKILL)
             break
     rest, _ = process.communicate()
-    told += [line.split() for line in rest.splitlines() if len(line.split()) in (2, 3)]
+    lines += [line.split() for line in rest.splitlines() if len(line.split()) in (2, 3)]
     with TraceStore(place, create=False) as store:
         traces = {trace.id: trace for trace in store.traces()}
         wrong = list(problems(store))
-    for run, number, *hashed in told:
+    for run, number, *hashed in lines:
         if number == "end":
             if traces[run].status != "completed":
                 return f"{run} was acknowledged as ended, and is {traces[run].status}"
         elif digest(traces[run].model_calls[int(number)]) != hashed[0]:
             return f"call {number} of {run} is not as it was acknowledged"
-    ended = {run for run, number, *_ in told if number == "end"}
+    ended = {run for run, number, *_ in lines if number == "end"}
     open_ = [t for t in traces.values() if t.status == "interrupted" and t.id in ended]
     return "; ".join([*wrong, *(t.id for t in open_)])

@@ -35,18 +35,18 @@ def main(folder: Path) -> bool:
             points.append(point(weights, store.traces(phase="after"), OBJECTIVES))
     points = front(points)
     write_pareto(points, OBJECTIVES, folder / "pareto.html")
-    for one in points:
+    for policy in points:
         print(
             json.dumps(
                 {
-                    "weights": one.name,
-                    **dict(zip(OBJECTIVES, one.means, strict=True)),
-                    "front": not one.dominated,
+                    "weights": policy.name,
+                    **dict(zip(OBJECTIVES, policy.means, strict=True)),
+                    "front": not policy.dominated,
                 }
             )
         )
     print(f"plot in {folder / 'pareto.html'}")
-    return not any(one.dominated for one in points)
+    return not any(policy.dominated for policy in points)
 
 
 if __name__ == "__main__":

@@ -104,15 +104,15 @@ def trained_on(name: str) -> list[tuple[list[str], int]]:
 def outcomes(name: str) -> list[float]:
     """Success after training, a held-out scenario each."""
     (path,) = (RUNS / name).glob("*/after.json")
-    found: list[float] = json.loads(path.read_text())["outcomes"]
-    return found
+    outcomes_after: list[float] = json.loads(path.read_text())["outcomes"]
+    return outcomes_after
 
 
-def two_proportions(one: float, two: float, count: int) -> float:
+def two_proportions(first: float, two: float, count: int) -> float:
     """p-value of equal shares in two samples of `count` each (pooled z-test, two-sided)."""
-    pooled = (one + two) / 2
+    pooled = (first + two) / 2
     spread = math.sqrt(max(1e-12, 2 * pooled * (1 - pooled) / count))
-    return math.erfc(abs(one - two) / spread / math.sqrt(2))
+    return math.erfc(abs(first - two) / spread / math.sqrt(2))
 
 
 def store_alone(seed: int, held_out: int) -> dict[str, float]:
@@ -200,8 +200,8 @@ def on_another_engine(
 
 def chaos_of(seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(chaos(Path(folder), seconds))
-    return {**asdict(found), "wrong": found.wrong()}
+        counts = asyncio.run(chaos(Path(folder), seconds))
+    return {**asdict(counts), "wrong": counts.wrong()}
 
 
 def main() -> None:

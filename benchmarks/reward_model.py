@@ -28,15 +28,15 @@ async def main(folder: Path) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     every = itertools.islice(scenarios(seed=77, split="train", intents=ALL_INTENTS), PAIRS + 100)
-    found = [(better.trace, worse.trace) async for better, worse in pairs(list(every), seed=1)][
+    pairs_made = [(better.trace, worse.trace) async for better, worse in pairs(list(every), seed=1)][
         :PAIRS
     ]
     generated = time.perf_counter() - began
     result = train_reward_model(
-        SEED_POLICY, found, folder, epochs=1.0, report=lambda line: print(line, flush=True)
+        SEED_POLICY, pairs_made, folder, epochs=1.0, report=lambda line: print(line, flush=True)
     )
     minutes = (time.perf_counter() - began) / 60
-    print(f"{len(found)} preferences in {generated:.0f} s, all in {minutes:.1f} minutes; {result}")
+    print(f"{len(pairs_made)} preferences in {generated:.0f} s, all in {minutes:.1f} minutes; {result}")
     reward = NeuralReward(folder)
     rng, right, total, last = random.Random(3), 0, 0, 0
     for scenario in itertools.islice(
@@ -44,13 +44,13 @@ async def main(folder: Path) -> bool:
     ):
         ways = variants(scenario, rng)
         made = [await played(scenario, kind, acts) for kind, acts in ways.items()]
-        scores = await reward([one.trace for one in made])
+        scores = await reward([variant.trace for variant in made])
         values = {
-            one.kind: score.parts["chance"]
-            for one, score in zip(made, scores, strict=True)
+            variant.kind: score.parts["chance"]
+            for variant, score in zip(made, scores, strict=True)
             if score is not None
         }
-        failed = [one.kind for one in made if not one.success]
+        failed = [variant.kind for variant in made if not variant.success]
         right += sum(values["right"] > values[kind] for kind in failed)
         total += len(failed)
         last += min(values, key=values.__getitem__) == SALAD

@@ -35,7 +35,7 @@ def longer(trace: Trace) -> Trace:
 
 async def main() -> None:
     every = itertools.islice(scenarios(seed=8, split="train", intents=ALL_INTENTS), 400)
-    traces = [longer(one.trace) async for one in mixed(list(every), seed=8)]
+    traces = [longer(variant.trace) async for variant in mixed(list(every), seed=8)]
     table = Table(
         "what",
         "measured",

@@ -41,12 +41,12 @@ EPISODES = 48
 async def episodes(url: str, every: list[Scenario], at_once: int) -> tuple[list[Trace], float]:
     policy, gate = connect(url, "policy"), asyncio.Semaphore(at_once)
 
-    async def one(number: int, scenario: Scenario) -> Trace:
+    async def play(number: int, scenario: Scenario) -> Trace:
         async with gate:
             return await play_episode(scenario, policy, Sampling(version="policy", seed=number))
 
     began = time.perf_counter()
-    traces = await asyncio.gather(*(one(n, s) for n, s in enumerate(every)))
+    traces = await asyncio.gather(*(play(n, s) for n, s in enumerate(every)))
     return list(traces), time.perf_counter() - began
 
 
@@ -92,16 +92,16 @@ def training(folder: Path, traces: list[Trace]) -> list[tuple[str, str, str]]:
     trainer = grpo_trainer(load_model(str(SEED_POLICY)), tokenizer, folder, config)
     group = [trajectory(trace) for trace in traces if trace.model_calls]
     samples = [
-        Sample(trajectory=one, advantages=(1.0 if n % 2 else -1.0,) * len(one.rows))
-        for n, one in enumerate(group)
+        Sample(trajectory=trace, advantages=(1.0 if n % 2 else -1.0,) * len(trace.rows))
+        for n, trace in enumerate(group)
     ]
     single = [
-        Sample(trajectory=Trajectory(trace_id="", rows=(row,)), advantages=(one.advantages[0],))
-        for one in samples
-        for row in one.trajectory.rows
+        Sample(trajectory=Trajectory(trace_id="", rows=(row,)), advantages=(sample.advantages[0],))
+        for sample in samples
+        for row in sample.trajectory.rows
     ]
     shared = batches(samples, config.tokens_per_batch)
-    apart = [batch for one in single for batch in batches([one], config.tokens_per_batch)]
+    apart = [batch for sample in single for batch in batches([sample], config.tokens_per_batch)]
 
     def gradient(parts: Sequence[Batch]) -> None:
         for part in parts:

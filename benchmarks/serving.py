@@ -72,7 +72,7 @@ async def driven(url: str, version: str, at_once: int) -> tuple[list[Trace], flo
         itertools.islice(scenarios(seed=1, split="train"), EACH * at_once // 8)
     )
     plan = Plan(step=1, scenarios=tuple(range(len(every))), group_size=8, temperature=1.0)
-    player = Player(lambda scenario, told: play_episode(scenario, policy, told), None, config)
+    player = Player(lambda scenario, sampling: play_episode(scenario, policy, sampling), None, config)
     began = time.perf_counter()
     groups = await player.play(plan, every, {}, version)
     seconds = time.perf_counter() - began
@@ -125,7 +125,7 @@ class Versions:
 
 async def swaps(url: str, versions: Versions, count: int = 7) -> list[float]:
     """Seconds from an adapter on disk to its first token, with nothing else to do."""
-    found = []
+    seconds = []
     for _ in range(count):
         began = time.perf_counter()
         version = await versions.next()
@@ -137,8 +137,8 @@ async def swaps(url: str, versions: Versions, count: int = 7) -> list[float]:
         async for event, _ in versions.pool.stream("/chat/completions", {**body, "stream": True}):
             if any(choice["delta"].get("content") for choice in event["choices"]):
                 break
-        found.append(time.perf_counter() - began)
-    return found
+        seconds.append(time.perf_counter() - began)
+    return seconds
 
 
 class Rows(list[tuple[str, str, str]]):
@@ -160,10 +160,10 @@ async def on_engine(engine: str, folder: Path) -> list[tuple[str, str, str]]:
         servers = pool_at(url)
         versions = Versions(servers, an_adapter(folder / "adapter", 0), folder)
         await driven(url, "policy", 16)
-        found = await swaps(url, versions)
+        seconds = await swaps(url, versions)
         rows.append(
             (f"{engine}: a new version, from disk to its first token",
-             f"{statistics.median(found):.2f} s", f"slowest of {len(found)}: {max(found):.2f} s")
+             f"{statistics.median(seconds):.2f} s", f"slowest of {len(seconds)}: {max(seconds):.2f} s")
         )  # fmt: skip
         for at_once in (16, 64):
             ratios, rates, hits = [], [], Metrics()

@@ -251,7 +251,7 @@ def proxied(folder: Path) -> tuple[float, float]:
         }
         async with aiohttp.ClientSession() as session:
 
-            async def one() -> None:
+            async def call() -> None:
                 async with session.post(
                     f"http://127.0.0.1:{port}/v1/chat/completions", json=body
                 ) as answer:
@@ -259,13 +259,13 @@ def proxied(folder: Path) -> tuple[float, float]:
 
             for _ in range(100):
                 try:
-                    await one()
+                    await call()
                     break
                 except aiohttp.ClientError:
                     await asyncio.sleep(0.2)
             began = cpu_seconds(proxy.pid)
             for _ in range(count // 8):
-                await asyncio.gather(*(one() for _ in range(8)))
+                await asyncio.gather(*(call() for _ in range(8)))
             return (cpu_seconds(proxy.pid) - began) / count * 1000
 
     try:

@@ -131,7 +131,7 @@ class Segment:
 
 def merged(samples: Sequence[Sample]) -> list[Segment]:
     """One row a trajectory: its last call's tokens, all that was sampled in it marked."""
-    found = []
+    batches_made = []
     for sample in samples:
         rows = sample.trajectory.rows
         last = rows[-1]
@@ -141,8 +141,8 @@ def merged(samples: Sequence[Sample]) -> list[Segment]:
             at = len(row.prompt)
             mask[at : at + len(row.sampled)] = [1] * len(row.sampled)
             logprobs[at : at + len(row.sampled)] = row.logprobs
-        found.append(Segment(ids, tuple(mask), tuple(logprobs), sample.advantages[0]))
-    return found
+        batches_made.append(Segment(ids, tuple(mask), tuple(logprobs), sample.advantages[0]))
+    return batches_made
 
 
 def per_call(samples: Sequence[Sample]) -> list[Segment]:
@@ -197,13 +197,13 @@ class Stock(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
-        found = []
+        parts = []
         for row, mask in zip(input_ids, attention_mask, strict=True):
             states = model.model(input_ids=row[None], attention_mask=mask[None]).last_hidden_state
             logits = model.lm_head(states[0, -logits_to_keep - 1 : -1])
             every = logits.log_softmax(-1)
-            found.append(every.gather(1, row[-logits_to_keep:, None])[:, 0])
-        logprobs = torch.stack(found)
+            parts.append(every.gather(1, row[-logits_to_keep:, None])[:, 0])
+        logprobs = torch.stack(parts)
         return logprobs, torch.zeros_like(logprobs), None
 
 
@@ -270,8 +270,8 @@ def on_the_gpu(shape: str, prefix: int, peak_flops: float) -> list[tuple[str, ..
             else:
                 rival = Rival(policy, Path(folder), "cuda")
                 work = partial(rival.gradient, merged(samples), 1)
-            found = work()  # compiles
-            positions = found if isinstance(found, int) else found[0]
+            result = work()  # compiles
+            positions = result if isinstance(result, int) else result[0]
             torch.cuda.reset_peak_memory_stats()
             taken = seconds(work, "cuda", 3)
         used = 6 * parameters * positions / taken / peak_flops
@@ -298,11 +298,11 @@ def tree_gradient(trainer: Any, samples: Sequence[Sample], device: str) -> int:
 
 
 def gradients(policy: PreTrainedModel) -> torch.Tensor:
-    found = torch.cat(
+    gradient = torch.cat(
         [p.grad.flatten().double() for p in policy.parameters() if p.grad is not None]
     )
     policy.zero_grad()
-    return found
+    return gradient
 
 
 def clock(device: str) -> float:
@@ -324,8 +324,8 @@ def seconds(task: Callable[[], object], device: str, repeats: int) -> float:
     return min(times)
 
 
-def relative(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).norm() / other.norm())
+def relative(first: torch.Tensor, other: torch.Tensor) -> float:
+    return float((first - other).norm() / other.norm())
 
 
 def peak(layout: str, prefix: int) -> float:
@@ -436,16 +436,16 @@ def main() -> None:
     for prefix in [options.prefix] if options.prefix else [700, 3000]:
         slow = prefix <= 700 and not options.fast
         if options.device == "cuda":
-            found = on_the_gpu(options.shape, prefix, options.peak_flops)
+            rows = on_the_gpu(options.shape, prefix, options.peak_flops)
         else:
-            found = table(prefix, options.device, options.repeats, slow=slow)
-            one, other = peak("trie", prefix), peak("merged", prefix)
-            found.append(
+            rows = table(prefix, options.device, options.repeats, slow=slow)
+            trie_peak, other = peak("trie", prefix), peak("merged", prefix)
+            rows.append(
                 (
                     "peak memory, trie",
                     "",
-                    f"{one:.0f} MB",
-                    f"{other / one:.2f}x",
+                    f"{trie_peak:.0f} MB",
+                    f"{other / trie_peak:.2f}x",
                     f"merged {other:.0f} MB",
                 )
             )
@@ -455,7 +455,7 @@ def main() -> None:
         )
         for column in ("layout", "positions", "seconds", "against the trie", ""):
             shown.add_column(column)
-        for row in found:
+        for row in rows:
             shown.add_row(*row)
         console.print(shown)
 

@@ -12,8 +12,8 @@ from aiohttp import web
 
 def key(path: str, body: dict[str, Any]) -> str:
     """What makes two calls the same: all but the version that is asked."""
-    told = {name: value for name, value in body.items() if name != "model"}
-    return hashlib.sha256(json.dumps([path, told], sort_keys=True).encode()).hexdigest()
+    request = {name: value for name, value in body.items() if name != "model"}
+    return hashlib.sha256(json.dumps([path, request], sort_keys=True).encode()).hexdigest()
 
 
 def serve(table: dict[str, Any], port: int, seconds: float) -> None:
@@ -23,10 +23,10 @@ def serve(table: dict[str, Any], port: int, seconds: float) -> None:
         if path == "/completions":  # a plain loop's: nobody reads what is said
             await asyncio.sleep(seconds * body["max_tokens"])
             return web.json_response({"choices": []})
-        found = table[key(path, body)]
-        if "choices" in found:
-            await asyncio.sleep(seconds * len(found["choices"][0]["token_ids"]))
-        return web.json_response(found)
+        recorded = table[key(path, body)]
+        if "choices" in recorded:
+            await asyncio.sleep(seconds * len(recorded["choices"][0]["token_ids"]))
+        return web.json_response(recorded)
 
     async def healthy(request: web.Request) -> web.Response:
         return web.json_response({})

@@ -100,7 +100,7 @@ SITUATIONS = (
     Situation(
         name="price",
         request="What does the oak lamp cost with code EXTRA20?",
-        calls=(_used("search_products", found=["P11 oak lamp"]),
+        calls=(_used("search_products", **{"found": ["P11 oak lamp"]}),
                ToolCall(id="q", name="quote_cart", arguments={"sku": "P11", "code": "EXTRA20"}, status="done",
                         result={"price": "87.00", "code": "valid", "total": "69.60", "in_stock": 55})),
         honest_reply="It costs 69.60 with the code, we have 55 in stock.",

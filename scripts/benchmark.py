@@ -26,24 +26,24 @@ def run(name: str) -> tuple[str, float]:
     return done.stdout, time.perf_counter() - began
 
 
-def rows(told: str) -> list[list[str]]:
+def rows(output: str) -> list[list[str]]:
     """The cells of the tables in a benchmark's output."""
-    found = []
-    for line in told.splitlines():
+    cells = []
+    for line in output.splitlines():
         cells = [cell.strip() for cell in re.split("[│┃|]", line)[1:-1]]
         if len(cells) > 1 and any(cells) and not set("".join(cells)) <= set("-━ "):
-            found.append(cells)
-    return found
+            cells.append(cells)
+    return cells
 
 
-def table(name: str, told: str, seconds: float) -> str:
+def table(name: str, output: str, seconds: float) -> str:
     """A benchmark as Markdown."""
-    cells = rows(told)
+    cells = rows(output)
     if not cells:
-        return f"## {name}\n\n```\n{told.strip()}\n```\n"
+        return f"## {name}\n\n```\n{output.strip()}\n```\n"
     width = max(map(len, cells))
-    padded = [[*one, *[""] * (width - len(one))] for one in cells]
-    lines = ["| " + " | ".join(one) + " |" for one in padded]
+    padded = [[*row, *[""] * (width - len(row))] for row in cells]
+    lines = ["| " + " | ".join(row) + " |" for row in padded]
     lines.insert(1, "|" + "---|" * width)
     return f"## {name} ({seconds:.0f} s)\n\n" + "\n".join(lines) + "\n"
 
@@ -57,17 +57,17 @@ def main() -> None:
     if wrong:
         parser.error(f"expected some of {', '.join(BENCHMARKS)}, found {wrong[0]!r}")
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    asked = " ".join(["python scripts/benchmark.py", *options.names])
-    parts = [f"# Benchmarks\n\n{machine}, `{asked}`\n"]
+    command = " ".join(["python scripts/benchmark.py", *options.names])
+    parts = [f"# Benchmarks\n\n{machine}, `{command}`\n"]
     for name in options.names or BENCHMARKS:
         print(f"{name} …", end=" ", flush=True)
         try:
-            told, seconds = run(name)
+            output, seconds = run(name)
         except subprocess.CalledProcessError as error:
             print("failed")
             sys.exit(f"benchmarks.{name} failed: {error.stderr.strip().splitlines()[-1]}")
         print(f"{seconds:.0f} s", flush=True)
-        parts.append(table(name, told, seconds))
+        parts.append(table(name, output, seconds))
         options.out.write_text("\n".join(parts), encoding="utf-8")
     print(f"one table in {options.out}")
 

@@ -21,7 +21,7 @@ class Double:
         self.act: Callable[[int, dict[str, Any]], Awaitable[web.StreamResponse | None]] | None = (
             None
         )
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.versions: dict[str, str] = {}
         self.running = self.most = self.loads = 0
         self.healthy = self.adapters = True
@@ -59,12 +59,12 @@ class Double:
         body = await request.json()
         self.request = request
         number = next(self._numbers)
-        self.asked.append(body)
+        self.requests.append(body)
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
             return web.json_response({"error": {"message": "wrong key"}}, status=401)
         if body["model"] != "policy" and body["model"] not in self.versions:
-            told = {"error": {"message": f"The model {body['model']!r} does not exist."}}
-            return web.json_response(told, status=404)
+            error = {"error": {"message": f"The model {body['model']!r} does not exist."}}
+            return web.json_response(error, status=404)
         self.running += 1
         self.most = max(self.most, self.running)
         try:
@@ -116,10 +116,10 @@ async def lose_the_first(number: int, body: dict[str, Any]) -> None:
         raise Drop
 
 
-def answer(number: int, body: dict[str, Any], said: str = "hello") -> dict[str, Any]:
+def answer(number: int, body: dict[str, Any], text: str = "hello") -> dict[str, Any]:
     choice = {
         "index": 0,
-        "message": {"role": "assistant", "content": said},
+        "message": {"role": "assistant", "content": text},
         "finish_reason": "stop",
         "token_ids": [number, 1],
         "logprobs": {"content": [entry(body), entry(body)]},
@@ -135,9 +135,9 @@ def answer(number: int, body: dict[str, Any], said: str = "hello") -> dict[str, 
     }
 
 
-def entry(body: dict[str, Any], heat: float | None = None) -> dict[str, Any]:
+def entry(body: dict[str, Any], temperature: float | None = None) -> dict[str, Any]:
     """A sampled token among two, a nat apart at temperature 1."""
-    gap = 1.0 / (heat or body.get("temperature") or 1.0)
+    gap = 1.0 / (temperature or body.get("temperature") or 1.0)
     likely = -math.log1p(math.exp(-gap))
     tops = [{"token": "x", "logprob": likely}, {"token": "y", "logprob": likely - gap}]
     return {**tops[0], "top_logprobs": tops}
@@ -146,13 +146,13 @@ def entry(body: dict[str, Any], heat: float | None = None) -> dict[str, Any]:
 @asynccontextmanager
 async def doubles(count: int, seconds: float = 0.0) -> AsyncIterator[list[Double]]:
     made = [Double(seconds) for _ in range(count)]
-    for one in made:
-        await one.start()
+    for double in made:
+        await double.start()
     try:
         yield made
     finally:
-        for one in made:
-            await one.stop()
+        for double in made:
+            await double.stop()
 
 
 def small_adapter(folder: Path) -> Path:

@@ -27,15 +27,15 @@ def run(*arguments: str, cwd: Path | None = None, status: int = 0) -> str:
 
 
 def test_version_names_the_environment() -> None:
-    told = run("version")
+    output = run("version")
     for name in ("stateset-agents", "python", "torch", "engines"):
-        assert name in told
+        assert name in output
 
 
 def test_dry_run_prints_the_resolved_configuration() -> None:
-    told = run("train", "--dry-run", "--steps", "3")
-    assert json.loads(told[: told.rindex("}") + 1])["steps"] == 3
-    assert "nothing is missing" in told
+    output = run("train", "--dry-run", "--steps", "3")
+    assert json.loads(output[: output.rindex("}") + 1])["steps"] == 3
+    assert "nothing is missing" in output
 
 
 @pytest.mark.parametrize(
@@ -65,16 +65,16 @@ def test_dry_run_prints_the_resolved_configuration() -> None:
 def test_bad_input_is_one_line_and_exit_code_2(
     tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
-    told = run(*arguments, cwd=tmp_path, status=2)
-    assert expected in told
-    assert len(told.splitlines()) == 1
+    error = run(*arguments, cwd=tmp_path, status=2)
+    assert expected in error
+    assert len(error.splitlines()) == 1
     assert not [p for p in tmp_path.rglob("*") if p.name in ("summary.json", "x")]
 
 
 def test_a_scenario_file_is_refused_with_index_and_field(tmp_path: Path) -> None:
     (tmp_path / "my.json").write_text('[{"id": "a"}, {"intent": "x"}]')
-    told = run("train", "--scenarios", "my.json", cwd=tmp_path, status=2)
-    assert "my.json: scenario 1, field 'id'" in told
+    error = run("train", "--scenarios", "my.json", cwd=tmp_path, status=2)
+    assert "my.json: scenario 1, field 'id'" in error
 
 
 def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
@@ -88,8 +88,8 @@ def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
 
 def test_scenarios_are_written_and_checked(tmp_path: Path) -> None:
     run("scenarios", "generate", "--count", "12", "--out", "made.jsonl", cwd=tmp_path)
-    told = run("scenarios", "check", "made.jsonl", cwd=tmp_path)
-    assert "12 scenarios, 12 with a plan" in told
+    output = run("scenarios", "check", "made.jsonl", cwd=tmp_path)
+    assert "12 scenarios, 12 with a plan" in output
     lines = (tmp_path / "made.jsonl").read_text().splitlines()
     broken = json.loads(lines[0])
     broken["plan"] = []

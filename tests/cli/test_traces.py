@@ -45,9 +45,9 @@ def test_traces_are_moved_marked_and_forgotten(tmp_path: Path) -> None:
     other = str(tmp_path / "other.db")
     assert "3 traces from" in run("traces", "import", other, str(tmp_path / "x.parquet"))
     with TraceStore(other, create=False) as store:
-        assert [one.value for one in store.get("1" * 32).feedback] == [4.0]
-    told = run("traces", "forget", place, "--customer", "C2")
-    assert "1 traces of C2 erased" in told
-    assert "policy-9 learned from them" in told
+        assert [item.value for item in store.get("1" * 32).feedback] == [4.0]
+    output = run("traces", "forget", place, "--customer", "C2")
+    assert "1 traces of C2 erased" in output
+    assert "policy-9 learned from them" in output
     assert "2 traces erased, 0 left" in run("traces", "prune", place, "--megabytes", "0")
     assert "--days, --megabytes" in run("traces", "prune", place, status=2)

@@ -23,9 +23,9 @@ from tests.small import plain_logprobs
 
 def questions(folder: Path) -> Path:
     path = folder / "questions.json"
-    told = [f"Tell me about the {thing}." for thing in ("weather", "shop", "order", "delivery")]
-    asked = [{"id": f"q{n}", "input": {"question": text}} for n, text in enumerate(told * 2)]
-    path.write_text(json.dumps(asked))
+    texts = [f"Tell me about the {thing}." for thing in ("weather", "shop", "order", "delivery")]
+    rows = [{"id": f"q{n}", "input": {"question": text}} for n, text in enumerate(texts * 2)]
+    path.write_text(json.dumps(rows))
     return path
 
 
@@ -150,7 +150,7 @@ def test_a_reward_that_is_no_number_stops_the_run_and_names_it(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "error"),
     [
         (["--adapter", "asker"], "--adapter: expected NAME=VALUE"),
         (["--limit", "manners=0.1"], "--limit: expected violations"),
@@ -164,9 +164,9 @@ def test_a_reward_that_is_no_number_stops_the_run_and_names_it(tmp_path: Path) -
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(
-    tmp_path: Path, arguments: list[str], told: str
+    tmp_path: Path, arguments: list[str], error: str
 ) -> None:
     done = train(*arguments, "--out", str(tmp_path / "runs"))
     assert done.returncode == 2
-    assert told in done.stderr
+    assert error in done.stderr
     assert not (tmp_path / "runs").exists()

@@ -9,8 +9,8 @@ from stateset_agents.server.supervisor import Supervised
 async def test_a_run_outlives_its_server_and_trains_on_no_token_twice(
     vllm_server: Supervised, tmp_path: Path
 ) -> None:
-    found = await chaos(tmp_path, 120, vllm_server)
-    assert found.wrong() == []
-    assert found.seconds >= 120
-    assert set(found.statuses) <= {"completed", "truncated", "failed"}
-    assert found.statuses["completed"] > 0
+    counts = await chaos(tmp_path, 120, vllm_server)
+    assert counts.wrong() == []
+    assert counts.seconds >= 120
+    assert set(counts.statuses) <= {"completed", "truncated", "failed"}
+    assert counts.statuses["completed"] > 0

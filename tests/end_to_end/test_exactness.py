@@ -36,23 +36,23 @@ def call(
 
 def trained(calls: Sequence[ModelCall]) -> Counter[tuple[tuple[int, ...], int]]:
     """Each token that gets a loss, with all that it is predicted from, as the trainer's tensors have it."""
-    one = trajectory(Trace(model_calls=tuple(calls)))
-    (batch,) = batches([Sample(trajectory=one, advantages=(1.0,) * len(one.rows))], 10_000)
-    trie = fold([(*row.prompt, *row.sampled) for row in one.rows])
+    whole = trajectory(Trace(model_calls=tuple(calls)))
+    (batch,) = batches([Sample(trajectory=whole, advantages=(1.0,) * len(whole.rows))], 10_000)
+    trie = fold([(*row.prompt, *row.sampled) for row in whole.rows])
     assert batch.ids[0].tolist() == trie.ids
-    found: Counter[tuple[tuple[int, ...], int]] = Counter()
-    assert int(batch.mask_BT.sum()) == one.tokens
+    tokens: Counter[tuple[tuple[int, ...], int]] = Counter()
+    assert int(batch.mask_BT.sum()) == whole.tokens
     place = 0  # in the trajectory's span: what was sampled, call after call
-    for number, row in enumerate(one.rows):
+    for number, row in enumerate(whole.rows):
         path = trie.nodes(number)
         for _ in row.sampled:
             pair = int(batch.sources_BT[0, place])
             before = path[: path.index(int(batch.nodes_P[pair])) + 1]
             token = int(batch.tokens_P[pair])
             assert token == int(batch.sampled_BT[0, place])
-            found[tuple(trie.ids[n] for n in before), token] += 1
+            tokens[tuple(trie.ids[n] for n in before), token] += 1
             place += 1
-    return found
+    return tokens
 
 
 def wanted(calls: Sequence[ModelCall]) -> Counter[tuple[tuple[int, ...], int]]:
@@ -135,9 +135,9 @@ def test_what_a_tool_said_is_read_and_never_trained() -> None:
     first = call([1], [2, 3])
     tool = [50, 51, 52]
     second = call([1, 2, 3, *tool], [4])
-    found = trained([first, second])
-    assert not any(target in tool for _, target in found)
-    assert ((1, 2, 3, *tool), 4) in found
+    learned = trained([first, second])
+    assert not any(target in tool for _, target in learned)
+    assert ((1, 2, 3, *tool), 4) in learned
 
 
 def test_missing_log_probabilities_raise_and_are_never_a_ratio_of_one() -> None:
@@ -219,7 +219,7 @@ def test_rows_are_told_apart_by_node_and_by_agent() -> None:
         "risk": [2],
     }
     turns = [
-        one.model_copy(update={"turn": turn}) for one, turn in zip(calls, (1, 1, 2, 3), strict=True)
+        call.model_copy(update={"turn": turn}) for call, turn in zip(calls, (1, 1, 2, 3), strict=True)
     ]
     by_turn = trajectory(Trace(model_calls=tuple(turns))).by("turn")
     assert {name: [row.number for row in rows] for name, rows in by_turn.items()} == {

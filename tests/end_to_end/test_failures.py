@@ -78,10 +78,10 @@ def test_a_run_goes_on_when_its_engine_is_killed(tmp_path: Path) -> None:
     ).stdout.split()[0]
     engine = subprocess.run(["pgrep", "-P", guard], capture_output=True, text=True, check=True)
     os.kill(int(engine.stdout.split()[0]), signal.SIGKILL)
-    told, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert "the engine died" in told
-    assert "the engine is back" in told
+    assert "the engine died" in output
+    assert "the engine is back" in output
 
 
 def test_a_server_that_is_gone_ends_the_run_with_a_line_and_it_can_be_resumed(
@@ -101,10 +101,10 @@ def test_a_server_that_is_gone_ends_the_run_with_a_line_and_it_can_be_resumed(
     finally:
         server.kill()
         server.wait()
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 2, told
-    assert "Traceback" not in told
-    assert "--resume" in told.splitlines()[-1]
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "Traceback" not in errors
+    assert "--resume" in errors.splitlines()[-1]
     (run,) = tmp_path.iterdir()
     steps = len(list((run / "steps").glob("[0-9]*")))
     stored = run / "config.json"

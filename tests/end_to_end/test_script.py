@@ -82,7 +82,7 @@ def test_without_lora_all_weights_move_and_half_precision_learns_too(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "error"),
     [
         ({"USE_LORA": "yes"}, "USE_LORA: expected true or false"),
         ({"LORA_R": "many"}, "LORA_R: expected a whole number"),
@@ -93,15 +93,15 @@ def test_without_lora_all_weights_move_and_half_precision_learns_too(tmp_path: P
         ({"DATA_PATH": "nowhere.jsonl"}, "nowhere.jsonl"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path: Path, variables: dict[str, str], told: str) -> None:
+def test_what_cannot_be_is_refused(tmp_path: Path, variables: dict[str, str], error: str) -> None:
     done = script(tmp_path / "runs", **variables)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert error in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
 def test_quick_mode_says_what_it_will_do(tmp_path: Path) -> None:
     done = script(tmp_path / "runs", "--dry-run", QUICK_MODE="true")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout[: done.stdout.rindex("}") + 1])
-    assert (told["steps"], told["groups"], told["group_size"], told["held_out"]) == (4, 4, 8, 24)
+    config = json.loads(done.stdout[: done.stdout.rindex("}") + 1])
+    assert (config["steps"], config["groups"], config["group_size"], config["held_out"]) == (4, 4, 8, 24)

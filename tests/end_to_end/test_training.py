@@ -78,9 +78,9 @@ def test_a_run_leaves_all_it_promises(run: Path) -> None:
     assert "<svg" in page
     assert "http" not in page.replace("http-equiv", "")
     assert json.loads((run / "config.json").read_text())["steps"] == 4
-    told = (run / "terminal.txt").read_text()
-    assert "before and after" in told
-    assert "gain" in told
+    terminal = (run / "terminal.txt").read_text()
+    assert "before and after" in terminal
+    assert "gain" in terminal
 
 
 def test_every_trained_token_was_sampled_by_the_version_before_the_step(run: Path) -> None:
@@ -203,7 +203,7 @@ async def test_traces_of_another_policy_are_refused_though_their_ratios_average_
 
 
 @pytest.mark.parametrize(
-    ("change", "found"),
+    ("change", "error"),
     [
         ({"temperature": None}, "none named"),
         ({"temperature": 0.0}, r"found 0\.0"),
@@ -212,13 +212,13 @@ async def test_traces_of_another_policy_are_refused_though_their_ratios_average_
     ],
 )
 async def test_what_was_sampled_otherwise_is_not_trained_on(
-    run: Path, tmp_path: Path, change: dict[str, Any], found: str
+    run: Path, tmp_path: Path, change: dict[str, Any], error: str
 ) -> None:
     with TraceStore(run / "traces.db") as mine, TraceStore(tmp_path / "other.db") as other:
         for trace in mine.traces(phase="train"):
             calls = tuple(call.model_copy(update=change) for call in trace.model_calls)
             other.append(trace.model_copy(update={"model_calls": calls}))
-    with pytest.raises(BadInput, match=found):
+    with pytest.raises(BadInput, match=error):
         await learn_from(tmp_path / "other.db", tmp_path / "run", method="rl")
 
 
@@ -284,8 +284,8 @@ async def test_an_auto_trainer_ends_on_a_plateau(tmp_path: Path) -> None:
         name = "noise"
 
         def score(self, trace: Trace) -> Score:
-            told = [token for call in trace.calls for token in call.sampled_ids]
-            return Score(value=random.Random(str(told)).random())
+            tokens = [token for call in trace.calls for token in call.sampled_ids]
+            return Score(value=random.Random(str(tokens)).random())
 
     async with MultiTurnAgent(AgentConfig(max_new_tokens=12)) as agent:
         env = ConversationEnvironment(

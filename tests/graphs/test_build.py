@@ -48,11 +48,11 @@ async def test_the_guard_holds_what_no_tool_of_the_app_said() -> None:
     class Stubborn(Oracle):
         """Goes on with its plan though nothing of it reached the conversation."""
 
-        asked: int = 0
+        count: int = 0
 
         def _generate(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
-            shown = [*messages, *([self._said()] * self.asked)]
-            self.asked += 1
+            shown = [*messages, *([self._said()] * self.count)]
+            self.count += 1
             return super()._generate(shown, *args, **kwargs)
 
         def _said(self) -> Any:

@@ -98,11 +98,11 @@ async def test_a_rule_customer_goes_on_as_it_was_at_the_decision(
         update={"customer": development[0].customer.model_copy(update={"then": ("And one more thing.",)})}
     )  # fmt: skip
     episode = await play_forkable(scenario, Oracle(plan=scenario.plan), Sampling())
-    said = [m for m in episode.trace.messages if m["role"] == "user"]
-    assert "And one more thing." in {m["content"] for m in said}
+    spoken = [m for m in episode.trace.messages if m["role"] == "user"]
+    assert "And one more thing." in {m["content"] for m in spoken}
     for call in episode.decisions:
         fork = await episode.fork(call, Sampling())
-        assert [m for m in fork.messages if m["role"] == "user"] == said
+        assert [m for m in fork.messages if m["role"] == "user"] == spoken
     episode.close()
 
 
@@ -126,7 +126,7 @@ async def test_forks_of_a_served_policy_sample_only_what_comes_after(
 
 
 class Numbers(TypedDict):
-    said: Annotated[list[str], add]
+    spoken: Annotated[list[str], add]
 
 
 class Counting(BaseChatModel):
@@ -217,10 +217,10 @@ async def test_a_group_with_forks_has_as_many_episodes_and_closes_what_it_held(
     async def play(scenario: Scenario, sampling: Sampling) -> Trace:
         return await play_episode(scenario, policy, sampling)
 
-    async def held(scenario: Scenario, sampling: Sampling) -> Any:
+    async def play_one(scenario: Scenario, sampling: Sampling) -> Any:
         return await play_forkable(scenario, policy, sampling)
 
-    player = Player(play, held, config)
+    player = Player(play, play_one, config)
     plan = Plan(step=1, scenarios=(0, 1), group_size=6, temperature=1.0)
     groups = await player.play(plan, development, {}, "policy")
     for group in groups:
@@ -250,11 +250,11 @@ class Past:
 
 
 def test_forks_begin_where_the_other_episodes_were_least_sure() -> None:
-    one, other = Past(0.0, 0.1, 0.2, 0.1), Past(0.0, 0.3, 4.0, 0.0)
-    assert decisions([one, other], 2) == [(one, 2), (one, 2)]
-    assert decisions([one, other], 4) == [(one, 2), (other, 2)] * 2
-    assert decisions([one, other], 6) == [(one, 2), (other, 2), (one, 1)] * 2
-    assert all(call != 0 for _, call in decisions([one, other], 12))
+    first, other = Past(0.0, 0.1, 0.2, 0.1), Past(0.0, 0.3, 4.0, 0.0)
+    assert decisions([first, other], 2) == [(first, 2), (first, 2)]
+    assert decisions([first, other], 4) == [(first, 2), (other, 2)] * 2
+    assert decisions([first, other], 6) == [(first, 2), (other, 2), (first, 1)] * 2
+    assert all(call != 0 for _, call in decisions([first, other], 12))
     alone = Past(0.5)
     assert decisions([alone], 2) == [(alone, 0), (alone, 0)]
     assert decisions([Past()], 2) == []
@@ -283,13 +283,13 @@ def test_where_to_fork_does_not_depend_on_what_was_done_there() -> None:
                 )
                 values.append(luck[place])
             group = Graded(traces=traces, values=values, by_node={})
-            found = {
+            chosen = {
                 s.trajectory.trace_id: s
                 for s in samples(group, "trajectory", centred, {"default": ()})["default"]
             }
             for place, rare in enumerate(acts):
                 if luck[place]:
-                    total += found[str(place)].advantages[1] * ((1 - 0.2) if rare else -0.2)
+                    total += chosen[str(place)].advantages[1] * ((1 - 0.2) if rare else -0.2)
                     count += 1
         return total / count
 
@@ -307,14 +307,14 @@ def test_where_to_fork_does_not_depend_on_what_was_done_there() -> None:
 async def test_a_scenario_that_comes_twice_in_a_step_is_played_otherwise(
     development: list[Scenario],
 ) -> None:
-    asked: list[int] = []
+    seeds: list[int] = []
 
     async def play(scenario: Scenario, sampling: Sampling) -> Trace:
-        asked.append(sampling.seed)
+        seeds.append(sampling.seed)
         return Trace(scenario=scenario)
 
     player = Player(play, None, TrainConfig(group_size=4))
     await player.play(
         Plan(step=1, scenarios=(0, 1, 0), group_size=4, temperature=1.0), development, {}, "v"
     )
-    assert len(set(asked)) == 12
+    assert len(set(seeds)) == 12

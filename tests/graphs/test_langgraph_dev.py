@@ -46,9 +46,9 @@ def test_every_graph_is_served(tmp_path: Path) -> None:
             except (urllib.error.URLError, ConnectionError):
                 assert server.poll() is None, (tmp_path / "log").read_text()[-2000:]
                 time.sleep(0.25)
-        found = ask(f"{url}/assistants/search", {"limit": 50})
-        assert {row["graph_id"] for row in found} == {*DOMAINS, "orchestrator"}
-        service = next(row for row in found if row["graph_id"] == "service")
+        assistants = ask(f"{url}/assistants/search", {"limit": 50})
+        assert {row["graph_id"] for row in assistants} == {*DOMAINS, "orchestrator"}
+        service = next(row for row in assistants if row["graph_id"] == "service")
         drawn = ask(f"{url}/assistants/{service['assistant_id']}/graph")
         assert {"identity", "policy", "tools", "confirm"} <= {node["id"] for node in drawn["nodes"]}
     finally:

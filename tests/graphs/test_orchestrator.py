@@ -105,8 +105,8 @@ async def test_a_customer_is_not_passed_to_agents_that_act_for_others() -> None:
     refused = [m for m in end["messages"] if isinstance(m, ToolMessage)][-1]
     assert "no_such_tool" in refused.text
     assert shop.changes() == ()
-    held = Act(tool="hold_order", arguments={"order_id": order, "reason": "new device"})
-    talk = Talk(shop, transfer("risk"), held, Act(say="Held."), role="staff")
+    hold = Act(tool="hold_order", arguments={"order_id": order, "reason": "new device"})
+    talk = Talk(shop, transfer("risk"), hold, Act(say="Held."), role="staff")
     end = await talk.says(f"please look at {order}")
     assert end["tool_calls"][-1]["status"] == "done"
 

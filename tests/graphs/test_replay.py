@@ -55,10 +55,10 @@ def changed(trace: Trace, number: int, **update: Any) -> Trace:
 async def test_the_first_difference_is_named(development: list[Scenario]) -> None:
     scenario = next(s for s in development if s.intent == "cancel" and s.customer.approves)
     trace = await play_episode(scenario, Oracle(plan=scenario.plan), Sampling())
-    told = next(n for n, m in enumerate(trace.messages) if m["role"] == "tool")
-    _, differs = await replay(changed(trace, told, content='{"forged": true}'))
+    place = next(n for n, m in enumerate(trace.messages) if m["role"] == "tool")
+    _, differs = await replay(changed(trace, place, content='{"forged": true}'))
     assert differs is not None
-    assert differs.startswith(f"message {told}:")
+    assert differs.startswith(f"message {place}:")
     assert "forged" in differs
     _, differs = await replay(trace.model_copy(update={"changes": trace.changes[1:]}))
     assert differs is not None
@@ -90,7 +90,7 @@ async def test_the_command_line(engine: str, development: list[Scenario], tmp_pa
     place = str(tmp_path)
     assert "the same to the byte" in run("traces", "replay", place, trace.id[:10])
     other = json.dumps({"status": "delivered", "carrier": "UPS", "arrived": "9 March"})
-    told = run(
+    output = run(
         "traces",
         "replay",
         place,
@@ -100,7 +100,7 @@ async def test_the_command_line(engine: str, development: list[Scenario], tmp_pa
         "--base-url",
         engine,
     )
-    assert "9 March" in told
+    assert "9 March" in output
     assert "expected TOOL=RESULT" in run(
         "traces", "replay", place, trace.id[:10], "--set", "x", status=2
     )
@@ -149,10 +149,10 @@ async def test_the_command_line_replays_an_app(tmp_path: Path) -> None:
         (trace,) = store.traces()
     place, graph = str(tmp_path), "tests.graphs.test_replay:APP"
     assert "the same to the byte" in run("traces", "replay", place, trace.id[:10], "--graph", graph)
-    told = run(
+    output = run(
         "traces", "replay", place, trace.id[:10], "--graph", graph, "--set", 'stock={"left": 0}'
     )
-    assert "left" in told
+    assert "left" in output
 
 
 APP = react().graph

@@ -69,9 +69,9 @@ async def test_the_write_that_is_committed_is_the_one_that_was_confirmed(
     context = service.context(Oracle(plan=plan), service.over(shop), thread="t")
     config: Any = {"configurable": {"thread_id": "t"}, "recursion_limit": 40}
     state = await graph.ainvoke({"messages": [HumanMessage("hi")]}, config, context=context)
-    asked = state["__interrupt__"][0].value
-    assert asked["type"] == "confirmation"
-    assert Act(tool=asked["tool"], arguments=asked["arguments"]) in scenario.customer.approves
+    write = state["__interrupt__"][0].value
+    assert write["type"] == "confirmation"
+    assert Act(tool=write["tool"], arguments=write["arguments"]) in scenario.customer.approves
     assert shop.changes() == ()
     with pytest.raises(Exception, match="confirmed"):
         await graph.ainvoke(Command(resume={"yes": 1}), config, context=context)

@@ -33,8 +33,8 @@ class Says(BaseChatModel):
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
         assert isinstance(messages[0], SystemMessage)
         self.prompts.append(messages[0].text)
-        said = self.replies.pop(0)
-        message = said if isinstance(said, AIMessage) else AIMessage(said)
+        reply = self.replies.pop(0)
+        message = reply if isinstance(reply, AIMessage) else AIMessage(reply)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
 
@@ -97,15 +97,15 @@ async def test_what_is_held_back_is_not_streamed_either(stream: bool) -> None:
             chunks = await client.chat.completions.create(
                 model="service", messages=messages, stream=True
             )
-            said = "".join([c.choices[0].delta.content or "" async for c in chunks if c.choices])
+            reply = "".join([c.choices[0].delta.content or "" async for c in chunks if c.choices])
         else:
             whole = await client.chat.completions.create(model="service", messages=messages)
-            said = whole.choices[0].message.content or ""
-    assert said == "What is the order number?"
+            reply = whole.choices[0].message.content or ""
+    assert reply == "What is the order number?"
 
 
 @pytest.mark.parametrize(
-    ("said", "tools", "acted", "wrong"),
+    ("reply", "tools", "acted", "wrong"),
     [
         ("It arrives on 3 May with DHL.", ['{"arrives": "3 May", "carrier": "DHL"}'], False, []),
         ("I cannot cancel it, it is already shipped.", ['{"status": "shipped"}'], False, []),
@@ -125,6 +125,6 @@ async def test_what_is_held_back_is_not_streamed_either(stream: bool) -> None:
     ],
 )  # fmt: skip
 def test_what_counts_as_unsupported(
-    said: str, tools: list[str], acted: bool, wrong: list[str]
+    reply: str, tools: list[str], acted: bool, wrong: list[str]
 ) -> None:
-    assert unsupported(said, customer=["Where is W1234?"], tools=tools, acted=acted) == wrong
+    assert unsupported(reply, customer=["Where is W1234?"], tools=tools, acted=acted) == wrong

@@ -52,14 +52,14 @@ async def provider(answers: Callable[[list[dict[str, Any]]], str]) -> AsyncItera
 
 def honest(messages: list[dict[str, Any]]) -> str:
     """Answers from what the instructions say it knows, as a good model would."""
-    asked = messages[-1]["content"].lower()
+    question = messages[-1]["content"].lower()
     known = dict(part.split(": ") for part in messages[0]["content"].split("What you know: ")[1].split(". Answer")[0].split("; "))  # fmt: skip
-    told = [
+    answers = [
         f"{slot} is {value}"
         for slot, value in known.items()
-        if slot.replace("order id", "order number") in asked
+        if slot.replace("order id", "order number") in question
     ]
-    return ". ".join(told) if told and "?" in asked else LEAVES
+    return ". ".join(answers) if answers and "?" in question else LEAVES
 
 
 @pytest.mark.parametrize("kind", ["rules", "script", "model"])

@@ -43,20 +43,20 @@ async def test_a_synchronous_node_is_answered_as_any_other(
     policy = connect(engine, "policy").sampling(Sampling(version="policy", seed=5))
 
     def conversation() -> tuple[Any, Any, list[str]]:
-        said: list[BaseMessage] = [
+        messages: list[BaseMessage] = [
             SystemMessage(SERVICE_PROMPT),
             HumanMessage("Where is my order?"),
         ]
-        first = policy.invoke(said)
-        second = policy.invoke([*said, first, HumanMessage("It is W1.")])
+        first = policy.invoke(messages)
+        second = policy.invoke([*messages, first, HumanMessage("It is W1.")])
         streaming = policy.model_copy(update={"disable_streaming": False})
-        return first, second, [chunk.text for chunk in streaming.stream(said)]
+        return first, second, [chunk.text for chunk in streaming.stream(messages)]
 
     first, second, streamed = await asyncio.to_thread(conversation)
-    one, two = (fetch(message.response_metadata["id"]) for message in (first, second))
-    assert one is not None
+    first_tokens, two = (fetch(message.response_metadata["id"]) for message in (first, second))
+    assert first_tokens is not None
     assert two is not None
-    before = [*one.prompt_ids, *one.sampled_ids]
+    before = [*first_tokens.prompt_ids, *first_tokens.sampled_ids]
     assert list(two.prompt_ids[: len(before)]) == before
     sent = [body["kv_transfer_params"] for body in seen if "kv_transfer_params" in body]
     assert sent == [{"prompt_token_ids": list(two.prompt_ids)}]
@@ -115,11 +115,11 @@ async def test_synchronous_calls_end_with_the_process_and_wait_for_no_place() ->
     async with doubles(1) as (server,):
         never = asyncio.Event()
 
-        async def held(number: int, body: dict[str, Any]) -> None:
+        async def waits(number: int, body: dict[str, Any]) -> None:
             if number <= 2:
                 await never.wait()
 
-        server.act = held
+        server.act = waits
         servers = pool_at(server.url)
         servers.max_running = 2
         policy = connect(server.url, "policy")
@@ -148,7 +148,7 @@ async def test_two_loops_that_load_a_version_at_once_load_it_once(tmp_path: Path
         await Publisher(policy.pool).publish("run-v1", small_adapter(tmp_path / "one"))
         server.versions.clear()  # it was restarted
         loads = server.loads
-        asked = [asyncio.to_thread(policy.invoke, [HumanMessage("hi")]) for _ in range(3)]
-        asked += [policy.ainvoke([HumanMessage("hi")]) for _ in range(3)]
-        assert len(await asyncio.gather(*asked)) == 6
+        calls = [asyncio.to_thread(policy.invoke, [HumanMessage("hi")]) for _ in range(3)]
+        calls += [policy.ainvoke([HumanMessage("hi")]) for _ in range(3)]
+        assert len(await asyncio.gather(*calls)) == 6
         assert server.loads == loads + 1

@@ -38,8 +38,8 @@ async def test_the_same_seed_gives_the_same_episode(
 ) -> None:
     policy = connect(engine, "policy")
     sampling = Sampling(version="policy", seed=7)
-    one, two = [await play_episode(development[1], policy, sampling) for _ in range(2)]
-    assert [c.sampled_ids for c in one.model_calls] == [c.sampled_ids for c in two.model_calls]
+    first, two = [await play_episode(development[1], policy, sampling) for _ in range(2)]
+    assert [c.sampled_ids for c in first.model_calls] == [c.sampled_ids for c in two.model_calls]
 
 
 async def test_a_model_without_ids_gives_a_text_trace(development: list[Scenario]) -> None:
@@ -89,8 +89,8 @@ async def test_samples_of_a_fan_out_stay_apart(engine: str) -> None:
     assert len({call.namespace for call in trace.model_calls}) == 3
     assert len(trajectory(trace).rows) == 3
     tokenizer = AutoTokenizer.from_pretrained(SEED_POLICY)
-    asked = {tokenizer.decode(list(call.prompt_ids)) for call in trace.model_calls}
-    assert all(any(topic in text for text in asked) for topic in TOPICS)
+    prompts = {tokenizer.decode(list(call.prompt_ids)) for call in trace.model_calls}
+    assert all(any(topic in text for text in prompts) for topic in TOPICS)
 
 
 async def test_a_graph_of_ones_own_that_raises_is_a_failed_trace() -> None:

@@ -37,9 +37,9 @@ async def test_what_a_provider_refuses_is_typed(
     policy = ProviderPolicy(provider_model="openai/policy", base_url=engine)
     with pytest.raises(ContextFull):
         await policy.ainvoke([HumanMessage("a b " * 3000)])
-    away = ProviderPolicy(provider_model="openai/policy", base_url="http://127.0.0.1:9/v1")
+    unreachable = ProviderPolicy(provider_model="openai/policy", base_url="http://127.0.0.1:9/v1")
     with pytest.raises(PolicyUnreachable):
-        await away.ainvoke("hello")
+        await unreachable.ainvoke("hello")
 
 
 def test_a_providers_model_is_not_trained() -> None:

@@ -39,7 +39,7 @@ BODY: dict[str, Any] = {
 
 
 def pooled(made: list[Double]) -> ReplicaPool:
-    return ReplicaPool([one.url for one in made])
+    return ReplicaPool([double.url for double in made])
 
 
 async def test_an_answer_that_is_lost_is_asked_for_again_with_the_same_seed_and_marked() -> None:
@@ -49,7 +49,7 @@ async def test_an_answer_that_is_lost_is_asked_for_again_with_the_same_seed_and_
             Sampling(version="policy", seed=5)
         )
         message = await policy.ainvoke([HumanMessage("hi")])
-        assert [body["seed"] for body in server.asked] == [server.asked[0]["seed"]] * 2
+        assert [body["seed"] for body in server.requests] == [server.requests[0]["seed"]] * 2
         tokens = fetch(message.response_metadata["id"])
         assert tokens is not None
         # The tokens are those of the answer that came, and of no other.
@@ -65,7 +65,7 @@ async def test_without_patience_a_lost_answer_is_an_error_at_once() -> None:
         server.act = lost
         with pytest.raises(PolicyUnreachable, match="found none"):
             await connect(server.url, "policy").ainvoke([HumanMessage("hi")])
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
 
 
 async def test_a_server_that_dies_costs_only_its_own_calls_which_go_elsewhere() -> None:
@@ -109,10 +109,10 @@ async def test_a_server_that_forgot_a_version_meanwhile_is_told_again(tmp_path: 
         publisher = Publisher(servers)
         await publisher.publish("run-v1", small_adapter(tmp_path / "one"))
         server.versions.clear()  # it died and came back between two calls
-        found, _ = await servers.post(
+        body_back, _ = await servers.post(
             "/chat/completions", {**BODY, "model": "run-v1"}, retry_seconds=10
         )
-        assert found["model"] == "run-v1"
+        assert body_back["model"] == "run-v1"
 
 
 async def test_calls_wait_for_room_and_one_that_is_cancelled_leaves_its_place() -> None:
@@ -123,7 +123,7 @@ async def test_calls_wait_for_room_and_one_that_is_cancelled_leaves_its_place() 
         for call in calls[4:12]:
             call.cancel()
         done = await asyncio.gather(*calls, return_exceptions=True)
-        assert sum(isinstance(one, tuple) for one in done) == 16
+        assert sum(isinstance(result, tuple) for result in done) == 16
         assert server.most == 4
         assert servers.replicas[0].running == 0
 
@@ -134,7 +134,7 @@ async def test_a_conversation_stays_at_its_server_and_new_ones_go_where_least_is
         await asyncio.gather(
             *(servers.post("/chat/completions", BODY, session=f"c{n}") for n in range(10))
         )
-        counts = [len(one.asked) for one in made]
+        counts = [len(double.requests) for double in made]
         assert counts == [5, 5]
         where: dict[int, str] = {}
         for n in range(10):
@@ -147,8 +147,8 @@ async def test_a_server_that_asks_to_come_back_later_is_asked_later() -> None:
     async with doubles(1) as (server,):
 
         async def busy(number: int, body: dict[str, Any]) -> web.Response | None:
-            told = {"error": {"message": "too many"}}
-            return web.json_response(told, status=429) if number < 3 else None
+            error = {"error": {"message": "too many"}}
+            return web.json_response(error, status=429) if number < 3 else None
 
         server.act = busy
         servers = pooled([server])
@@ -166,7 +166,7 @@ async def test_a_call_that_breaks_a_living_server_each_time_is_not_sent_for_ever
         server.act = broken
         with pytest.raises(PolicyUnreachable, match="500: kernel"):
             await pooled([server]).post("/chat/completions", BODY, retry_seconds=60)
-        assert len(server.asked) == pool.MAX_CRASHES
+        assert len(server.requests) == pool.MAX_CRASHES
 
 
 async def test_a_server_that_stops_answering_is_left_for_another(
@@ -208,16 +208,16 @@ async def test_a_stream_that_broke_off_is_not_asked_for_again_and_one_that_never
         server.act = broken
         policy = connect(server.url, "policy", retry_seconds=10)
         policy = policy.model_copy(update={"disable_streaming": False})
-        said = list[str]()
+        pieces = list[str]()
 
         async def read() -> None:
             async for chunk in policy.astream([HumanMessage("hi")]):
-                said.append(chunk.text)
+                pieces.append(chunk.text)
 
         with pytest.raises(PolicyUnreachable, match="broke off"):
             await read()
-        assert "".join(said) == "hel"
-        assert len(server.asked) == 2
+        assert "".join(pieces) == "hel"
+        assert len(server.requests) == 2
 
 
 async def test_an_episode_whose_servers_are_gone_is_failed_and_never_a_score(
@@ -247,15 +247,15 @@ async def test_versions_stay_while_an_episode_reads_them(tmp_path: Path) -> None
             if number == 1:
                 pin = servers.pin(["run-v1"])
                 pin.__enter__()
-        for one in made:
-            assert list(one.versions) == ["run-v1", "run-v2", "run-v3"]
+        for double in made:
+            assert list(double.versions) == ["run-v1", "run-v2", "run-v3"]
         pin.__exit__(None, None, None)
         await publisher.publish("run-v4", small_adapter(tmp_path / "4"))
         await publisher.publish("other-v9", small_adapter(tmp_path / "9"))
-        for one in made:
-            assert list(one.versions) == ["run-v3", "run-v4", "other-v9"]
+        for double in made:
+            assert list(double.versions) == ["run-v3", "run-v4", "other-v9"]
         await publisher.retire("other-v9")
-        assert all(list(one.versions) == ["run-v3", "run-v4"] for one in made)
+        assert all(list(double.versions) == ["run-v3", "run-v4"] for double in made)
 
 
 async def test_a_version_is_published_where_a_server_is_away_and_told_when_it_is_back(
@@ -279,7 +279,7 @@ async def test_a_version_is_published_where_a_server_is_away_and_told_when_it_is
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "error"),
     [
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "found none"),
         (lambda folder: cut(folder / "adapter_model.safetensors"), "to be whole"),
@@ -287,12 +287,12 @@ async def test_a_version_is_published_where_a_server_is_away_and_told_when_it_is
         (lambda folder: (folder / "adapter_config.json").write_text("{"), "Expected JSON"),
     ],
 )
-async def test_a_half_written_adapter_is_named(harm: Any, told: str, tmp_path: Path) -> None:
+async def test_a_half_written_adapter_is_named(harm: Any, error: str, tmp_path: Path) -> None:
     folder = small_adapter(tmp_path / "adapter")
     check_adapter(folder)
     harm(folder)
     async with doubles(1) as (server,):
-        with pytest.raises(BadInput, match=told):
+        with pytest.raises(BadInput, match=error):
             await Publisher(pooled([server])).publish("run-v1", folder)
         assert not server.versions
 
@@ -318,15 +318,15 @@ async def test_a_later_call_is_sent_as_the_ids_of_the_one_before_it_and_what_was
         Sampling(version="policy", temperature=0.0, max_tokens=60)
     )
     model = policy.bind_tools([tool.schema() for tool in SERVICE_TOOLS])
-    asked: list[BaseMessage] = [
+    messages: list[BaseMessage] = [
         SystemMessage(SERVICE_PROMPT),
         HumanMessage("Where is my order? My order is W39841. My zip is 62169."),
     ]
-    first = await model.ainvoke(asked)
+    first = await model.ainvoke(messages)
     tokens = fetch(first.response_metadata["id"])
     assert tokens is not None
     done = ToolMessage("{}", tool_call_id=first.tool_calls[0]["id"])
-    later = await model.ainvoke([*asked, first, done])
+    later = await model.ainvoke([*messages, first, done])
     more = fetch(later.response_metadata["id"])
     assert more is not None
     before = (*tokens.prompt_ids, *tokens.sampled_ids)
@@ -337,7 +337,7 @@ async def test_a_later_call_is_sent_as_the_ids_of_the_one_before_it_and_what_was
     # An app that edits what was said gets what it sent, and nothing that was sampled once.
     seen.clear()
     edited = AIMessage("Hello.", response_metadata=first.response_metadata)
-    await model.ainvoke([*asked, edited, HumanMessage("Well?")])
+    await model.ainvoke([*messages, edited, HumanMessage("Well?")])
     assert [path for path, _ in seen] == ["/chat/completions"]
     assert "kv_transfer_params" not in seen[0][1]
 
@@ -368,7 +368,7 @@ def test_what_was_sampled_goes_back_as_it_was_however_it_would_be_written() -> N
 
 
 def test_an_answer_is_gone_on_from_only_in_its_place_and_where_it_was_whole() -> None:
-    said = {"role": "assistant", "content": "x"}
+    turn = {"role": "assistant", "content": "x"}
     user, note = {"role": "user", "content": "?"}, {"role": "assistant", "content": "note"}
     message = AIMessage("x", response_metadata={"id": "r1"})
     conversation: list[BaseMessage] = [HumanMessage("?"), message, HumanMessage("?")]
@@ -380,12 +380,12 @@ def test_an_answer_is_gone_on_from_only_in_its_place_and_where_it_was_whole() ->
             response_id="r1", version="policy", prompt_ids=(1, 9, 2), sampled_ids=(5, 9),
             logprobs=(0.0, 0.0), finish_reason=finish,
         )  # fmt: skip
-        sequence_extension.remember(completion, said, stop_reason, call)
-        return sequence_extension.extensible(conversation, {"messages": [user, said, user]})
+        sequence_extension.remember(completion, turn, stop_reason, call)
+        return sequence_extension.extensible(conversation, {"messages": [user, turn, user]})
 
     assert kept() is not None
     assert (
-        sequence_extension.extensible(conversation, {"messages": [user, note, said, user]}) is None
+        sequence_extension.extensible(conversation, {"messages": [user, note, turn, user]}) is None
     )
     # Cut off after a whole tool call, or ended by a word: the last token ends no turn.
     assert kept("tool_calls", max_tokens=2) is None
@@ -405,7 +405,7 @@ def changed(change: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "error"),
     [
         (lambda made, choice, body: made.pop("prompt_token_ids"), "return_token_ids"),
         (lambda made, choice, body: choice.update(token_ids=None), "return_token_ids"),
@@ -417,12 +417,12 @@ def changed(change: Any) -> Any:
     ],
 )
 async def test_a_server_that_does_not_say_what_it_sampled_is_refused(
-    change: Any, told: str
+    change: Any, error: str
 ) -> None:
     async with doubles(1) as (server,):
         await probe(pooled([server]), adapters=True)
         server.act = changed(change)
-        with pytest.raises(NotExact, match=told):
+        with pytest.raises(NotExact, match=error):
             await probe(pooled([server]))
 
 
@@ -455,8 +455,8 @@ async def test_one_that_hiccups_while_another_is_dead_is_asked_again() -> None:
         await made[1].stop()
 
         async def hiccup(number: int, body: dict[str, Any]) -> web.Response | None:
-            told = {"error": {"message": "once"}}
-            return web.json_response(told, status=500) if number == 1 else None
+            error = {"error": {"message": "once"}}
+            return web.json_response(error, status=500) if number == 1 else None
 
         made[0].act = hiccup
         _, sent = await asyncio.wait_for(
@@ -473,7 +473,7 @@ async def test_who_waits_for_room_at_a_server_that_dies_is_told() -> None:
         await asyncio.sleep(0.2)
         await server.stop()
         done = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 40)
-        assert {type(one) for one in done} == {PolicyUnreachable}
+        assert {type(result) for result in done} == {PolicyUnreachable}
         await server.start()
 
 
