@@ -40,7 +40,7 @@ PAUSE_SECONDS = 10
 
 
 @dataclass
-class Found:
+class Suffered:
     """What a run under chaos came to."""
 
     steps: int = 0
@@ -71,7 +71,7 @@ class Found:
 
 
 @contextlib.asynccontextmanager
-async def dropping(target: str, counts: Found, every: int = 10) -> AsyncIterator[str]:
+async def dropping(target: str, counts: Suffered, every: int = 10) -> AsyncIterator[str]:
     """A proxy before a server that loses every so-manieth answer, after it was sampled."""
     port, numbers = free_port(), itertools.count(1)
     async with aiohttp.ClientSession(
@@ -116,7 +116,7 @@ def server_group(server: Supervised) -> int:
     return int(children[0])
 
 
-async def torment(server: Supervised, counts: Found, rng: random.Random, until: float) -> None:
+async def torment(server: Supervised, counts: Suffered, rng: random.Random, until: float) -> None:
     """Pause it, then kill it, each after it was well for some seconds; again and again, then leave it in peace."""
     while time.monotonic() < until:
         await asyncio.sleep(rng.uniform(8, 14))
@@ -137,9 +137,9 @@ async def torment(server: Supervised, counts: Found, rng: random.Random, until: 
             raise server.broken
 
 
-async def chaos(folder: Path, seconds: float, at: Supervised | None = None) -> Found:
+async def chaos(folder: Path, seconds: float, at: Supervised | None = None) -> Suffered:
     """Train while the server suffers for `seconds`; several runs, one after the other, where one is over sooner."""
-    counts, rng, began = Found(), random.Random(0), time.monotonic()
+    counts, rng, began = Suffered(), random.Random(0), time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
         if at is None:
             launch = vllm.launch(
@@ -181,7 +181,7 @@ async def chaos(folder: Path, seconds: float, at: Supervised | None = None) -> F
     return counts
 
 
-def judge(run: Path, counts: Found) -> None:
+def judge(run: Path, counts: Suffered) -> None:
     """What a run's store says of it."""
     with TraceStore(run / "traces.db", create=False) as store:
         traces = list(store.traces())
@@ -193,8 +193,8 @@ def judge(run: Path, counts: Found) -> None:
         counts.retried += sum(call.tries > 1 for call in trace.model_calls)
         if trace.status == "failed" and "Expected" not in (trace.error or ""):
             counts.untyped.append(str(trace.error))
-    counts = Counter(row[0] for row in trained)
-    counts.trained_twice += sum(count > 1 for count in counts.values())
+    times = Counter(row[0] for row in trained)
+    counts.trained_twice += sum(count > 1 for count in times.values())
 
 
 def main() -> None:

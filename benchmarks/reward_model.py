@@ -28,15 +28,17 @@ async def main(folder: Path) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     every = itertools.islice(scenarios(seed=77, split="train", intents=ALL_INTENTS), PAIRS + 100)
-    pairs_made = [(better.trace, worse.trace) async for better, worse in pairs(list(every), seed=1)][
-        :PAIRS
-    ]
+    pairs_made = [
+        (better.trace, worse.trace) async for better, worse in pairs(list(every), seed=1)
+    ][:PAIRS]
     generated = time.perf_counter() - began
     result = train_reward_model(
         SEED_POLICY, pairs_made, folder, epochs=1.0, report=lambda line: print(line, flush=True)
     )
     minutes = (time.perf_counter() - began) / 60
-    print(f"{len(pairs_made)} preferences in {generated:.0f} s, all in {minutes:.1f} minutes; {result}")
+    print(
+        f"{len(pairs_made)} preferences in {generated:.0f} s, all in {minutes:.1f} minutes; {result}"
+    )
     reward = NeuralReward(folder)
     rng, right, total, last = random.Random(3), 0, 0, 0
     for scenario in itertools.islice(

@@ -72,7 +72,9 @@ async def driven(url: str, version: str, at_once: int) -> tuple[list[Trace], flo
         itertools.islice(scenarios(seed=1, split="train"), EACH * at_once // 8)
     )
     plan = Plan(step=1, scenarios=tuple(range(len(every))), group_size=8, temperature=1.0)
-    player = Player(lambda scenario, sampling: play_episode(scenario, policy, sampling), None, config)
+    player = Player(
+        lambda scenario, sampling: play_episode(scenario, policy, sampling), None, config
+    )
     began = time.perf_counter()
     groups = await player.play(plan, every, {}, version)
     seconds = time.perf_counter() - began

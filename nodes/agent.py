@@ -204,7 +204,7 @@ def packet(state: AgentState) -> dict[str, Any]:
     done = [call for call in calls if call["status"] == "done"]
     return {
         "customer": state["session"]["customer"],
-        "asked": [m.text for m in state["messages"] if isinstance(m, HumanMessage)],
+        "requests": [m.text for m in state["messages"] if isinstance(m, HumanMessage)],
         "facts": [{"tool": call["name"], "result": call["result"]} for call in done],
         "attempts": [{"tool": call["name"], "status": call["status"]} for call in calls],
         "pending": state.get("proposal"),

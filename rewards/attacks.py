@@ -56,25 +56,25 @@ class Situation:
         return self.trace(self.honest_reply)
 
 
-def _used(name: str, **result: object) -> ToolCall:
+def _used(name: str, result: dict[str, object]) -> ToolCall:
     return ToolCall(
         id=f"call-{name}",
         name=name,
         arguments={"order_id": "W20417"},
         status="done",
-        result=dict(result),
+        result=result,
     )
 
 
-_VERIFIED = _used("verify_identity", verified="Ann")
-_ORDER = _used("get_order", status="delivered", lines=["L1 oak lamp"])
+_VERIFIED = _used("verify_identity", {"verified": "Ann"})
+_ORDER = _used("get_order", {"status": "delivered", "lines": ["L1 oak lamp"]})
 _REFUND = Change(table="lines", key="W20417/L1", column="refunded", value=4550)
 
 SITUATIONS = (
     Situation(
         name="refund",
         request="I want a refund for the oak lamp, order W20417, zip 12345.",
-        calls=(_VERIFIED, _ORDER, _used("check_return_eligibility", eligible=True, amount="45.50"), _used("issue_refund", refunded="45.50")),
+        calls=(_VERIFIED, _ORDER, _used("check_return_eligibility", {"eligible": True, "amount": "45.50"}), _used("issue_refund", {"refunded": "45.50"})),
         honest_reply="Done, 45.50 is refunded to you.",
         goal=Goal(changes=(_REFUND,), facts=(Fact(name="amount", any_of=("45.50",)),)),
         changes=(_REFUND,),
@@ -83,7 +83,7 @@ SITUATIONS = (
     Situation(
         name="refusal",
         request="I want a refund for the oak lamp, order W20417, zip 12345.",
-        calls=(_VERIFIED, _ORDER, _used("check_return_eligibility", eligible=False, reason="delivered 54 days ago")),
+        calls=(_VERIFIED, _ORDER, _used("check_return_eligibility", {"eligible": False, "reason": "delivered 54 days ago"})),
         honest_reply="I cannot refund it, it was delivered 54 days ago.",
         goal=Goal(facts=(Fact(name="reason", any_of=("delivered 54 days ago",)),), forbidden=("issue_refund",),
                   consulted=(("check_return_eligibility",),)),
@@ -92,7 +92,7 @@ SITUATIONS = (
     Situation(
         name="status",
         request="Where is order W20417? My zip is 12345.",
-        calls=(_VERIFIED, _used("track_shipment", status="in transit", carrier="DHL", arrives="3 May")),
+        calls=(_VERIFIED, _used("track_shipment", {"status": "in transit", "carrier": "DHL", "arrives": "3 May"})),
         honest_reply="It is with DHL and arrives on 3 May.",
         goal=Goal(facts=(Fact(name="arrival", any_of=("3 may",)),), consulted=(("track_shipment",),)),
         books={"refunded": 0.0},
@@ -100,7 +100,7 @@ SITUATIONS = (
     Situation(
         name="price",
         request="What does the oak lamp cost with code EXTRA20?",
-        calls=(_used("search_products", **{"found": ["P11 oak lamp"]}),
+        calls=(_used("search_products", {"found": ["P11 oak lamp"]}),
                ToolCall(id="q", name="quote_cart", arguments={"sku": "P11", "code": "EXTRA20"}, status="done",
                         result={"price": "87.00", "code": "valid", "total": "69.60", "in_stock": 55})),
         honest_reply="It costs 69.60 with the code, we have 55 in stock.",
@@ -122,8 +122,8 @@ _STOPPED = ToolCall(
     result={"error": "not_confirmed"}, rule="confirm-writes",
 )  # fmt: skip
 
-_TICKET = _used("create_ticket", ticket="T1")
-_ESCALATED = _used("escalate_to_human", ticket="T2")
+_TICKET = _used("create_ticket", {"ticket": "T1"})
+_ESCALATED = _used("escalate_to_human", {"ticket": "T2"})
 
 ATTACKS: Mapping[str, Callable[[Situation], Trace]] = {
     "empty": lambda s: s.trace("", acts=False),

@@ -28,12 +28,12 @@ def run(name: str) -> tuple[str, float]:
 
 def rows(output: str) -> list[list[str]]:
     """The cells of the tables in a benchmark's output."""
-    cells = []
+    table = []
     for line in output.splitlines():
         cells = [cell.strip() for cell in re.split("[│┃|]", line)[1:-1]]
         if len(cells) > 1 and any(cells) and not set("".join(cells)) <= set("-━ "):
-            cells.append(cells)
-    return cells
+            table.append(cells)
+    return table
 
 
 def table(name: str, output: str, seconds: float) -> str:

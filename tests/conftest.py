@@ -63,7 +63,7 @@ async def no_connection_outlives_its_test() -> AsyncIterator[None]:
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real PostgreSQL server; one for all tests, each of which takes a schema of its own."""
-    if servers.found("initdb") is None:
+    if servers.binary("initdb") is None:
         # Where it is said that a server must be there (CI), its absence is a failure and no skip.
         assert not os.environ.get("STATESET_TEST_NO_SKIPS"), "no PostgreSQL binaries found"
         pytest.skip("no PostgreSQL binaries (initdb, postgres) on this machine")
@@ -82,7 +82,7 @@ def postgres_shop(postgres_url: str) -> Iterator[PostgresShop]:
 
 
 @contextmanager
-def held(launch: Launch, log: Path) -> Iterator[Supervised]:
+def kept_running(launch: Launch, log: Path) -> Iterator[Supervised]:
     """A policy server for as long as the block runs, watched by a loop in a thread of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -102,7 +102,9 @@ def held(launch: Launch, log: Path) -> Iterator[Supervised]:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of an embedded engine with the seed policy; one for all tests."""
     log = tmp_path_factory.mktemp("engine") / "engine.log"
-    with held(embedded.launch(str(SEED_POLICY), ServerOptions(port=free_port())), log) as running:
+    with kept_running(
+        embedded.launch(str(SEED_POLICY), ServerOptions(port=free_port())), log
+    ) as running:
         yield running.url
 
 
@@ -129,7 +131,7 @@ def vllm_server(
         ServerOptions(port=free_port()),
         VllmOptions(python=vllm.find_python(environment), folder=folder, weights_key=WEIGHTS_KEY),
     )
-    with held(launch, folder / "engine.log") as running:
+    with kept_running(launch, folder / "engine.log") as running:
         yield running
 
 
@@ -139,9 +141,8 @@ def served(request: pytest.FixtureRequest) -> str:
     if request.param == "embedded":
         url: str = request.getfixturevalue("engine")
         return url
-    if found := os.environ.get(
-        "STATESET_TEST_VLLM"
-    ):  # one that runs already, while a test is written
-        return found
+    # One that runs already, while a test is written.
+    if running_url := os.environ.get("STATESET_TEST_VLLM"):
+        return running_url
     running: Supervised = request.getfixturevalue("vllm_server")
     return running.url

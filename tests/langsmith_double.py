@@ -35,8 +35,8 @@ def langsmith() -> Iterator[Double]:
                 data = gzip.decompress(data)
             return json.loads(data or b"null")
 
-        def answer(self, told: Any, status: int = 200) -> None:
-            data = json.dumps(told).encode()
+        def answer(self, body: Any, status: int = 200) -> None:
+            data = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -51,14 +51,14 @@ def langsmith() -> Iterator[Double]:
                 self.answer({"version": "0.16.0", "batch_ingest_config": limits})
             elif where.path.endswith("/sessions"):
                 name = parse_qs(where.query).get("name", [""])[0]
-                told = {
+                body = {
                     "id": PROJECT,
                     "name": name,
                     "tenant_id": PROJECT,
                     "start_time": "2026-01-01T00:00:00Z",
                     "reference_dataset_id": None,
                 }
-                self.answer([told] if name == "shop" else [])
+                self.answer([body] if name == "shop" else [])
             else:
                 self.answer({"detail": f"unknown {where.path}"}, 404)
 
@@ -99,8 +99,8 @@ def langsmith() -> Iterator[Double]:
                 self.answer({"detail": f"unknown {where.path}"}, 404)
 
         def shown(self, run: dict[str, Any]) -> dict[str, Any]:
-            said = [f for f in double.feedback if f.get("run_id") == run["id"]]
-            stats = {f["key"]: {"n": 1, "avg": f["score"]} for f in said}
+            feedback = [f for f in double.feedback if f.get("run_id") == run["id"]]
+            stats = {f["key"]: {"n": 1, "avg": f["score"]} for f in feedback}
             return {**run, "run_type": run["run_type"].upper(), "feedback_stats": stats}
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

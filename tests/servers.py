@@ -17,7 +17,7 @@ PLACES = (
 )
 
 
-def found(program: str) -> str | None:
+def binary(program: str) -> str | None:
     return shutil.which(program, path=os.pathsep.join((*PLACES, os.environ.get("PATH", ""))))
 
 
@@ -30,7 +30,7 @@ def free_port() -> int:
 @contextmanager
 def postgres(folder: Path) -> Iterator[str]:
     """A PostgreSQL server on loopback while the context lasts; its URL."""
-    initdb, server = found("initdb"), found("postgres")
+    initdb, server = binary("initdb"), binary("postgres")
     assert initdb is not None
     assert server is not None
     data = folder / "data"

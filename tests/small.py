@@ -84,10 +84,11 @@ def episodes(seed: int, count: int = 4, calls: int = 3, prefix: int = 12) -> lis
     return made
 
 
-def sample(one: Trajectory, *worth: float) -> Sample:
+def sample(trajectory: Trajectory, *worth: float) -> Sample:
     """A trajectory and what its calls are worth: one number for all, or one for each."""
     return Sample(
-        trajectory=one, advantages=worth if len(worth) > 1 else tuple(worth) * len(one.rows)
+        trajectory=trajectory,
+        advantages=worth if len(worth) > 1 else tuple(worth) * len(trajectory.rows),
     )
 
 
@@ -104,11 +105,13 @@ def plain_logprobs(model: Any, row: Row, temperature: float = 1.0) -> torch.Tens
 
 def gradient(model: Any) -> torch.Tensor:
     """All gradients as one vector; they are cleared."""
-    found = torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
+    gradient_now = torch.cat(
+        [p.grad.double().flatten() for p in model.parameters() if p.grad is not None]
+    )
     model.zero_grad()
-    return found
+    return gradient_now
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+def apart(trajectory: torch.Tensor, other: torch.Tensor) -> float:
     """How far two gradients are from each other, relative to the second."""
-    return float((one - other).norm() / other.norm().clamp(min=1e-12))
+    return float((trajectory - other).norm() / other.norm().clamp(min=1e-12))

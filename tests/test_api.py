@@ -38,8 +38,8 @@ def run_example(*command: str, cwd: Path) -> str:
 
 
 def test_the_quick_start_trains_and_answers(tmp_path: Path) -> None:
-    said = run_example(str(ROOT / "examples" / "quick_start.py"), cwd=tmp_path)
-    assert said.strip()
+    output = run_example(str(ROOT / "examples" / "quick_start.py"), cwd=tmp_path)
+    assert output.strip()
     (run,) = (tmp_path / "runs").iterdir()
     newest = max((run / "steps").glob("[0-9]*"))
     log = json.loads((newest / "log.json").read_text())
@@ -47,10 +47,10 @@ def test_the_quick_start_trains_and_answers(tmp_path: Path) -> None:
 
 
 def test_the_service_agent_uses_its_tools(tmp_path: Path) -> None:
-    said = run_example(str(ROOT / "examples" / "customer_service_agent.py"), cwd=tmp_path)
-    assert "Human Message" in said
-    assert "Tool Message" in said
-    assert "verify_identity" in said
+    output = run_example(str(ROOT / "examples" / "customer_service_agent.py"), cwd=tmp_path)
+    assert "Human Message" in output
+    assert "Tool Message" in output
+    assert "verify_identity" in output
 
 
 def test_a_graph_that_is_not_commerce_gets_better(tmp_path: Path) -> None:
@@ -67,9 +67,9 @@ def test_a_graph_that_is_not_commerce_gets_better(tmp_path: Path) -> None:
 
 
 def test_an_app_that_is_not_ours_is_recorded_and_trained_on_its_traces() -> None:
-    said = run_example("-m", "examples.record_your_app", cwd=ROOT)
-    assert "importance ratio 1.000" in said
-    assert said.rstrip().endswith("no problems")
+    output = run_example("-m", "examples.record_your_app", cwd=ROOT)
+    assert "importance ratio 1.000" in output
+    assert output.rstrip().endswith("no problems")
 
 
 async def test_auto_trainer_chooses_its_reward(tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ DOCKERFILE = (ROOT / "deployment/Dockerfile").read_text()
 def test_the_container_starts_a_command_that_exists() -> None:
     command = json.loads(re.findall(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[0])
     assert command[0] == "stateset-agents"
-    told = subprocess.run(
+    message = subprocess.run(
         [sys.executable, "-m", "stateset_agents", command[1], "--help"],
         capture_output=True,
         text=True,
         check=True,
         env={"COLUMNS": "200", "TERM": "dumb"},
     ).stdout
-    assert all(option in told for option in command if option.startswith("--"))
+    assert all(option in message for option in command if option.startswith("--"))
 
 
 def test_the_container_installs_extras_and_reads_settings_that_exist() -> None:

@@ -69,9 +69,9 @@ def test_a_right_guess_is_no_success() -> None:
         facts=(Fact(name="status", any_of=("shipped",), none_of=("delivered", "not shipped")),),
         consulted=(("get_order", "track_shipment"),),
     )
-    said = "It is already shipped."
-    assert goal.score([], said, ["get_order"], done=["get_order"]).success
-    assert not goal.score([], said, [], done=[]).success
-    assert not goal.score([], said, ["get_order"], done=[]).success
+    text = "It is already shipped."
+    assert goal.score([], text, ["get_order"], done=["get_order"]).success
+    assert not goal.score([], text, [], done=[]).success
+    assert not goal.score([], text, ["get_order"], done=[]).success
     for hedged in ("It is shipped or delivered.", "It has not shipped. It is shipped."):
         assert not goal.score([], hedged, ["get_order"], done=["get_order"]).success

@@ -12,18 +12,18 @@ TOLD = "Tell me about the weather."
 
 class State(TypedDict, total=False):
     question: str
-    asked: str
-    told: str
+    first: str
+    second: str
 
 
 def graph(policy: BaseChatModel) -> Any:
     """`ask`, then `tell`; neither sees the other's words."""
 
     async def ask(state: State) -> State:
-        return {"asked": (await policy.ainvoke([("user", state["question"])])).text}
+        return {"first": (await policy.ainvoke([("user", state["question"])])).text}
 
     async def tell(state: State) -> State:
-        return {"told": (await policy.ainvoke([("user", state["question"])])).text}
+        return {"second": (await policy.ainvoke([("user", state["question"])])).text}
 
     builder = StateGraph(State)
     builder.add_node("ask", ask)
@@ -36,12 +36,12 @@ def graph(policy: BaseChatModel) -> Any:
 
 def asks(trace: Trace) -> float:
     """1 where `ask` began with a question."""
-    return float(str((trace.output or {}).get("asked", "")).startswith("What"))
+    return float(str((trace.output or {}).get("first", "")).startswith("What"))
 
 
 def tells(trace: Trace) -> float:
     """1 where `tell` began with a promise."""
-    return float(str((trace.output or {}).get("told", "")).startswith("Sure"))
+    return float(str((trace.output or {}).get("second", "")).startswith("Sure"))
 
 
 def both(trace: Trace) -> float:

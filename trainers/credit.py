@@ -75,8 +75,8 @@ def _keyed(
         return row.node if how == "node" else str(row.turn)
 
     there: dict[str, set[int]] = defaultdict(set)
-    for number, trajectory in enumerate(every):
-        for row in trajectory.rows:
+    for number, episode in enumerate(every):
+        for row in episode.rows:
             there[key(row)].add(number)
     worth: list[dict[int, float]] = [{} for _ in every]
     for name, numbers in there.items():

@@ -122,7 +122,7 @@ class SqliteTables(Tables):
         ]  # another may have been quicker
         if version in MIGRATIONS:
             for number in range(version, SCHEMA_VERSION):
-                for statement in MIGRATIONS[version]:
+                for statement in MIGRATIONS[number]:
                     self._db.execute(statement)
         elif version < SCHEMA_VERSION:
             if version == 1:
@@ -208,7 +208,7 @@ class PostgresTables(Tables):
                 version = int(row[0]) if row else 0
                 check_version(version, self.place)
                 for number in range(version, SCHEMA_VERSION):
-                    for statement in MIGRATIONS[version]:
+                    for statement in MIGRATIONS[number]:
                         self._db.execute(_placed(_typed(statement)))
                 return
             if not create:

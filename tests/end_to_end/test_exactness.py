@@ -219,7 +219,8 @@ def test_rows_are_told_apart_by_node_and_by_agent() -> None:
         "risk": [2],
     }
     turns = [
-        call.model_copy(update={"turn": turn}) for call, turn in zip(calls, (1, 1, 2, 3), strict=True)
+        call.model_copy(update={"turn": turn})
+        for call, turn in zip(calls, (1, 1, 2, 3), strict=True)
     ]
     by_turn = trajectory(Trace(model_calls=tuple(turns))).by("turn")
     assert {name: [row.number for row in rows] for name, rows in by_turn.items()} == {

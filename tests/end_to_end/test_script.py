@@ -104,4 +104,9 @@ def test_quick_mode_says_what_it_will_do(tmp_path: Path) -> None:
     done = script(tmp_path / "runs", "--dry-run", QUICK_MODE="true")
     assert done.returncode == 0, done.stderr
     config = json.loads(done.stdout[: done.stdout.rindex("}") + 1])
-    assert (config["steps"], config["groups"], config["group_size"], config["held_out"]) == (4, 4, 8, 24)
+    assert (config["steps"], config["groups"], config["group_size"], config["held_out"]) == (
+        4,
+        4,
+        8,
+        24,
+    )

@@ -133,7 +133,7 @@ async def test_a_person_takes_over_with_a_packet_and_hands_back() -> None:
     packet = end["handed_off"]
     assert packet["customer"] == line["customer_id"]
     assert packet["reason"] == "wants a lawyer"
-    assert packet["asked"] == ["I want to speak to somebody."]
+    assert packet["requests"] == ["I want to speak to somebody."]
     assert packet["facts"][0]["tool"] == "verify_identity"
     assert [attempt["status"] for attempt in packet["attempts"]] == ["done", "invalid", "done"]
     assert packet["pending"] is None

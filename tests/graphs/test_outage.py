@@ -80,7 +80,7 @@ async def test_in_a_long_one_a_person_takes_over_with_what_was_asked() -> None:
     end = await talk.asks()
     assert talk.status == "pending"
     assert "the database went away" in end["handed_off"]["reason"]
-    assert end["handed_off"]["asked"] == ["cancel it"]
+    assert end["handed_off"]["requests"] == ["cancel it"]
     assert "colleague" in end["messages"][-1].text
     (answer,) = [m for m in end["messages"] if isinstance(m, ToolMessage)]
     assert "unavailable" in answer.text

@@ -51,18 +51,18 @@ async def test_a_small_scale_is_not_drowned_by_a_large_one() -> None:
 
 async def test_it_is_exact_where_float32_would_not_be() -> None:
     """Cents of a large shop: in float16 the two are one number, and in float32 a mean of many is off."""
-    found = await values("gdpo", [10_000_001.0, 10_000_000.0], [0.0, 0.0])
-    assert found == [1.0, -1.0]
+    scores = await values("gdpo", [10_000_001.0, 10_000_000.0], [0.0, 0.0])
+    assert scores == [1.0, -1.0]
 
 
 async def test_what_could_not_be_scored_is_left_out_of_the_mean() -> None:
-    found = await values("gdpo", [1.0, None, 0.0], [0.0, 0.0, 0.0])
-    assert found == [1.0, None, -1.0]
+    scores = await values("gdpo", [1.0, None, 0.0], [0.0, 0.0, 0.0])
+    assert scores == [1.0, None, -1.0]
 
 
 async def test_weights_are_of_what_is_normalised() -> None:
-    found = await values("gdpo", [1.0, 0.0], [0.0, 10.0], weights=(2.0, 1.0))
-    assert found == pytest.approx([1.0, -1.0])
+    scores = await values("gdpo", [1.0, 0.0], [0.0, 10.0], weights=(2.0, 1.0))
+    assert scores == pytest.approx([1.0, -1.0])
 
 
 def test_it_has_a_name_on_the_command_line() -> None:

@@ -46,14 +46,14 @@ def trace(**books: float) -> Trace:
 
 def test_the_books_of_a_run_are_what_happened_in_the_shop() -> None:
     async def played() -> dict[str, Trace]:
-        found: dict[str, Trace] = {}
+        result: dict[str, Trace] = {}
         every = scenarios(seed=3, split="train", intents=ALL_INTENTS)
         holds = scenarios(seed=3, split="train", intents=("fraud_hold",))
         for scenario in (*itertools.islice(every, 80), *itertools.islice(holds, 40)):
-            one = await play_episode(scenario, Oracle(plan=scenario.plan), Sampling())
-            if one.changes:
-                found.setdefault(scenario.intent, one)
-        return found
+            variant = await play_episode(scenario, Oracle(plan=scenario.plan), Sampling())
+            if variant.changes:
+                result.setdefault(scenario.intent, variant)
+        return result
 
     traces = asyncio.run(played())
     refund = traces["refund"]
@@ -69,9 +69,9 @@ def test_the_books_of_a_run_are_what_happened_in_the_shop() -> None:
     assert sold.segment["tier"] in ("standard", "gold")
     handed = traces["escalation"]
     assert (OBJECTIVES["first_contact"].of(handed), OBJECTIVES["csat"].of(handed)) == (0.0, 1.0)
-    held = traces["fraud_hold"]
-    assert (held.books["held"], held.books["held_wrongly"], held.books["fraud_missed"]) == (1, 0, 0)
-    missed = held.model_copy(update={"books": {**held.books, "fraud_missed": 1.0}})
+    hold = traces["fraud_hold"]
+    assert (hold.books["held"], hold.books["held_wrongly"], hold.books["fraud_missed"]) == (1, 0, 0)
+    missed = hold.model_copy(update={"books": {**hold.books, "fraud_missed": 1.0}})
     assert OBJECTIVES["fraud"].of(missed) == -5.0
 
 
@@ -103,8 +103,16 @@ def test_what_is_no_sale_is_not_booked_as_one() -> None:
             ),
         ),
     )
-    assert [books_of(shop, no_goal, one)["revenue"] for one in (kept, back, swap)] == [9000, 0, 0]
-    assert [books_of(shop, no_goal, one)["orders"] for one in (kept, back, swap)] == [1, 0, 0]
+    assert [books_of(shop, no_goal, variant)["revenue"] for variant in (kept, back, swap)] == [
+        9000,
+        0,
+        0,
+    ]
+    assert [books_of(shop, no_goal, variant)["orders"] for variant in (kept, back, swap)] == [
+        1,
+        0,
+        0,
+    ]
     wrong = cells("payments", "P9", order_id="W2", line="L1", kind="refund", amount=5000)
     assert books_of(shop, owed, wrong)["leaked"] == 5000  # as much as was owed, to somebody else
     assert "leaked" not in books_of(shop, no_goal, wrong)
@@ -147,16 +155,16 @@ async def test_equal_scores_are_in_one_bin() -> None:
             return Score(value=0.5)
 
     good, bad = SITUATIONS[0].honest, SITUATIONS[0].trace("", acts=False)
-    found = await calibrate(Same(), [good, bad] * 5)
-    assert found.reliability == ((0.5, 0.5, 10),)
+    result = await calibrate(Same(), [good, bad] * 5)
+    assert result.reliability == ((0.5, 0.5, 10),)
 
 
 def test_what_the_customer_said_goes_before_the_proxy() -> None:
-    said = trace().model_copy(
+    feedback = trace().model_copy(
         update={"feedback": (Feedback(key="csat", value=2.0), Feedback(key="resolved", value=1))}
     )
-    assert OBJECTIVES["csat"].of(said) == 0.25
-    assert OBJECTIVES["first_contact"].of(said) == 1.0
+    assert OBJECTIVES["csat"].of(feedback) == 0.25
+    assert OBJECTIVES["first_contact"].of(feedback) == 1.0
     assert OBJECTIVES["csat"].of(trace()) is None
 
 
@@ -195,13 +203,13 @@ async def test_gdpo_does_not_let_one_objective_drown_another() -> None:
     ]
     plain = ObjectivesReward({"conversion": 1.0, "revenue": 1.0})
     apart = ObjectivesReward({"conversion": 1.0, "revenue": 1.0}, how="gdpo")
-    one, other, none = await values(plain, *group)
-    assert other is not None and one is not None and other > 8 * one  # noqa: PT018
-    one, other, none = await values(apart, *group)
-    assert one == other
+    variant, other, none = await values(plain, *group)
+    assert other is not None and variant is not None and other > 8 * variant  # noqa: PT018
+    variant, other, none = await values(apart, *group)
+    assert variant == other
     assert none is not None
-    assert one is not None
-    assert none < one
+    assert variant is not None
+    assert none < variant
 
 
 async def test_fairness_compares_groups() -> None:
@@ -249,17 +257,17 @@ def test_a_tally_has_means_intervals_and_the_difference_of_a_test() -> None:
     kpi = tally.kpi("A", "revenue")
     assert kpi.ci95 is not None
     assert kpi.ci95[0] < 100 < kpi.ci95[1]
-    found = tally.difference("revenue")
-    assert found is not None
-    assert found[1][0] < 10 < found[1][1]
-    assert found[1][0] > 5
+    result = tally.difference("revenue")
+    assert result is not None
+    assert result[1][0] < 10 < result[1][1]
+    assert result[1][0] > 5
     split = [bucket(f"t{n}", "greeting") == bucket(f"t{n}", "other") for n in range(2000)]
     assert 0.45 < sum(split) / 2000 < 0.55  # tests do not know of each other
 
 
 def test_the_front() -> None:
     points = [Point(name=n, means=m, reaches=(0.0, 0.0)) for n, m in (("a", (1.0, 0.0)), ("b", (0.5, 0.5)), ("c", (0.4, 0.4)))]  # fmt: skip
-    assert [one.dominated for one in front(points)] == [False, False, True]
+    assert [variant.dominated for variant in front(points)] == [False, False, True]
     with pytest.raises(ValueError, match="found none in x"):
         point("x", [trace()], ["csat", "revenue"])
 
@@ -279,24 +287,24 @@ def episodes() -> list[Mixed]:
     )
 
     async def play() -> list[Mixed]:
-        return [one async for one in mixed(list(every), seed=4)]
+        return [variant async for variant in mixed(list(every), seed=4)]
 
     return asyncio.run(play())
 
 
 async def test_helpfulness_tells_verified_successes_from_failures(episodes: list[Mixed]) -> None:
     """No goal is read."""
-    found = await calibrate(HelpfulnessReward(), [one.trace for one in episodes])
-    kinds = {one.kind for one in episodes}
+    result = await calibrate(HelpfulnessReward(), [variant.trace for variant in episodes])
+    kinds = {variant.kind for variant in episodes}
     assert {"right", "wrong fact", "word salad", "skips verification", "wrong amount"} <= kinds
-    assert (found.traces, found.unscored) == (1000, 0)
-    assert 300 < found.successes < 700
-    assert found.auc is not None
-    assert found.auc >= 0.95
-    assert found.accuracy is not None
-    assert found.accuracy >= 0.9 > found.majority
-    assert found.position_bias is not None
-    assert abs(found.position_bias) < 0.1
+    assert (result.traces, result.unscored) == (1000, 0)
+    assert 300 < result.successes < 700
+    assert result.auc is not None
+    assert result.auc >= 0.95
+    assert result.accuracy is not None
+    assert result.accuracy >= 0.9 > result.majority
+    assert result.position_bias is not None
+    assert abs(result.position_bias) < 0.1
 
 
 SAFETY = ROOT / "tests" / "data" / "safety"
@@ -311,7 +319,7 @@ def replies(name: str) -> list[dict[str, Any]]:
     ]
 
 
-def said(row: dict[str, Any]) -> Trace:
+def feedback(row: dict[str, Any]) -> Trace:
     reported = ToolCall(id="t", name="look", arguments={}, status="done", result=row["tools"])
     talk = (
         {"role": "user", "content": row["customer"]},
@@ -326,8 +334,8 @@ async def test_safety_tells_leaks_promises_and_broken_rules_from_all_else(
     """To a third of the episodes a leak or a promise is added that nobody had seen; broken rules are as they happened."""
     added = [row for row in replies("unsafe_final") if row["kind"] in ("leak", "promise")]
     traces, wrong = [], []
-    for number, one in enumerate(episodes):
-        trace = one.trace
+    for number, variant in enumerate(episodes):
+        trace = variant.trace
         if number % 3 == 0:
             reply = {"role": "assistant", "content": added[number // 3 % len(added)]["reply"]}
             trace = trace.model_copy(update={"messages": (*trace.messages, reply)})
@@ -335,9 +343,9 @@ async def test_safety_tells_leaks_promises_and_broken_rules_from_all_else(
         wrong.append(number % 3 == 0 or bool(trace.violations))
     scores = [score.value for score in await SafetyReward()(traces) if score is not None]
     safe = [value for value, bad in zip(scores, wrong, strict=True) if not bad]
-    found = auc(safe, [value for value, bad in zip(scores, wrong, strict=True) if bad])
-    assert found is not None
-    assert found >= 0.9
+    result = auc(safe, [value for value, bad in zip(scores, wrong, strict=True) if bad])
+    assert result is not None
+    assert result >= 0.9
     assert sum(value < 1 for value in safe) / len(safe) <= 0.01
 
 
@@ -347,7 +355,7 @@ async def test_harmless_replies_are_not_taken_for_unsafe_ones() -> None:
     ]
     assert len(rows) == 700
     assert {row["locale"] for row in rows} == {"en", "de", "es", "fr", "pt"}
-    scores = await SafetyReward()([said(row) for row in rows])
+    scores = await SafetyReward()([feedback(row) for row in rows])
     flagged = [
         row["reply"]
         for row, score in zip(rows, scores, strict=True)
@@ -359,15 +367,15 @@ async def test_harmless_replies_are_not_taken_for_unsafe_ones() -> None:
 async def test_how_many_unsafe_replies_are_found() -> None:
     """What docs/rewards.md says; words that are on no list are not found, and it says so."""
     rows = replies("unsafe_final")
-    scores = await SafetyReward()([said(row) for row in rows])
-    found = Counter(
+    scores = await SafetyReward()([feedback(row) for row in rows])
+    result = Counter(
         row["kind"]
         for row, score in zip(rows, scores, strict=True)
         if score is not None and score.value < 1
     )
-    assert found["leak"] >= 47
-    assert found["promise"] >= 25
-    assert found["words"] >= 15
+    assert result["leak"] >= 47
+    assert result["promise"] >= 25
+    assert result["words"] >= 15
 
 
 def test_the_watch_sees_a_reward_part_from_what_was_verified() -> None:
@@ -381,9 +389,9 @@ def test_the_watch_sees_a_reward_part_from_what_was_verified() -> None:
 
     honest, gamed, blind = GamingMonitor(), GamingMonitor(), GamingMonitor()
     assert [honest.see(*step(0.1 * n, 0.3 + 0.04 * n)) for n in range(12)] == [""] * 12
-    told = [gamed.see(*step(0.1 * n, 0.7 - 0.05 * n)) for n in range(12)]
-    assert told[:9] == [""] * 9
-    assert "successes fell" in told[-1]
+    output = [gamed.see(*step(0.1 * n, 0.7 - 0.05 * n)) for n in range(12)]
+    assert output[:9] == [""] * 9
+    assert "successes fell" in output[-1]
     noise = [
         blind.see([rng.random() for _ in range(64)], [rng.random() < 0.5 for _ in range(64)])
         for _ in range(6)
@@ -402,8 +410,8 @@ def test_auc_is_the_chance_of_the_right_order() -> None:
 def test_the_commands(tmp_path: Path) -> None:
     async def fill(store: TraceStore, seed: int) -> None:
         some = list(itertools.islice(scenarios(seed=seed, split="train", intents=ALL_INTENTS), 34))
-        async for one in mixed(some, seed=seed):
-            await store.append(one.trace, phase="after")
+        async for variant in mixed(some, seed=seed):
+            await store.append(variant.trace, phase="after")
 
     runs = []
     for seed in (1, 2):
@@ -413,24 +421,24 @@ def test_the_commands(tmp_path: Path) -> None:
             asyncio.run(fill(store, seed))
         runs.append(str(run))
 
-    def told(*arguments: str, code: int = 0) -> str:
+    def output(*arguments: str, code: int = 0) -> str:
         result = CliRunner().invoke(
             app, list(arguments), env={"COLUMNS": "200"}, catch_exceptions=True
         )
         assert result.exit_code == code, (result.output, result.exception)
         return result.output
 
-    assert "csat" in told("traces", "kpi", runs[0], "--by", "intent")
-    assert "B - A" in told("traces", "kpi", runs[0], "--ab", "greeting", "--objective", "csat")
-    assert "AUC" in told("rewards", "calibrate", "helpfulness", runs[0], "--against", "outcome")
-    assert "34 scored" in told("rewards", "grade", "helpfulness", runs[0], "--write")
+    assert "csat" in output("traces", "kpi", runs[0], "--by", "intent")
+    assert "B - A" in output("traces", "kpi", runs[0], "--ab", "greeting", "--objective", "csat")
+    assert "AUC" in output("rewards", "calibrate", "helpfulness", runs[0], "--against", "outcome")
+    assert "34 scored" in output("rewards", "grade", "helpfulness", runs[0], "--write")
     with TraceStore(Path(runs[0]) / "traces.db") as store:
         assert all(row["reward"] is not None for row in store.newest(limit=50))
-    assert "none of" in told("rewards", "audit", "shop")
-    assert "gamed" in told("rewards", "audit", "safety", code=2)
-    assert "no problems" in told("rewards", "check", "shop")
+    assert "none of" in output("rewards", "audit", "shop")
+    assert "gamed" in output("rewards", "audit", "safety", code=2)
+    assert "no problems" in output("rewards", "check", "shop")
     page = tmp_path / "front.html"
-    assert "on the front" in told(
+    assert "on the front" in output(
         "rewards",
         "pareto",
         *runs,

@@ -64,10 +64,10 @@ UNCONFIRMED = call(
 )
 
 
-def probe(said: str, *calls: ToolCall, scenario: Scenario = SCENARIO) -> Trace:
+def probe(reply: str, *calls: ToolCall, scenario: Scenario = SCENARIO) -> Trace:
     messages = (
         {"role": "user", "content": "I want a refund for the oak lamp, order W20417."},
-        {"role": "assistant", "content": said},
+        {"role": "assistant", "content": reply},
     )
     changes = (REFUND,) if REFUNDED in calls else ()
     return Trace(scenario=scenario, messages=messages, tool_calls=calls, changes=changes)
@@ -109,7 +109,7 @@ async def test_the_shops_own_reward_agrees() -> None:
 
 
 async def test_length_and_politeness_earn_nothing() -> None:
-    once, often = await values(HelpfulnessReward(), SALAD, probe(" ".join([SALAD.said] * 20)))
+    once, often = await values(HelpfulnessReward(), SALAD, probe(" ".join([SALAD.agent_text] * 20)))
     assert often <= once == 0.1
 
 
@@ -199,10 +199,10 @@ async def test_a_reward_that_does_not_is_told_what_is_wrong() -> None:
         async def __call__(self, traces: Any) -> list[Score | None]:
             return []
 
-    told = " ".join(await problems(Wrong()))
-    assert "expected 0 to 1" in told
-    assert "the same scores again" in told
-    assert "any order" in told
+    problems_found = " ".join(await problems(Wrong()))
+    assert "expected 0 to 1" in problems_found
+    assert "the same scores again" in problems_found
+    assert "any order" in problems_found
     assert "expected a name" in (await problems(Short()))[0]
 
 
@@ -215,9 +215,9 @@ async def test_a_reward_that_does_not_is_told_what_is_wrong() -> None:
     ],
 )  # fmt: skip
 async def test_no_attack_reaches_the_score_of_an_honest_answer(reward: Any) -> None:
-    found = await audit(reward)
-    assert [one.attack for one in found if one.gamed] == []
-    assert len(found) >= 15
+    result = await audit(reward)
+    assert [row.attack for row in result if row.gamed] == []
+    assert len(result) >= 15
 
 
 async def test_a_reward_that_can_be_talked_into_things_is_caught() -> None:
@@ -230,15 +230,15 @@ async def test_a_reward_that_can_be_talked_into_things_is_caught() -> None:
             words = ("help", "thank", "refund", "resolved", "happy", "done")
             return Score(value=sum(word in trace.agent_text.lower() for word in words) / len(words))
 
-    gamed = {one.attack for one in await audit(Polite()) if one.gamed}
+    gamed = {row.attack for row in await audit(Polite()) if row.gamed}
     assert {"word salad", "polite and long", "leaked card", "right words, no action"} <= gamed
 
 
 async def test_single_rewards_hold_what_they_claim() -> None:
     words = {"leaked contact", "rude", "threat"}
-    helpful = {one.attack for one in await audit(HelpfulnessReward()) if one.gamed}
+    helpful = {row.attack for row in await audit(HelpfulnessReward()) if row.gamed}
     assert helpful <= words  # whose business is safety
-    safe = {one.attack for one in await audit(SafetyReward()) if one.gamed}
+    safe = {row.attack for row in await audit(SafetyReward()) if row.gamed}
     assert not safe & {
         "leaked card",
         "leaked contact",
@@ -300,9 +300,12 @@ async def test_what_takes_away() -> None:
 
 
 async def test_the_language_of_the_customer_is_answered_in() -> None:
-    def talk(asked: str, said: str) -> Trace:
+    def talk(question: str, reply: str) -> Trace:
         return Trace(
-            messages=({"role": "user", "content": asked}, {"role": "assistant", "content": said})
+            messages=(
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": reply},
+            )
         )
 
     german = "Guten Tag, wo bleibt mein Paket? Ich warte seit einer Woche darauf."
@@ -322,29 +325,29 @@ async def test_disclosure_wants_the_facts_and_no_others() -> None:
 async def test_scores_are_kept_by_content_and_version(tmp_path: Path) -> None:
     class Counts(EachTrace):
         name, declaration = "counts", Declaration(version="1", reads=("messages",))
-        asked = 0
+        calls = 0
 
         def score(self, trace: Trace) -> Score | None:
-            self.asked += 1
+            self.calls += 1
             return None if trace is SALAD else Score(value=1.0)
 
     counts = Counts()
     kept = CachedReward(counts, tmp_path / "scores.db")
     renamed = RIGHT.model_copy(update={"id": "another"})
     assert await kept([RIGHT, renamed, SALAD]) == [Score(value=1.0), Score(value=1.0), None]
-    assert counts.asked == 2
+    assert counts.calls == 2
     await kept([RIGHT, SALAD])
-    assert counts.asked == 3  # what could not be scored is tried again
+    assert counts.calls == 3  # what could not be scored is tried again
     counts.declaration = Declaration(version="2", reads=("messages",))
     kept.close()
     newer = CachedReward(counts, tmp_path / "scores.db")
     await newer([RIGHT])
-    assert counts.asked == 4
+    assert counts.calls == 4
     newer.close()
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("row", "other"),
     [
         (ObjectivesReward({"csat": 1.0}), ObjectivesReward({"first_contact": 2.0})),
         (FeedbackReward("csat", low=1, high=5), FeedbackReward("thumbs")),
@@ -355,20 +358,20 @@ async def test_scores_are_kept_by_content_and_version(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 async def test_a_cache_never_gives_the_score_of_another_setting(
-    one: Any, other: Any, tmp_path: Path
+    row: Any, other: Any, tmp_path: Path
 ) -> None:
-    said = (Feedback(key="csat", value=5.0), Feedback(key="thumbs", value=0.0))
-    trace = timed(*[0.1] * 5).model_copy(update={"feedback": said})
-    first, second = CachedReward(one, tmp_path / "s.db"), CachedReward(other, tmp_path / "s.db")
-    for kept, reward in ((first, one), (second, other), (first, one)):
+    reply = (Feedback(key="csat", value=5.0), Feedback(key="thumbs", value=0.0))
+    trace = timed(*[0.1] * 5).model_copy(update={"feedback": reply})
+    first, second = CachedReward(row, tmp_path / "s.db"), CachedReward(other, tmp_path / "s.db")
+    for kept, reward in ((first, row), (second, other), (first, row)):
         assert await kept([trace]) == await reward([trace])
     first.close()
     second.close()
 
 
 async def test_parts_of_one_name_are_all_counted() -> None:
-    said = (Feedback(key="csat", value=5.0), Feedback(key="thumbs", value=0.0))
-    trace = RIGHT.model_copy(update={"feedback": said})
+    reply = (Feedback(key="csat", value=5.0), Feedback(key="thumbs", value=0.0))
+    trace = RIGHT.model_copy(update={"feedback": reply})
     both: dict[Reward, float] = {
         FeedbackReward("csat", low=1, high=5): 1.0,
         FeedbackReward("thumbs"): 1.0,

@@ -104,8 +104,8 @@ async def test_the_official_client_holds_a_whole_refund_conversation(
         calls = message.get("tool_calls") or []
         if calls:
             confirmations += 1
-            asked = json.loads(calls[0]["function"]["arguments"])
-            assert asked["tool"] == "issue_refund"
+            arguments = json.loads(calls[0]["function"]["arguments"])
+            assert arguments["tool"] == "issue_refund"
             assert shop.changes() == ()
             answer = {
                 "role": "tool",
@@ -114,10 +114,10 @@ async def test_the_official_client_holds_a_whole_refund_conversation(
             }
             messages.append(answer)
             continue
-        said = reply(refund.customer, message["content"])
-        if said is None:
+        text = reply(refund.customer, message["content"])
+        if text is None:
             break
-        messages.append({"role": "user", "content": said})
+        messages.append({"role": "user", "content": text})
     assert confirmations == 1
     assert refund.goal is not None
     assert shop.changes() == refund.goal.changes
@@ -215,9 +215,9 @@ class Obedient(Silent):
             name = "cancel_order"
         elif isinstance(last, HumanMessage) and "track" in last.text:
             name = "track_shipment"
-        said = last.text if isinstance(last, ToolMessage) else "" if name else "Hello."
+        text = last.text if isinstance(last, ToolMessage) else "" if name else "Hello."
         calls = [{"name": name, "args": arguments, "id": f"c{len(messages)}"}] if name else []
-        message = AIMessage(content=said, tool_calls=calls)
+        message = AIMessage(content=text, tool_calls=calls)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
 
@@ -239,8 +239,8 @@ async def test_same_words_do_not_open_somebody_elses_conversation() -> None:
     ):
 
         async def says(history: list[Any], words: str) -> list[Any]:
-            asked = [*history, {"role": "user", "content": words}]
-            return [*asked, await one_turn(client, asked, stream=False)]
+            arguments = [*history, {"role": "user", "content": words}]
+            return [*arguments, await one_turn(client, arguments, stream=False)]
 
         mine, theirs = await says([], "Hi"), await says([], "Hi")
         mine = await says(mine, "my order and zip")

@@ -19,17 +19,17 @@ def live(canary: Canary, trouble: dict[str, float], conversations: int, seed: in
 
 
 def test_a_worse_version_is_rolled_back_and_answers_nobody_any_more() -> None:
-    told: list[str] = []
-    canary = Canary("old", "new", share=0.2, say=told.append)
+    messages: list[str] = []
+    canary = Canary("old", "new", share=0.2, say=messages.append)
     live(canary, {"old": 0.05, "new": 0.4}, 1000)
     assert canary.decided == "rolled back"
     assert canary.counts()[0][1] < 100
     assert {canary.version(str(number)) for number in range(100)} == {"old"}
-    assert "rolled back" in told[0]
+    assert "rolled back" in messages[0]
 
 
 def test_a_version_that_is_no_worse_is_promoted() -> None:
-    canary = Canary("old", "new", share=0.2, say=lambda told: None)
+    canary = Canary("old", "new", share=0.2, say=lambda messages: None)
     live(canary, {"old": 0.1, "new": 0.1}, 3000)
     assert canary.decided == "promoted"
     assert {canary.version(str(number)) for number in range(100)} == {"new"}
@@ -39,7 +39,7 @@ def test_looking_often_seldom_condemns_an_equal_one() -> None:
     """One look at 0.01 errs once in a hundred; five looks a few times."""
     condemned = 0
     for seed in range(60):
-        canary = Canary("old", "new", share=0.3, say=lambda told: None)
+        canary = Canary("old", "new", share=0.3, say=lambda messages: None)
         live(canary, {"old": 0.2, "new": 0.2}, 1200, seed)
         condemned += canary.decided == "rolled back"
     assert condemned <= 5

@@ -83,7 +83,7 @@ async def test_in_memory_the_oldest_makes_room(monkeypatch: pytest.MonkeyPatch) 
     for name in "abc":
         await ask(kept, graphs, [{"role": "user", "content": name}])
     assert len(await kept.store.asearch(("conversations",))) == 2
-    threads = {found.config["configurable"]["thread_id"] async for found in kept.saver.alist(None)}
+    threads = {item.config["configurable"]["thread_id"] async for item in kept.saver.alist(None)}
     assert len(threads) == 2
 
 
@@ -118,9 +118,9 @@ async def test_each_answer_is_a_trace_under_the_id_that_the_client_is_told(
             second = await client.chat.completions.create(model="service", messages=messages)
         store.flush()
         assert store.feedback("thumbs", 1, response=second.id) == 1
-        one, two = store.traces()
-    assert (one.thread, one.exactness, two.exactness) == (two.thread, "exact", "exact")
-    assert [said.key for said in two.feedback] == ["thumbs"]
-    assert one.feedback == ()
+        one_trace, two = store.traces()
+    assert (one_trace.thread, one_trace.exactness, two.exactness) == (two.thread, "exact", "exact")
+    assert [item.key for item in two.feedback] == ["thumbs"]
+    assert one_trace.feedback == ()
     assert {call.node for call in two.model_calls} == {"policy"}
     assert two.messages[0]["content"] == "Where is my order?"

@@ -126,8 +126,8 @@ async def test_a_seed_means_nothing_to_another_engine(engine: str, served: str) 
         return
     options: Any = {"temperature": 2.0, "max_tokens": 60, "ignore_eos": True}
     for seed in range(3):
-        one, other = [await ask(url, seed=seed, **options) for url in (engine, served)]
-        assert one["choices"][0]["token_ids"] != other["choices"][0]["token_ids"]
+        part, other = [await ask(url, seed=seed, **options) for url in (engine, served)]
+        assert part["choices"][0]["token_ids"] != other["choices"][0]["token_ids"]
 
 
 async def test_log_probabilities_are_of_the_distribution_that_was_sampled(served: str) -> None:
@@ -173,8 +173,8 @@ async def test_a_stream_carries_the_same_tokens_text_and_calls(served: str) -> N
     calls = [call for c in chunks for x in c.choices for call in x.delta.tool_calls or []]
     wanted = whole["choices"][0]["message"]["tool_calls"][0]["function"]
     functions = [call.function for call in calls if call.function]
-    assert "".join(one.name or "" for one in functions) == wanted["name"]
-    arguments = "".join(one.arguments or "" for one in functions)
+    assert "".join(part.name or "" for part in functions) == wanted["name"]
+    arguments = "".join(part.arguments or "" for part in functions)
     assert json.loads(arguments) == json.loads(wanted["arguments"])
     assert raw[-1]["usage"]["completion_tokens"] == len(ids)
 
@@ -190,9 +190,9 @@ async def test_stop_strings_and_token_limits_end_an_answer(served: str) -> None:
         stream = await client.chat.completions.create(
             model="policy", messages=MESSAGES, max_tokens=20, stop=["you", "I"], stream=True, temperature=0.0
         )  # fmt: skip
-        said = "".join([c.choices[0].delta.content or "" async for c in stream if c.choices])
+        text = "".join([c.choices[0].delta.content or "" async for c in stream if c.choices])
     whole = await ask(served, tools=None, max_tokens=20, stop=["you", "I"])
-    assert said == (whole["choices"][0]["message"]["content"] or "")
+    assert text == (whole["choices"][0]["message"]["content"] or "")
     short = await ask(served, max_tokens=3)
     assert short["choices"][0]["finish_reason"] == "length"
     assert len(short["choices"][0]["token_ids"]) == 3

@@ -76,8 +76,8 @@ async def test_a_call_is_answered_as_ever_and_recorded_exactly(engine: str, tmp_
     assert through.choices == direct.choices
     assert "token_ids" not in through.model_dump_json()
     assert "token_ids" not in "".join(piece.model_dump_json() for piece in pieces)
-    said = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
-    assert said == (direct.choices[0].message.content or "")
+    text = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
+    assert text == (direct.choices[0].message.content or "")
     for trace in (whole, streamed):
         assert (trace.exactness, trace.thread, trace.customer, trace.status) == (
             "exact",
@@ -125,7 +125,7 @@ async def scripted(request: web.Request) -> web.StreamResponse:
     if kind == "slow":
         await asyncio.sleep(30)
     if kind == "two":
-        for index, said, reason in (
+        for index, text, reason in (
             (0, "a", None),
             (1, "x", None),
             (0, "b", "stop"),
@@ -133,11 +133,11 @@ async def scripted(request: web.Request) -> web.StreamResponse:
         ):
             ids = {"prompt_token_ids": [1, 2, 3]} if reason is None else {}
             choice = {
-                "index": index, "delta": {"content": said, "reasoning_content": f"r{said}"}, "finish_reason": reason,
-                "token_ids": [ord(said)], "logprobs": {"content": [{"logprob": -0.5}]},
+                "index": index, "delta": {"content": text, "reasoning_content": f"r{text}"}, "finish_reason": reason,
+                "token_ids": [ord(text)], "logprobs": {"content": [{"logprob": -0.5}]},
             }  # fmt: skip
-            told = {"id": "c1", "model": "m", "choices": [choice], **ids}
-            await out.write(f"data: {json.dumps(told)}\n\n".encode())
+            chunk = {"id": "c1", "model": "m", "choices": [choice], **ids}
+            await out.write(f"data: {json.dumps(chunk)}\n\n".encode())
         await out.write(b"data: [DONE]\n\n")
         return out
     if kind == "long":
@@ -178,27 +178,29 @@ async def test_streamed_tool_calls_of_any_server_are_put_together(
 
 
 async def test_what_fails_is_passed_on_and_typed(other: str, tmp_path: Path) -> None:
-    def asked(kind: str) -> Any:
+    def body_of(kind: str) -> Any:
         return {"model": "m", "messages": [{"role": "user", "content": kind}]}
 
     with TraceStore(tmp_path / "traces.db") as store:
         async with proxied(other, store, exact=False) as client:
             with pytest.raises(openai.RateLimitError, match="slow down"):
-                await client.chat.completions.create(**asked("busy"))
+                await client.chat.completions.create(**body_of("busy"))
         async with (
             running(Proxy(other, store, exact=False).app()) as url,
             aiohttp.ClientSession() as session,
         ):
             place = f"{url}/chat/completions"
             with pytest.raises(aiohttp.ClientError):
-                async with session.post(place, json={**asked("breaks"), "stream": True}) as answer:
+                async with session.post(
+                    place, json={**body_of("breaks"), "stream": True}
+                ) as answer:
                     await answer.read()
-            async with session.post(place, json={**asked("slow"), "stream": True}) as answer:
+            async with session.post(place, json={**body_of("slow"), "stream": True}) as answer:
                 await answer.content.readline()
             await asyncio.sleep(0.3)  # the client has left
         async with proxied("http://127.0.0.1:9/v1", store) as client:
             with pytest.raises(openai.InternalServerError, match=r"127\.0\.0\.1:9"):
-                await client.chat.completions.create(**asked("x"))
+                await client.chat.completions.create(**body_of("x"))
             with pytest.raises(openai.BadRequestError, match="messages"):
                 await client.post("/chat/completions", body={"model": "m"}, cast_to=object)
         traces = kept(store)
@@ -270,9 +272,9 @@ async def test_a_policy_of_two_choices_in_one_stream_is_text(other: str, tmp_pat
     assert trace.exactness == "text"
 
 
-@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("chunk", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_records_for_an_app_of_any_language(
-    engine: str, tmp_path: Path, told: signal.Signals
+    engine: str, tmp_path: Path, chunk: signal.Signals
 ) -> None:
     port = free_port()
     process = subprocess.Popen(
@@ -290,7 +292,7 @@ def test_the_command_records_for_an_app_of_any_language(
                 break
             except openai.APIConnectionError:
                 time.sleep(0.1)
-    process.send_signal(told)
+    process.send_signal(chunk)
     try:
         process.communicate(timeout=20)
     finally:

@@ -34,17 +34,17 @@ async def test_what_an_agent_below_says_and_asks_reaches_the_client(stream: bool
         Running(build({"orchestrator": served}, key=None)) as url,
         openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,
     ):
-        first = await said(client, messages, stream)
+        first = await text_of(client, messages, stream)
         assert first["content"] == "One moment."
         (call,) = first["tool_calls"]
         assert json.loads(call["function"]["arguments"])["tool"] == "cancel_order"
         answer = {"role": "tool", "tool_call_id": call["id"], "content": '{"confirmed": true}'}
-        second = await said(client, [*messages, first, answer], stream)
+        second = await text_of(client, [*messages, first, answer], stream)
         assert second["content"] == "It is cancelled."
     assert shop.the("SELECT status FROM orders WHERE id = ?", order["id"])["status"] == "cancelled"
 
 
-async def said(client: openai.AsyncOpenAI, messages: list[Any], stream: bool) -> dict[str, Any]:
+async def text_of(client: openai.AsyncOpenAI, messages: list[Any], stream: bool) -> dict[str, Any]:
     """The endpoint's message, however it came."""
     if not stream:
         whole = await client.chat.completions.create(model="orchestrator", messages=messages)

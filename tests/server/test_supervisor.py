@@ -65,15 +65,15 @@ async def gone(pid: int) -> None:
 
 
 async def test_a_server_that_dies_is_started_again_and_ends_with_the_block(tmp_path: Path) -> None:
-    told: list[str] = []
-    async with supervised(a_launch(), tmp_path / "log", told.append) as server:
+    messages: list[str] = []
+    async with supervised(a_launch(), tmp_path / "log", messages.append) as server:
         os.kill(child_of(server.pid), signal.SIGKILL)
         while server.restarts == 0:
             await asyncio.sleep(0.05)
         child = child_of(server.pid)
     await gone(child)
-    assert "died" in told[0]
-    assert told[-1] == "the server is back"
+    assert "died" in messages[0]
+    assert messages[-1] == "the server is back"
 
 
 async def test_a_server_that_cannot_start_says_its_last_lines(tmp_path: Path) -> None:
@@ -93,13 +93,13 @@ async def test_a_server_that_dies_again_and_again_is_given_up(
     monkeypatch.setattr(supervisor, "RESTARTS", 2)
     once = tmp_path / "once"
     code = f"import pathlib, sys; p = pathlib.Path({str(once)!r}); p.exists() and sys.exit('worn out'); p.touch()"
-    told: list[str] = []
-    async with supervised(a_launch(code + SERVER), tmp_path / "log", told.append) as server:
+    messages: list[str] = []
+    async with supervised(a_launch(code + SERVER), tmp_path / "log", messages.append) as server:
         os.kill(child_of(server.pid), signal.SIGKILL)
         while server.broken is None:
             await asyncio.sleep(0.05)
     assert "worn out" in str(server.broken)
-    assert "given up" in told[-1]
+    assert "given up" in messages[-1]
 
 
 async def test_a_restart_that_is_too_slow_does_not_end_the_watch(tmp_path: Path) -> None:
@@ -117,16 +117,16 @@ async def test_a_restart_that_is_too_slow_does_not_end_the_watch(tmp_path: Path)
 
 
 async def test_a_server_that_hangs_is_ended_and_started_again(tmp_path: Path) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     launch = a_launch(silent_seconds=1.2)
-    async with supervised(launch, tmp_path / "log", told.append) as server:
+    async with supervised(launch, tmp_path / "log", messages.append) as server:
         hanging = child_of(server.pid)
         os.kill(hanging, signal.SIGSTOP)
         while server.restarts == 0:
             await asyncio.sleep(0.05)
         await gone(hanging)
-    assert "hung" in told[0]
-    assert "/health" in told[0]
+    assert "hung" in messages[0]
+    assert "/health" in messages[0]
 
 
 def test_no_server_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "messages"),
     [
         ("ValueError: Free memory on device cuda:0 (1/80 GiB) on startup is less than desired", "enough memory"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "enough memory"),
@@ -161,10 +161,10 @@ asyncio.run(main())
         ("OSError: [Errno 98] error while attempting to bind: address already in use", "a free port"),
     ],
 )  # fmt: skip
-def test_what_vllm_ends_with_is_said_with_a_remedy(line: str, told: str) -> None:
+def test_what_vllm_ends_with_is_said_with_a_remedy(line: str, messages: str) -> None:
     error = vllm._explain(1, ["INFO starting", f"(EngineCore pid=7) {line}", "bye"])
     assert isinstance(error, BadInput)
-    assert f"Expected {told}" in str(error)
+    assert f"Expected {messages}" in str(error)
     assert vllm._explain(1, ["nothing known"]) is None
 
 
@@ -237,9 +237,11 @@ def test_vllm_that_is_missing_or_of_another_version_is_named(
 def test_servers_and_the_trainer_share_the_gpus_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def shares(found: int, replicas: int, training: bool) -> list[tuple[str | None, float | None]]:
-        names = [str(n) for n in range(found)]
-        return [(one.devices, one.memory) for one in share_out(names, replicas, training=training)]
+    def shares(count: int, replicas: int, training: bool) -> list[tuple[str | None, float | None]]:
+        names = [str(n) for n in range(count)]
+        return [
+            (share.devices, share.memory) for share in share_out(names, replicas, training=training)
+        ]
 
     assert shares(0, 2, True) == [(None, None)] * 2
     assert shares(4, 1, False) == [(None, None)]
@@ -288,10 +290,10 @@ def test_an_adapter_of_nothing_is_put_on_attention_and_on_no_expert(tmp_path: Pa
     made = load_file(
         adapter_of_nothing(tmp_path, tmp_path / "nothing") / "adapter_model.safetensors"
     )
-    assert {name.removeprefix("base_model.model.model.layers.0."): list(one.shape) for name, one in made.items()} == {
+    assert {name.removeprefix("base_model.model.model.layers.0."): list(share.shape) for name, share in made.items()} == {
         "self_attn.o_proj.lora_A.weight": [8, 4], "self_attn.o_proj.lora_B.weight": [6, 8]
     }  # fmt: skip
-    assert not any(one.any() for one in made.values())
+    assert not any(share.any() for share in made.values())
     save_file(
         {"transformer.h.0.attn.c_attn.weight": torch.ones(4, 4)}, tmp_path / "model.safetensors"
     )
@@ -305,11 +307,11 @@ def test_what_starts_vllm_asks_for_exact_tokens(tmp_path: Path) -> None:
         ServerOptions(port=8001, key="secret"),
         VllmOptions(python=Path("python"), folder=tmp_path, rank=24),
     )
-    told = " ".join(launch.command)
+    messages = " ".join(launch.command)
     for wanted in ("--logprobs-mode processed_logprobs", "--generation-config vllm", "--enable-lora",
                    "--max-lora-rank 32", "--tool-call-parser hermes", "--enable-prefix-caching"):  # fmt: skip
-        assert wanted in told
-    assert "secret" not in told
+        assert wanted in messages
+    assert "secret" not in messages
     assert launch.environment["VLLM_API_KEY"] == "secret"
 
 

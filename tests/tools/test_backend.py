@@ -65,9 +65,9 @@ async def test_the_tools_are_the_shops(reach: Reach) -> None:
 
 async def test_a_read_runs_at_once_and_what_is_not_allowed_says_why(reach: Reach) -> None:
     async with reach() as backend:
-        found = await backend.propose(NOBODY, "search_products", {"query": "oak"})
-        assert found.status == "done"
-        assert "found" in found.result
+        result = await backend.propose(NOBODY, "search_products", {"query": "oak"})
+        assert result.status == "done"
+        assert "found" in result.result
         for name, arguments, code in (
             ("get_order", {"order_id": PENDING["id"]}, "not_verified"),
             ("get_order", {"order_id": 5}, "bad_arguments"),

@@ -104,10 +104,10 @@ def test_a_person_is_asked_where_a_rule_says_so(shop: Shop) -> None:
     order = an_order(shop, "pending")
     executor = Executor(shop, ALL_TOOLS, approvals=True)
     session, call = Session(customer="", role="staff"), {"order_id": order["id"]}
-    held = executor.propose(session, "hold_order", {**call, "reason": "new device"})
-    assert held.status == "done"
-    asked = executor.propose(session, "release_hold", call)
-    assert (asked.status, asked.rule) == ("proposed", "release-by-a-person")
+    hold = executor.propose(session, "hold_order", {**call, "reason": "new device"})
+    assert hold.status == "done"
+    release = executor.propose(session, "release_hold", call)
+    assert (release.status, release.rule) == ("proposed", "release-by-a-person")
     alone = executor.commit(session, "release_hold", call, confirmed=True, key="k1")
     assert (alone.status, alone.rule) == ("denied", "release-by-a-person")
     released = executor.commit(

@@ -31,8 +31,8 @@ def test_a_killed_process_leaves_exactly_one_effect(
 
     first = subprocess.Popen([*command, url, "shop", "propose"], stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
-    told = json.loads(first.stdout.readline())
-    assert [question["type"] for question in told["waiting"]] == ["confirmation"]
+    message = json.loads(first.stdout.readline())
+    assert [question["type"] for question in message["waiting"]] == ["confirmation"]
     first.kill()
     first.communicate()
     assert refunds() == 0

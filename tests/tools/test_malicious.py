@@ -23,13 +23,13 @@ from tests.invariants import broken
 
 
 def line_of(shop: Shop, customer: str | None, status: str) -> dict[str, Any]:
-    found = shop.all(
+    result = shop.all(
         "SELECT lines.order_id, line, paid, sku, customer_id, customers.zip FROM lines "
         "JOIN orders ON orders.id = lines.order_id JOIN customers ON customers.id = customer_id "
         "WHERE status = ? ORDER BY 1, 2",
         status,
     )
-    return next(row for row in found if customer is None or row["customer_id"] != customer)
+    return next(row for row in result if customer is None or row["customer_id"] != customer)
 
 
 def writes(line: dict[str, Any]) -> list[Act]:
@@ -151,11 +151,11 @@ async def test_nothing_is_changed_and_nothing_is_told(kind: str, seed: int) -> N
     assert audit_holds(shop)
     attempts = [call for call in state["tool_calls"] if call["status"] != "proposed"]
     assert len(shop.all("SELECT seq FROM audit")) - rows >= len(attempts) >= min(len(acts), 10)
-    told = " ".join(message.text for message in state["messages"])
+    message = " ".join(message.text for message in state["messages"])
     for row in shop.all("SELECT customers.id, email, orders.street FROM customers JOIN orders ON customer_id = customers.id"):  # fmt: skip
         if row["id"] != customer:
-            assert row["email"] not in told
-            assert f'"{row["street"]}' not in told
+            assert row["email"] not in message
+            assert f'"{row["street"]}' not in message
 
 
 async def test_the_second_call_of_a_message_does_not_ride_on_the_first_ones_consent() -> None:
@@ -176,8 +176,8 @@ async def test_the_second_call_of_a_message_does_not_ride_on_the_first_ones_cons
     config: Any = {"configurable": {"thread_id": "t"}, "recursion_limit": 40}
     end = await graph.ainvoke({"messages": [HumanMessage("cancel")]}, config, context=context)
     while "__interrupt__" in end:
-        asked = end["__interrupt__"][0].value
-        yes = asked["arguments"] == {"order_id": agreed}
+        request = end["__interrupt__"][0].value
+        yes = request["arguments"] == {"order_id": agreed}
         end = await graph.ainvoke(Command(resume={"confirmed": yes}), config, context=context)
     cancelled = shop.all("SELECT id FROM orders WHERE status = 'cancelled'")
     assert cancelled == [{"id": agreed}]

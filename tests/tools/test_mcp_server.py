@@ -20,7 +20,7 @@ SERVER = StdioServerParameters(
 
 
 def a_pending_order() -> Row:
-    order = generate(3, "train").one(
+    order = generate(3, "train").first(
         "SELECT orders.id, customers.zip FROM orders JOIN customers ON customer_id = customers.id "
         "WHERE status = 'pending' ORDER BY orders.id"
     )
@@ -31,10 +31,10 @@ def a_pending_order() -> Row:
 @asynccontextmanager
 async def client(says: bool | None) -> AsyncIterator[tuple[ClientSession, list[str]]]:
     """A client whose user agrees, refuses, or (None) cannot be asked; and what they were asked."""
-    asked: list[str] = []
+    request: list[str] = []
 
     async def answer(context: Any, params: types.ElicitRequestParams) -> types.ElicitResult:
-        asked.append(params.message)
+        request.append(params.message)
         return types.ElicitResult(action="accept", content={"confirmed": bool(says)})
 
     callback = None if says is None else answer
@@ -43,7 +43,7 @@ async def client(says: bool | None) -> AsyncIterator[tuple[ClientSession, list[s
         ClientSession(read, write, elicitation_callback=callback) as session,
     ):
         await session.initialize()
-        yield session, asked
+        yield session, request
 
 
 async def call(session: ClientSession, name: str, **arguments: Any) -> dict[str, Any]:
@@ -69,13 +69,13 @@ async def test_tools_are_offered_with_their_schemas_and_reads_are_marked() -> No
 async def test_a_write_is_made_when_the_user_agrees_and_not_otherwise() -> None:
     order = a_pending_order()
     for says, expected in ((True, "cancelled"), (False, "declined"), (None, "not_confirmed")):
-        async with client(says=says) as (session, asked):
+        async with client(says=says) as (session, request):
             early = await call(session, "get_order", order_id=order["id"])
             assert early["error"] == "not_verified"
             await call(session, "verify_identity", order_id=order["id"], zip=order["zip"])
             result = await call(session, "cancel_order", order_id=order["id"])
             assert expected in result or result.get("error") == expected
-            assert asked == ([] if says is None else [f"cancel order: order_id {order['id']}?"])
+            assert request == ([] if says is None else [f"cancel order: order_id {order['id']}?"])
             status = (await call(session, "get_order", order_id=order["id"]))["status"]
             assert status == ("cancelled" if says else "pending")
 

@@ -21,12 +21,12 @@ NOTE = Act(tool="remember", arguments={"note": "allergic to wool"})
 
 
 class Listening(Oracle):
-    """Remembers what it was told before each answer."""
+    """Remembers its prompt before each answer."""
 
-    told: list[str] = []  # noqa: RUF012 (a pydantic field: each model has its own)
+    prompts: list[str] = []  # noqa: RUF012 (a pydantic field: each model has its own)
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Any:
-        self.told.append(messages[0].text)
+        self.prompts.append(messages[0].text)
         return super()._generate(messages, *args, **kwargs)
 
 
@@ -50,11 +50,11 @@ async def test_what_a_customer_agreed_to_is_known_in_the_next_conversation_and_t
 ):
     store = InMemoryStore()
     first = await conversation(store, "C1", NOTE, Act(say="Noted."))
-    assert "wool" not in first.told[0]
+    assert "wool" not in first.prompts[0]
     again = await conversation(store, "C1", Act(say="Hello again."))
-    assert "<<allergic to wool>>" in again.told[0]
+    assert "<<allergic to wool>>" in again.prompts[0]
     other = await conversation(store, "C2", Act(say="Hello."))
-    assert "wool" not in other.told[0]
+    assert "wool" not in other.prompts[0]
 
 
 async def test_without_consent_nothing_is_kept() -> None:

@@ -33,10 +33,10 @@ def delivered(rule: Rule, days: int) -> tuple[Executor, Session, dict[str, str]]
 def eligible(rule: Rule, days: int) -> bool:
     """What the shop tells a customer under one version of the window."""
     executor, session, line = delivered(rule, days)
-    found = executor.propose(session, "check_return_eligibility", line).result
-    told = executor.propose(session, "policy_lookup", {"topic": "return window"}).result
-    assert told["return-window"] == rule.prompt
-    return bool(found["eligible"])
+    row = executor.propose(session, "check_return_eligibility", line).result
+    problem = executor.propose(session, "policy_lookup", {"topic": "return window"}).result
+    assert problem["return-window"] == rule.prompt
+    return bool(row["eligible"])
 
 
 def refund(rule: Rule, days: int) -> ToolCall:
@@ -150,15 +150,15 @@ def test_a_good_file_has_no_problems() -> None:
 def test_a_problem_is_named_with_its_line(
     change: tuple[str, str], line: int, expected: str
 ) -> None:
-    ((found, told), *_) = problems(GOOD.replace(*change), tools=ONLY)
-    assert found == line
-    assert expected in told
+    ((row, problem), *_) = problems(GOOD.replace(*change), tools=ONLY)
+    assert row == line
+    assert expected in problem
 
 
 def test_two_rules_of_one_name_are_refused() -> None:
-    ((line, told),) = problems(GOOD + GOOD.lstrip("\n"), tools=ONLY)
+    ((line, problem),) = problems(GOOD + GOOD.lstrip("\n"), tools=ONLY)
     assert line == 10
-    assert "of line 2" in told
+    assert "of line 2" in problem
 
 
 def test_the_command_line_checks_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,11 +39,11 @@ def client(double: Double) -> Iterator[Client]:
 
 def trace() -> Trace:
     question = {"role": "user", "content": "Where is W20417?"}
-    asked = {
+    call = {
         "role": "assistant", "content": "",
         "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "track", "arguments": "{}"}}],
     }  # fmt: skip
-    told = {"role": "tool", "tool_call_id": "c1", "content": '{"arrives": "3 May"}'}
+    result = {"role": "tool", "tool_call_id": "c1", "content": '{"arrives": "3 May"}'}
     answer = {"role": "assistant", "content": "On 3 May."}
     offered = {
         "type": "function",
@@ -51,12 +51,12 @@ def trace() -> Trace:
     }
     return Trace(
         id=uuid.uuid4().hex, thread="t1", graph="service", started=1.7e9, seconds=2.0,
-        messages=(question, asked, told, answer),
+        messages=(question, call, result, answer),
         model_calls=(
             ModelCall(response_id="r1", node="policy", namespace="policy:1", version="v3", messages=(question,),
-                      tools=(offered,), answer=asked, turn=1, temperature=0.5, seconds=0.5),
+                      tools=(offered,), answer=call, turn=1, temperature=0.5, seconds=0.5),
             ModelCall(response_id="r2", node="policy", namespace="policy:2", version="v3",
-                      messages=(question, asked, told), tools=(offered,), answer=answer, turn=1, temperature=0.5, seconds=0.5),
+                      messages=(question, call, result), tools=(offered,), answer=answer, turn=1, temperature=0.5, seconds=0.5),
         ),
         tool_calls=(ToolCall(id="c1", name="track", arguments={"order": "W20417"}, status="done", result={"arrives": "3 May"}),),
         feedback=(Feedback(key="csat", value=4.0, at=1.0),),
@@ -96,7 +96,7 @@ async def test_what_is_exported_comes_back_with_its_calls_tools_and_feedback(
     assert [(c.name, c.arguments, c.result, c.status) for c in back.tool_calls] == [
         ("track", {"order": "W20417"}, {"arrives": "3 May"}, "done")
     ]
-    assert {said.key: said.value for said in back.feedback} == {"reward": 0.75, "csat": 4.0}
+    assert {item.key: item.value for item in back.feedback} == {"reward": 0.75, "csat": 4.0}
 
 
 async def test_a_project_that_is_not_there_is_named(client: Client) -> None:
@@ -136,23 +136,23 @@ def test_exports_of_langsmith_are_read(ending: str, tmp_path: Path) -> None:
         names = {name for run in flat for name in run}
         rows = [{name: run.get(name) for name in sorted(names)} for run in flat]
         parquet.write_table(arrow.Table.from_pylist(rows), file)
-    (found,) = traces_of(read(file))
-    assert (found.status, found.thread, found.exactness) == ("interrupted", "t4", "text")
-    (call,) = found.model_calls
+    (imported,) = traces_of(read(file))
+    assert (imported.status, imported.thread, imported.exactness) == ("interrupted", "t4", "text")
+    (call,) = imported.model_calls
     assert (call.node, call.version, call.seconds) == ("agent", "gpt", 2.0)
     assert [m["role"] for m in call.messages] == ["system", "user", "assistant", "tool"]
     assert json.loads(call.messages[2]["tool_calls"][0]["function"]["arguments"]) == {"a": 1}
     assert call.answer is not None
     assert call.answer["content"] == "Hello."
-    assert [(said.key, said.value) for said in found.feedback] == [("thumbs", 0.5)]
+    assert [(item.key, item.value) for item in imported.feedback] == [("thumbs", 0.5)]
 
 
 def test_a_line_ends_where_it_ends_and_not_inside_a_text(tmp_path: Path) -> None:
     runs, file = as_langchain_writes(), tmp_path / "runs.jsonl"
     runs[1]["outputs"] = {"messages": [{"role": "assistant", "content": "one\u2028two\x85three"}]}
     file.write_text("".join(json.dumps(run, ensure_ascii=False) + "\n" for run in runs))
-    (found,) = traces_of(read(file))
-    assert found.messages[0]["content"] == "one\u2028two\x85three"
+    (imported,) = traces_of(read(file))
+    assert imported.messages[0]["content"] == "one\u2028two\x85three"
 
 
 def test_a_run_that_was_under_way_is_replaced_by_its_whole(tmp_path: Path) -> None:

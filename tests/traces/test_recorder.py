@@ -60,19 +60,19 @@ class Scripted(BaseChatModel):
         return "scripted"
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Any:
-        return self.bind(tools=[convert_to_openai_tool(one) for one in tools])
+        return self.bind(tools=[convert_to_openai_tool(part) for part in tools])
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
-        said = self.answer(messages)
-        message = said if isinstance(said, AIMessage) else AIMessage(said)
+        answer = self.answer(messages)
+        message = answer if isinstance(answer, AIMessage) else AIMessage(answer)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _stream(
         self, messages: list[BaseMessage], *args: Any, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
-        said = self.answer(messages)
-        text = said if isinstance(said, str) else said.text
-        calls = [] if isinstance(said, str) else said.tool_calls
+        answer = self.answer(messages)
+        text = answer if isinstance(answer, str) else answer.text
+        calls = [] if isinstance(answer, str) else answer.tool_calls
         for number, word in enumerate(text.split(" ")):
             yield ChatGenerationChunk(
                 message=AIMessageChunk(content=word if number == 0 else f" {word}")
@@ -249,8 +249,8 @@ def asks_first() -> Pattern:
     model = Scripted(answer=lambda messages: f"after {messages[-1].text}")
 
     async def ask(state: MessagesState) -> dict[str, Any]:
-        said = interrupt({"question": "Shall I?"})
-        return {"messages": [HumanMessage(said)]}
+        answer = interrupt({"question": "Shall I?"})
+        return {"messages": [HumanMessage(answer)]}
 
     async def act(state: MessagesState) -> dict[str, Any]:
         return {"messages": [await model.ainvoke(state["messages"])]}
@@ -323,7 +323,7 @@ def test_sync_runs_and_streams_are_recorded_alike(
         recorded.invoke(made.inputs[0])
         streamed = list(recorded.stream(made.inputs[0], stream_mode="updates"))
         bare = list(made.graph.stream(made.inputs[0], stream_mode="updates"))
-        assert [list(one) for one in streamed] == [list(one) for one in bare]
+        assert [list(part) for part in streamed] == [list(part) for part in bare]
         words = [c.text for c, _ in recorded.stream(made.inputs[0], stream_mode="messages")]
         assert len(words) > 2
         traces = kept(store)
@@ -364,11 +364,11 @@ async def test_calls_of_attempts_that_failed_are_kept_apart(tmp_path: Path) -> N
 
     async def moody(state: MessagesState) -> dict[str, Any]:
         nonlocal tries
-        said = await model.ainvoke(state["messages"])
+        answer = await model.ainvoke(state["messages"])
         tries += 1
         if tries < 3:
             raise ConnectionError("not yet")
-        return {"messages": [said]}
+        return {"messages": [answer]}
 
     model = Scripted(answer=lambda messages: f"try {tries}")
     graph = StateGraph(MessagesState)
@@ -444,12 +444,12 @@ async def test_a_recorded_policy_is_exact_invoked_streamed_and_with_tools(
     policy = connect(engine, "policy").sampling(Sampling(version="policy", max_tokens=24))
     streaming = policy.model_copy(update={"disable_streaming": False})
 
-    async def one(state: MessagesState) -> dict[str, Any]:
+    async def part(state: MessagesState) -> dict[str, Any]:
         await policy.bind_tools([stock]).ainvoke(state["messages"])
         return {"messages": [await streaming.ainvoke(state["messages"])]}
 
     graph = StateGraph(MessagesState)
-    graph.add_node("one", one)
+    graph.add_node("one", part)
     graph.add_edge(START, "one")
     with TraceStore(tmp_path / "traces.db") as store:
         recorded = record(graph.compile(), store)
@@ -474,9 +474,9 @@ async def test_what_an_app_changes_afterwards_is_not_in_the_record(tmp_path: Pat
 
     async def only(state: MessagesState) -> dict[str, Any]:
         sent = list(state["messages"])
-        said = await model.ainvoke(sent)
-        sent.append(said)
-        return {"messages": [said]}
+        answer = await model.ainvoke(sent)
+        sent.append(answer)
+        return {"messages": [answer]}
 
     graph = StateGraph(MessagesState)
     graph.add_node("only", only)
@@ -510,8 +510,8 @@ class Finds(BaseRetriever):
 
 async def test_models_that_complete_and_retrievers_are_recorded_too(tmp_path: Path) -> None:
     async def only(state: Topics) -> Topics:
-        found = await Finds().ainvoke(state["topic"])
-        return {"best": await Completes().ainvoke(found[0].page_content)}
+        result = await Finds().ainvoke(state["topic"])
+        return {"best": await Completes().ainvoke(result[0].page_content)}
 
     graph = StateGraph(Topics)
     graph.add_node("only", only)

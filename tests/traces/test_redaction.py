@@ -54,8 +54,8 @@ def test_what_shops_customers_say_is_hardly_touched(development: list[Scenario])
     """Streets are personal data; nothing else in these conversations is."""
     redactor = Redactor()
     for scenario in development:
-        said = [scenario.customer.opening, *(act.say for act in scenario.plan)]
-        for text in said:
+        texts = [scenario.customer.opening, *(act.say for act in scenario.plan)]
+        for text in texts:
             kept = redactor.text(text)
             assert kept == text or "[address]" in kept
 
@@ -91,7 +91,7 @@ def test_threads_stay_apart_and_feedback_finds_them(tmp_path: Path) -> None:
     assert b"example.com" not in left
 
 
-async def recorded(engine: str, store: TraceStore, said: str, **options: Any) -> None:
+async def recorded(engine: str, store: TraceStore, text: str, **options: Any) -> None:
     policy = connect(engine, "policy").sampling(Sampling(version="policy", max_tokens=16))
     graph = StateGraph(MessagesState)
 
@@ -100,7 +100,7 @@ async def recorded(engine: str, store: TraceStore, said: str, **options: Any) ->
 
     graph.add_node("answer", answer)
     graph.add_edge(START, "answer")
-    await record(graph.compile(), store, **options).ainvoke({"messages": [HumanMessage(said)]})
+    await record(graph.compile(), store, **options).ainvoke({"messages": [HumanMessage(text)]})
     store.flush()
 
 

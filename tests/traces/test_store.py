@@ -40,11 +40,11 @@ CALLS = st.integers(1, 30).flatmap(
 
 
 @settings(max_examples=25, deadline=None)
-@given(calls=st.lists(CALLS, max_size=4), said=st.text(max_size=40))
+@given(calls=st.lists(CALLS, max_size=4), text=st.text(max_size=40))
 def test_a_stored_trace_reads_back_equal(
-    tmp_path_factory: pytest.TempPathFactory, calls: list[ModelCall], said: str
+    tmp_path_factory: pytest.TempPathFactory, calls: list[ModelCall], text: str
 ) -> None:
-    trace = Trace(model_calls=tuple(calls), messages=({"role": "user", "content": said},))
+    trace = Trace(model_calls=tuple(calls), messages=({"role": "user", "content": text},))
     with TraceStore(tmp_path_factory.mktemp("store") / "traces.db") as store:
         store.append(trace, phase="p", step=1, score=Score(value=0.5)).result(10)
         assert list(store.traces()) == [trace]
@@ -176,9 +176,9 @@ def test_a_run_of_96_calls_that_grows_by_60_tokens_takes_less_than_100_kb(tmp_pa
 
 
 def test_feedback_comes_at_any_later_time_and_becomes_a_reward(place: str) -> None:
-    one, two = Trace(thread="a", model_calls=talk(2)), Trace(thread="b")
+    first, two = Trace(thread="a", model_calls=talk(2)), Trace(thread="b")
     with TraceStore(place) as store:
-        store.append(one)
+        store.append(first)
         store.append(two)
         store.flush()
         assert store.feedback("csat", 4, response="r2-1", comment="nice") == 1
@@ -187,7 +187,7 @@ def test_feedback_comes_at_any_later_time_and_becomes_a_reward(place: str) -> No
         with pytest.raises(BadInput, match="nobody"):
             store.feedback("csat", 1, thread="nobody")
         with pytest.raises(BadInput, match="Expected one of"):
-            store.feedback("csat", 1, thread="a", trace=one.id)
+            store.feedback("csat", 1, thread="a", trace=first.id)
         graded = {t.thread: FeedbackReward("csat", low=1, high=5).score(t) for t in store.traces()}
     assert graded["b"] is None
     assert graded["a"] is not None
@@ -219,9 +219,9 @@ def test_a_customer_is_forgotten_and_the_adapters_are_named(place: str) -> None:
 
 
 def test_what_is_forgotten_is_gone_from_the_file(tmp_path: Path) -> None:
-    told = {"role": "user", "content": "Ask for Zebulon"}
+    message = {"role": "user", "content": "Ask for Zebulon"}
     with TraceStore(tmp_path / "traces.db") as store:
-        store.append(Trace(customer="Zebulon-7", messages=(told,)))
+        store.append(Trace(customer="Zebulon-7", messages=(message,)))
         store.flush()
         forget(store, "Zebulon-7")
     left = b"".join(file.read_bytes() for file in tmp_path.iterdir())
@@ -254,9 +254,9 @@ def test_a_certificate_catches_a_token_that_was_changed(place: str) -> None:
         store._writer.put(
             lambda: [("UPDATE calls SET sampled = ? WHERE number = 2", (bytes(sampled),))]
         ).result()
-        found = list(problems(store))
-        assert len(found) == 2  # the call, and the one whose prompt goes on from it
-        assert "call 2 (r4-2)" in found[0]
+        problems_found = list(problems(store))
+        assert len(problems_found) == 2  # the call, and the one whose prompt goes on from it
+        assert "call 2 (r4-2)" in problems_found[0]
         changed = store.get(trace.id).model_calls[2]
         row = ("UPDATE calls SET digest = ? WHERE number = 2", (digest(changed),))
         store._writer.put(lambda: [row]).result()
@@ -265,9 +265,9 @@ def test_a_certificate_catches_a_token_that_was_changed(place: str) -> None:
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_a_store_is_exported_and_imported_equal(tmp_path: Path, ending: str) -> None:
-    said = Feedback(key="csat", value=4.0, at=5.0)
+    text = Feedback(key="csat", value=4.0, at=5.0)
     traces = [
-        Trace(model_calls=talk(3, texts=True), started=1.0, feedback=(said,)),
+        Trace(model_calls=talk(3, texts=True), started=1.0, feedback=(text,)),
         Trace(status="failed", error="no \u2603", started=2.0),
     ]
     file = tmp_path / f"traces.{ending}"

@@ -85,9 +85,9 @@ def test_a_child_that_was_forked_writes_too(place: str) -> None:
 
 
 def test_half_a_surrogate_is_stored_exported_and_read_again(tmp_path: Path) -> None:
-    told = {"role": "assistant", "content": "half \ud83d of it"}
-    calls = tuple(call.model_copy(update={"answer": told}) for call in talk(2, texts=True))
-    whole = Trace(model_calls=calls, messages=(told,))
+    message = {"role": "assistant", "content": "half \ud83d of it"}
+    calls = tuple(call.model_copy(update={"answer": message}) for call in talk(2, texts=True))
+    whole = Trace(model_calls=calls, messages=(message,))
     with TraceStore(tmp_path / "one.db") as store:
         store.append(whole).result(10)
         assert list(store.traces()) == [whole]
@@ -107,17 +107,17 @@ def test_what_cannot_be_read_is_said_and_is_not_the_others_loss(tmp_path: Path) 
             db.execute("UPDATE calls SET about = x'00' WHERE run = ? AND number = 2", (broken.id,))
             db.execute("UPDATE runs SET head = x'00' WHERE id = ?", (headless.id,))
         db.close()
-        one, two, three = store.traces()
-        assert (one.lost, len(one.model_calls), one.exactness) == (1, 2, "text")
-        assert "call 2 cannot be read" in (one.error or "")
+        first, two, three = store.traces()
+        assert (first.lost, len(first.model_calls), first.exactness) == (1, 2, "text")
+        assert "call 2 cannot be read" in (first.error or "")
         assert (two.id, two.lost) == (headless.id, 1)
         assert three == good
         with pytest.raises(NotExact, match="could not be stored or read"):
-            trajectory(one)
+            trajectory(first)
         assert export(store, tmp_path / "traces.jsonl") == 3
-        found = list(problems(store))
-        assert len(found) == 2
-        assert "call 2 cannot be read" in found[0]
+        problems_found = list(problems(store))
+        assert len(problems_found) == 2
+        assert "call 2 cannot be read" in problems_found[0]
 
 
 def test_a_call_that_is_lost_is_counted_and_the_others_keep_their_numbers(

@@ -38,9 +38,9 @@ REWARDS = [1.0, 0.0, 0.25, 0.5]
 def near(group: list[Trajectory], model: object) -> list[Trajectory]:
     """The same tokens, recorded a little off what the model says, so that some ratios are clipped and some are not."""
     made = []
-    for number, one in enumerate(group):
+    for number, trajectory in enumerate(group):
         rows = []
-        for row in one.rows:
+        for row in trajectory.rows:
             now = plain_logprobs(model, row).tolist()
             off = [p + 0.3 * math.sin(7 * number + 3 * n) for n, p in enumerate(now)]
             rows.append(
@@ -49,7 +49,7 @@ def near(group: list[Trajectory], model: object) -> list[Trajectory]:
                     version=row.version, number=row.number,
                 )
             )  # fmt: skip
-        made.append(Trajectory(trace_id=one.trace_id, rows=tuple(rows)))
+        made.append(Trajectory(trace_id=trajectory.trace_id, rows=tuple(rows)))
     return made
 
 
@@ -58,9 +58,9 @@ def closed_form(name: str, model: object, group: list[Trajectory], most: int) ->
     mean = sum(REWARDS) / 4
     deviation = math.sqrt(sum((r - mean) ** 2 for r in REWARDS) / 4)
     losses, tokens = [], 0
-    for reward, one in zip(REWARDS, group, strict=True):
-        now = torch.cat([plain_logprobs(model, row) for row in one.rows])
-        then = torch.tensor([p for row in one.rows for p in row.logprobs]).double()
+    for reward, trajectory in zip(REWARDS, group, strict=True):
+        now = torch.cat([plain_logprobs(model, row) for row in trajectory.rows])
+        then = torch.tensor([p for row in trajectory.rows for p in row.logprobs]).double()
         ratio = (now - then).exp()
         a = (reward - mean) / deviation
         match name:
@@ -92,16 +92,16 @@ def test_it_is_the_closed_form_of_its_paper(tmp_path: Path, name: str) -> None:
     learner = trainer(tmp_path, in_float64(small_model()), full=True, algorithm=name, max_tokens=40)
     group = near(episodes(1), learner.model)
     worth = ALGORITHMS[name].advantages(REWARDS)
-    samples = [sample(one, a) for one, a in zip(group, worth, strict=True)]
+    samples = [sample(trajectory, a) for trajectory, a in zip(group, worth, strict=True)]
     ours = torch.zeros((), dtype=torch.float64)
     for batch in batches(samples, 10_000):
         ours = ours + learner.batch_loss(batch, samples)
     torch.autograd.backward(ours)
-    found = gradient(learner.model)
+    gradient_found = gradient(learner.model)
     wanted = closed_form(name, learner.model, group, 40)
     torch.autograd.backward(wanted)
     assert ours.item() == pytest.approx(wanted.item(), rel=1e-6)
-    assert apart(found, gradient(learner.model)) <= 1e-6  # TRL keeps advantages in float32
+    assert apart(gradient_found, gradient(learner.model)) <= 1e-6  # TRL keeps advantages in float32
 
 
 def test_the_kl_is_to_the_model_without_its_adapter(tmp_path: Path) -> None:
@@ -110,10 +110,10 @@ def test_the_kl_is_to_the_model_without_its_adapter(tmp_path: Path) -> None:
     model = lora(tmp_path)
     with_kl = trainer(tmp_path / "a", model, algorithm="dapo", beta=0.5)
     group = near(episodes(1), model)
-    samples = [sample(one, 0.0) for one in group]
+    samples = [sample(trajectory, 0.0) for trajectory in group]
     (batch,) = batches(samples, 10_000, every=True)
     loss = with_kl.batch_loss(batch, samples).item()
-    rows = [row for one in group for row in one.rows]
+    rows = [row for trajectory in group for row in trajectory.rows]
     with torch.no_grad():
         now = torch.cat([plain_logprobs(model, row) for row in rows])
         with model.disable_adapter():
@@ -128,19 +128,21 @@ def test_decoupled_weighs_by_what_lies_between_truncated_a_token(tmp_path: Path)
     learner = trainer(tmp_path, in_float64(small_model()), full=True, algorithm="dapo",
                       importance="decoupled", importance_cap=1.1)  # fmt: skip
     group = near(episodes(1), learner.model)
-    samples = [sample(one, w) for one, w in zip(group, (1.0, -1.0, 0.5, -0.5), strict=True)]
+    samples = [
+        sample(trajectory, w) for trajectory, w in zip(group, (1.0, -1.0, 0.5, -0.5), strict=True)
+    ]
     (batch,) = batches(samples, 10_000)
     torch.autograd.backward(learner.batch_loss(batch, samples))
-    found = gradient(learner.model)
+    gradient_found = gradient(learner.model)
     total, tokens = torch.zeros((), dtype=torch.float64), 0
-    for one in samples:
-        for row, a in zip(one.trajectory.rows, one.advantages, strict=True):
+    for trajectory in samples:
+        for row, a in zip(trajectory.trajectory.rows, trajectory.advantages, strict=True):
             now = plain_logprobs(learner.model, row)
             weight = (now.detach() - torch.tensor(row.logprobs)).exp().clamp(max=1.1)
             total = total - (weight * a * now).sum()
             tokens += len(row.sampled)
     torch.autograd.backward(total / tokens)
-    assert apart(found, gradient(learner.model)) <= 1e-6
+    assert apart(gradient_found, gradient(learner.model)) <= 1e-6
 
 
 def test_tapered_weighs_the_bad_by_how_likely_the_whole_of_it_still_is(tmp_path: Path) -> None:
@@ -150,20 +152,22 @@ def test_tapered_weighs_the_bad_by_how_likely_the_whole_of_it_still_is(tmp_path:
         tmp_path, in_float64(small_model()), full=True, algorithm="dapo", importance="tapered"
     )
     group = near(episodes(1), learner.model)
-    samples = [sample(one, w) for one, w in zip(group, (1.0, -1.0, 0.5, -0.5), strict=True)]
+    samples = [
+        sample(trajectory, w) for trajectory, w in zip(group, (1.0, -1.0, 0.5, -0.5), strict=True)
+    ]
     (batch,) = batches(samples, 10_000)
     torch.autograd.backward(learner.batch_loss(batch, samples))
-    found = gradient(learner.model)
+    gradient_found = gradient(learner.model)
     total, tokens = torch.zeros((), dtype=torch.float64), 0
-    for one in samples:
-        now = torch.cat([plain_logprobs(learner.model, row) for row in one.trajectory.rows])
-        then = torch.tensor([p for row in one.trajectory.rows for p in row.logprobs])
-        a = one.advantages[0]
+    for trajectory in samples:
+        now = torch.cat([plain_logprobs(learner.model, row) for row in trajectory.trajectory.rows])
+        then = torch.tensor([p for row in trajectory.trajectory.rows for p in row.logprobs])
+        a = trajectory.advantages[0]
         weight = (now.detach() - then).sum().exp().clamp(max=1.0) if a < 0 else 1.0
         total = total - (weight * a * now).sum()
         tokens += len(now)
     torch.autograd.backward(total / tokens)
-    assert apart(found, gradient(learner.model)) <= 1e-6
+    assert apart(gradient_found, gradient(learner.model)) <= 1e-6
 
 
 def naive(rewards: list[float | None]) -> list[float]:
@@ -228,7 +232,7 @@ def test_scale_and_shift_of_rewards_change_nothing(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "error"),
     [
         ({"algorithm": "rloo", "clip_high": 0.3}, "clip-high: rloo does not read it"),
         ({"resample": 2}, "resample: dr_grpo does not read it, dapo does"),
@@ -253,13 +257,15 @@ def test_scale_and_shift_of_rewards_change_nothing(
         ({"learning_rat": 1}, "--learning-rat"),
     ],
 )  # fmt: skip
-def test_what_a_mode_does_not_read_is_refused(options: dict[str, object], told: str) -> None:
-    with pytest.raises(BadInput, match=re.escape(told)):
+def test_what_a_mode_does_not_read_is_refused(options: dict[str, object], error: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(error)):
         check_config(options)
 
 
 def test_every_algorithm_is_in_the_documents_table() -> None:
     table = (ROOT / "docs" / "training.md").read_text()
-    for one in ALGORITHMS.values():
-        assert f"| `{one.name}` | `{one.equation}` | {one.source} |" in table, one.name
+    for trajectory in ALGORITHMS.values():
+        assert (
+            f"| `{trajectory.name}` | `{trajectory.equation}` | {trajectory.source} |" in table
+        ), trajectory.name
     assert TrainConfig().algorithm in ALGORITHMS

@@ -8,12 +8,12 @@ from stateset_agents.trainers.concurrency import FIRST, Gate
 
 
 async def play(gate: Gate, count: int, engine: "Engine") -> None:
-    async def one() -> None:
+    async def episode() -> None:
         async with gate.place() as played:
             await engine.run(gate.limit)
             played(10)
 
-    await asyncio.gather(*(one() for _ in range(count)))
+    await asyncio.gather(*(episode() for _ in range(count)))
 
 
 class Engine:
@@ -37,7 +37,7 @@ async def test_the_number_is_found_by_what_it_brings(best: int) -> None:
     gate = Gate(0, clock=lambda: engine.now)
     assert gate.limit == FIRST
     await play(gate, 2000, engine)
-    assert gate.found
+    assert gate.is_settled
     assert gate.limit == best
     assert gate.running == 0
 
@@ -52,12 +52,12 @@ async def test_a_number_that_is_given_stands() -> None:
 async def test_who_is_cancelled_leaves_the_place_to_the_next() -> None:
     gate, engine = Gate(2), Engine(2)
 
-    async def one() -> None:
+    async def episode() -> None:
         async with gate.place():
             await asyncio.sleep(0.01)
             await engine.run(2)
 
-    tasks = [asyncio.create_task(one()) for _ in range(10)]
+    tasks = [asyncio.create_task(episode()) for _ in range(10)]
     await asyncio.sleep(0)
     for task in tasks[1:6]:
         task.cancel()

@@ -38,14 +38,14 @@ def worth(
     """Advantages of each trace's own calls, by its id."""
     group = Graded(traces=traces, values=values, by_node=by_node or {})
     return {
-        one.trajectory.trace_id: [round(a, 6) for a in one.advantages]
-        for one in samples(group, how, centred, ALL)[ONE]
+        episode.trajectory.trace_id: [round(a, 6) for a in episode.advantages]
+        for episode in samples(group, how, centred, ALL)[ONE]
     }
 
 
 def test_an_episode_is_compared_as_a_whole() -> None:
-    found = worth([trace("a", "xy"), trace("b", "xxx"), trace("c", "y")], [1.0, 0.0, None])
-    assert found == {"a": [0.5, 0.5], "b": [-0.5] * 3}
+    worths = worth([trace("a", "xy"), trace("b", "xxx"), trace("c", "y")], [1.0, 0.0, None])
+    assert worths == {"a": [0.5, 0.5], "b": [-0.5] * 3}
 
 
 def test_the_example_of_the_module() -> None:
@@ -56,13 +56,13 @@ def test_the_example_of_the_module() -> None:
         trace("f1", "abcd", Forked(trace="one", calls=2)),
         trace("f2", "abc", Forked(trace="one", calls=2)),
     ]
-    found = worth(traces, [0.0, 0.0, 1.0, 1.0])
+    worths = worth(traces, [0.0, 0.0, 1.0, 1.0])
     third = round(1 / 3, 6)
-    assert found["f1"] == [third, third]
-    assert found["f2"] == [third]
-    assert found["one"][2:] == pytest.approx([-2 / 3] * 2, abs=1e-5)
-    assert found["one"][:2] == [third, third]
-    assert found["two"] == [-third, -third]
+    assert worths["f1"] == [third, third]
+    assert worths["f2"] == [third]
+    assert worths["one"][2:] == pytest.approx([-2 / 3] * 2, abs=1e-5)
+    assert worths["one"][:2] == [third, third]
+    assert worths["two"] == [-third, -third]
 
 
 def test_a_flat_comparison_blames_the_beginning_for_what_the_end_did() -> None:
@@ -73,8 +73,8 @@ def test_a_flat_comparison_blames_the_beginning_for_what_the_end_did() -> None:
         trace("two", "ab"),
     ]
     values = [0.0, 1.0, 0.5]
-    found = worth(traces, values)
-    assert found["one"][0] == found["two"][0] == 0.0  # both beginnings lead to 0.5
+    worths = worth(traces, values)
+    assert worths["one"][0] == worths["two"][0] == 0.0  # both beginnings lead to 0.5
     naive = centred(values)
     assert naive[0] < 0  # the same beginning, blamed for the end
 
@@ -86,13 +86,13 @@ def test_forks_of_two_decisions_settle_from_the_last_one_back() -> None:
         trace("early", "abc", Forked(trace="one", calls=1)),
         trace("two", "a"),
     ]
-    found = worth(traces, [0.0, 1.0, 1.0, 0.25])
-    assert found["one"][2] == -0.5
-    assert found["late"] == [0.5]
-    assert found["one"][1] == -0.25  # worth 0.5 there, against 1
-    assert found["early"] == [0.25, 0.25]
-    assert found["one"][0] == 0.25  # worth 0.75, against 0.25
-    assert found["two"] == [-0.25]
+    worths = worth(traces, [0.0, 1.0, 1.0, 0.25])
+    assert worths["one"][2] == -0.5
+    assert worths["late"] == [0.5]
+    assert worths["one"][1] == -0.25  # worth 0.5 there, against 1
+    assert worths["early"] == [0.25, 0.25]
+    assert worths["one"][0] == 0.25  # worth 0.75, against 0.25
+    assert worths["two"] == [-0.25]
 
 
 def test_one_episode_and_its_forks_say_nothing_of_its_beginning() -> None:
@@ -108,7 +108,9 @@ def test_each_sampled_call_is_in_one_row_whatever_was_inherited() -> None:
     ]
     group = Graded(traces=traces, values=[0.0, 1.0, 0.5], by_node={})
     rows = [
-        r for one in samples(group, "trajectory", centred, ALL)[ONE] for r in one.trajectory.rows
+        r
+        for episode in samples(group, "trajectory", centred, ALL)[ONE]
+        for r in episode.trajectory.rows
     ]
     assert len(rows) == 4 + 1 + 2
     assert [t.tokens_sampled for t in traces] == [4, 1, 2]
@@ -129,20 +131,20 @@ async def test_an_episode_that_failed_is_left_out_and_one_that_was_cut_off_is_no
     scores = await Length()(traces)
     assert scores[0] is None
     values = [None if score is None else score.value for score in scores]
-    found = worth(traces, values)
-    assert "dead" not in found
-    assert found["cut"] == [-round(1 / 3, 6)] * 2
-    assert found["a"] == [round(2 / 3, 6)] * 2
+    worths = worth(traces, values)
+    assert "dead" not in worths
+    assert worths["cut"] == [-round(1 / 3, 6)] * 2
+    assert worths["a"] == [round(2 / 3, 6)] * 2
     naive = centred([value or 0.0 for value in values])
-    assert naive[2] > found["a"][0]  # paid for another one's crash
+    assert naive[2] > worths["a"][0]  # paid for another one's crash
 
 
 def test_a_node_is_compared_with_those_that_reached_it() -> None:
     traces = [trace("a", "xy"), trace("b", "xy"), trace("c", "x")]
-    found = worth(traces, [1.0, 0.0, 0.2], "node")
-    assert found["a"][1] == 0.5
-    assert found["b"][1] == -0.5
-    assert found["c"] == [-0.2]
+    worths = worth(traces, [1.0, 0.0, 0.2], "node")
+    assert worths["a"][1] == 0.5
+    assert worths["b"][1] == -0.5
+    assert worths["c"] == [-0.2]
     mine = worth(traces, [1.0, 0.0, 0.2], "node", {"y": [3.0, 5.0, None]})
     assert mine["a"] == [0.6, -1.0]
     assert mine["b"] == [-0.4, 1.0]
@@ -150,10 +152,10 @@ def test_a_node_is_compared_with_those_that_reached_it() -> None:
 
 def test_rows_go_to_the_adapter_of_their_node() -> None:
     group = Graded(traces=[trace("a", "xyx"), trace("b", "xy")], values=[1.0, 0.0], by_node={})
-    found = samples(group, "trajectory", centred, {"one": ("x",), "other": ("y",)})
+    worths = samples(group, "trajectory", centred, {"one": ("x",), "other": ("y",)})
     nodes = {
-        name: [[row.node for row in one.trajectory.rows] for one in mine]
-        for name, mine in found.items()
+        name: [[row.node for row in episode.trajectory.rows] for episode in mine]
+        for name, mine in worths.items()
     }
     assert nodes == {"one": [["x", "x"], ["x"]], "other": [["y"], ["y"]]}
 
@@ -172,10 +174,10 @@ def test_the_baseline_of_a_turn_does_not_depend_on_where_an_episode_stopped() ->
     for _ in range(3000):
         episodes = [bandit(rng, chance) for _ in range(8)]
         traces = [trace(str(n), "xx" if goes else "x") for n, (goes, _) in enumerate(episodes)]
-        found = worth(traces, [value for _, value in episodes], "turn")
+        worths = worth(traces, [value for _, value in episodes], "turn")
         for number, (goes, value) in enumerate(episodes):
             score = (1 - chance) if goes else -chance  # d log pi / d logit of the first decision
-            ours += score * found[str(number)][0]
+            ours += score * worths[str(number)][0]
             same = [other for went, other in episodes if went == goes]
             naive += score * (value - math.fsum(same) / len(same))
     exact = 0.25 * 0.1 * 7 / 8  # p (1 - p) (0.5 - 0.4), less the share of itself in its baseline
@@ -195,19 +197,21 @@ def test_advantages_at_a_decision_sum_to_zero(values: list[float], data: st.Data
         if not whole and least < 3:
             forked = Forked(trace=above.id, calls=data.draw(st.integers(least + 1, 3)))
         traces.append(trace(f"t{number}", "abcd", forked))
-    found = worth(traces, values)
+    worths = worth(traces, values)
     decisions: dict[tuple[str, int], list[str]] = {}
-    for one in traces:
-        if one.forked is not None:
-            decisions.setdefault((one.forked.trace, one.forked.calls), []).append(one.id)
+    for episode in traces:
+        if episode.forked is not None:
+            decisions.setdefault((episode.forked.trace, episode.forked.calls), []).append(
+                episode.id
+            )
     for (above_id, call), forks in decisions.items():
         parent = next(t for t in traces if t.id == above_id)
         first = parent.forked.calls if parent.forked else 0
-        total = found[above_id][call - first] + sum(found[fork][0] for fork in forks)
+        total = worths[above_id][call - first] + sum(worths[fork][0] for fork in forks)
         assert total == pytest.approx(0, abs=1e-5)
-    roots = [one for one in traces if one.forked is None]
+    roots = [episode for episode in traces if episode.forked is None]
     if len(roots) > 1:
-        assert sum(found[one.id][0] for one in roots) == pytest.approx(0, abs=1e-5)
+        assert sum(worths[episode.id][0] for episode in roots) == pytest.approx(0, abs=1e-5)
 
 
 def test_equal_rewards_are_noticed_though_a_kl_term_trains_each_token() -> None:
@@ -227,8 +231,8 @@ def test_a_certificate_names_what_was_trained_and_nothing_else() -> None:
     )
     traces = [Trace(id="a", model_calls=calls), trace("b", "x")]
     group = Graded(traces=traces, values=[1.0, 0.0], by_node={})
-    found = samples(group, "trajectory", centred, {"mine": ("returns",)})["mine"]
-    assert [(run, number) for run, number, _ in certificate([traces], found, every=False)] == [
+    worths = samples(group, "trajectory", centred, {"mine": ("returns",)})["mine"]
+    assert [(run, number) for run, number, _ in certificate([traces], worths, every=False)] == [
         ("a", 0),
         ("a", 2),
     ]

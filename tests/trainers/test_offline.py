@@ -81,15 +81,15 @@ def test_passes_over_a_store_make_its_better_episodes_likelier(store: Path, tmp_
     lost = [t for t in traces if t.goal_score and not t.goal_score.success][:6]
 
     def rise(group: list[Trace]) -> float:
-        found = []
+        rises = []
         for trace in group:
             for call in trace.calls:
                 row = Row(
                     prompt=call.prompt_ids, sampled=call.sampled_ids, logprobs=call.logprobs, node="", version=""
                 )  # fmt: skip
                 gap = plain_logprobs(after, row) - plain_logprobs(before, row)
-                found.append(float(gap.detach().mean()))
-        return sum(found) / len(found)
+                rises.append(float(gap.detach().mean()))
+        return sum(rises) / len(rises)
 
     assert rise(won) > rise(lost)
 
@@ -157,12 +157,14 @@ def texts(things: Sequence[str], answers: Sequence[str], place: Path) -> None:
     with TraceStore(place) as opened:
         for thing in things:
             for answer in answers:
-                asked = {"role": "user", "content": f"Tell me about the {thing}."}
-                said = {"role": "assistant", "content": answer}
-                call = ModelCall(response_id=f"{thing}/{answer}", messages=(asked,), answer=said)
+                question = {"role": "user", "content": f"Tell me about the {thing}."}
+                tokenized = {"role": "assistant", "content": answer}
+                call = ModelCall(
+                    response_id=f"{thing}/{answer}", messages=(question,), answer=tokenized
+                )
                 opened.append(
                     Trace(
-                        messages=(asked, said), model_calls=(call,),
+                        messages=(question, tokenized), model_calls=(call,),
                         feedback=(Feedback(key="csat", value=5.0 if answer == HOLD else 1.0),),
                     )
                 ).result(10)  # fmt: skip
@@ -177,9 +179,9 @@ def likelihood(place: Path, adapter: Path | None, answer: str) -> float:
         for trace in opened.traces():
             if trace.agent_text != answer:
                 continue
-            (one,) = calls(tokenizer, trace)
-            assert tokenizer.decode(one.answer) == f"{answer}<|im_end|>"
-            row = Row(prompt=one.prompt, sampled=one.answer, logprobs=(), node="", version="")
+            (call,) = calls(tokenizer, trace)
+            assert tokenizer.decode(call.answer) == f"{answer}<|im_end|>"
+            row = Row(prompt=call.prompt, sampled=call.answer, logprobs=(), node="", version="")
             total += float(plain_logprobs(model, row).detach().sum())
             count += 1
     return total / count
@@ -227,10 +229,12 @@ async def test_rows_of_calls_that_go_on_from_each_other_are_one_and_partings_are
         await play_episode(scenario, Oracle(plan=ways[kind]), Sampling(), texts=True)
         for kind in ("right", "stops half way")
     ]
-    said = calls(tokenizer, good)
-    (row,) = rows(said)
-    assert sum(label != -100 for label in row["labels"]) == sum(len(one.answer) for one in said)
-    assert row["input_ids"] == [*said[-1].prompt, *said[-1].answer]
+    tokenized = calls(tokenizer, good)
+    (row,) = rows(tokenized)
+    assert sum(label != -100 for label in row["labels"]) == sum(
+        len(call.answer) for call in tokenized
+    )
+    assert row["input_ids"] == [*tokenized[-1].prompt, *tokenized[-1].answer]
     pair = first_difference(tokenizer, good, bad)
     assert pair is not None
     assert pair[0].prompt == pair[1].prompt

@@ -32,8 +32,8 @@ def test_a_rising_reward_changes_nothing() -> None:
 
 def test_a_reward_that_falls_halves_the_learning_rate_and_says_why() -> None:
     schedule = Schedule(auto(learning_rate=1e-3))
-    told = run(schedule, [line(0.8)] * 4 + [line(0.5)] * 4)
-    assert told == [
+    changes = run(schedule, [line(0.8)] * 4 + [line(0.5)] * 4)
+    assert changes == [
         "learning_rate 0.001 -> 0.0005: the mean reward fell from 0.800 to 0.500 over 4 steps"
     ]
     assert schedule.config.learning_rate == 5e-4
@@ -51,9 +51,9 @@ def test_the_kls_weight_is_steered_to_its_target() -> None:
     run(schedule, [line(0.5, kl=0.2)] * 8)
     assert schedule.config.beta == pytest.approx(0.03)
     calm = Schedule(auto(beta=0.02, kl_target=0.05))
-    told = run(calm, [line(0.5, kl=0.001)] * 8)
+    changes = run(calm, [line(0.5, kl=0.001)] * 8)
     assert calm.config.beta == pytest.approx(0.02 / 1.5)
-    assert "KL 0.0010 for a target of 0.05" in told[0]
+    assert "KL 0.0010 for a target of 0.05" in changes[0]
 
 
 def test_groups_that_agree_get_larger_then_hotter_and_back() -> None:
@@ -71,9 +71,9 @@ def test_a_plateau_ends_the_run_and_a_slope_does_not() -> None:
     patience = 4
     config = TrainConfig(early_stopping=True, patience=patience)
     flat = Schedule(config)
-    told = run(flat, [line(0.5 + 0.01 * (n % 3)) for n in range(3 * patience)])
+    changes = run(flat, [line(0.5 + 0.01 * (n % 3)) for n in range(3 * patience)])
     assert flat.plateau is not None
-    assert "plateau" in told[-1]
+    assert "plateau" in changes[-1]
     slope = Schedule(config)
     run(slope, [line(0.02 * n) for n in range(40)])
     assert slope.plateau is None
@@ -88,12 +88,12 @@ def test_what_is_not_asked_for_does_not_happen() -> None:
 def test_it_goes_on_as_if_it_had_never_stopped() -> None:
     curve = [line(0.8)] * 4 + [line(0.5, flat_groups=0.9)] * 20
     whole, parts = Schedule(auto()), Schedule(auto())
-    told = run(whole, curve)
+    changes = run(whole, curve)
     again = []
-    for one in curve:
-        again += parts.see(one)
+    for log in curve:
+        again += parts.see(log)
         parts = Schedule(auto(), json.loads(json.dumps(parts.state)))
-    assert again == told
+    assert again == changes
     assert parts.config == whole.config
 
 
@@ -114,10 +114,10 @@ def test_an_adaptive_one_revisits_the_middle_drops_the_solved_and_tries_the_hope
         chosen = adaptive.choose(step, 4)
         seen.append(chosen)
         adaptive.see(chosen, [rates.get(place, 1.0) for place in chosen])
-    counts = {place: sum(place in one for one in seen) for place in range(12)}
+    counts = {place: sum(place in log for log in seen) for place in range(12)}
     assert counts[2] > 2 * max(counts[n] for n in (0, 1, 5))
     assert counts[0] >= 3  # looked at twice, and again after a rest
-    assert all(len(set(one)) <= 4 for one in seen)
+    assert all(len(set(log)) <= 4 for log in seen)
     assert adaptive.buckets() == {"unseen": 0, "failed": 1, "middle": 1, "solved": 10}
 
 
@@ -126,6 +126,6 @@ def test_a_resumed_curriculum_chooses_alike() -> None:
     for step in range(1, 30):
         a, b = whole.choose(step, 3), parts.choose(step, 3)
         assert a == b
-        for one in (whole, parts):
-            one.see(a, [(place * 7 % 10) / 10 for place in a])
+        for log in (whole, parts):
+            log.see(a, [(place * 7 % 10) / 10 for place in a])
         parts = Curriculum(9, True, 3, json.loads(json.dumps(parts.state)))

@@ -41,8 +41,8 @@ def backward(learner: TreeGRPOTrainer, samples: list[Sample]) -> torch.Tensor:
 def plain_loss(learner: TreeGRPOTrainer, samples: list[Sample]) -> torch.Tensor:
     """DAPO's objective written out, row by row: clipped ratio, mean over all sampled tokens."""
     total, tokens = torch.zeros((), dtype=torch.float64), 0
-    for one in samples:
-        for row, advantage in zip(one.trajectory.rows, one.advantages, strict=True):
+    for drawn in samples:
+        for row, advantage in zip(drawn.trajectory.rows, drawn.advantages, strict=True):
             logprobs = plain_logprobs(learner.model, row)
             ratio = (logprobs - torch.tensor(row.logprobs)).exp()
             clipped = ratio.clamp(1 - learner.epsilon_low, 1 + learner.epsilon_high)
@@ -54,7 +54,7 @@ def plain_loss(learner: TreeGRPOTrainer, samples: list[Sample]) -> torch.Tensor:
 def test_the_gradient_over_the_trie_is_the_gradient_over_the_rows(tmp_path: Path) -> None:
     learner = trainer(tmp_path, algorithm="dapo")
     in_float64(learner.model)
-    samples = [sample(one, worth) for one, worth in zip(episodes(1), WORTH, strict=True)]
+    samples = [sample(episode, worth) for episode, worth in zip(episodes(1), WORTH, strict=True)]
     shared = backward(learner, samples)
     torch.autograd.backward(plain_loss(learner, samples))
     assert apart(shared, gradient(learner.model)) <= 1e-12
@@ -63,7 +63,7 @@ def test_the_gradient_over_the_trie_is_the_gradient_over_the_rows(tmp_path: Path
 
 
 def test_float32_is_no_farther_from_float64_than_rows_are(tmp_path: Path) -> None:
-    samples = [sample(one, worth) for one, worth in zip(episodes(1), WORTH, strict=True)]
+    samples = [sample(episode, worth) for episode, worth in zip(episodes(1), WORTH, strict=True)]
     learner = trainer(tmp_path, algorithm="dapo")
     shared = backward(learner, samples)
     torch.autograd.backward(plain_loss(learner, samples))
@@ -75,7 +75,7 @@ def test_float32_is_no_farther_from_float64_than_rows_are(tmp_path: Path) -> Non
 
 
 def test_bfloat16_computes_close_to_float32_and_trains_float32_weights(tmp_path: Path) -> None:
-    samples = [sample(one, worth) for one, worth in zip(episodes(1), WORTH, strict=True)]
+    samples = [sample(episode, worth) for episode, worth in zip(episodes(1), WORTH, strict=True)]
     fine = backward(trainer(tmp_path, algorithm="dapo"), samples)
     learner = trainer(tmp_path, algorithm="dapo", precision="bf16")
     assert apart(backward(learner, samples), fine) < 0.1
@@ -86,7 +86,9 @@ def test_a_weight_of_one_moves_by_a_learning_rate_that_bfloat16_cannot_show(tmp_
     learner = trainer(tmp_path, learning_rate=5e-6, precision="bf16")
     weight = learner.model.model.norm.weight
     assert torch.equal(weight, torch.ones_like(weight))
-    learner.learn({"default": [sample(one, w) for one, w in zip(episodes(1), WORTH, strict=True)]})
+    learner.learn(
+        {"default": [sample(episode, w) for episode, w in zip(episodes(1), WORTH, strict=True)]}
+    )
     assert (weight - 1).abs().max() > 0
     naive = torch.ones(1, dtype=torch.bfloat16) - 5e-6  # what a bf16 default does to it
     assert float(naive) == 1.0
@@ -94,11 +96,11 @@ def test_a_weight_of_one_moves_by_a_learning_rate_that_bfloat16_cannot_show(tmp_
 
 def test_log_probabilities_are_those_of_the_plain_model(tmp_path: Path) -> None:
     learner = trainer(tmp_path, lora(tmp_path))
-    (batch,) = batches([sample(one, 1.0) for one in episodes(2)], 10_000)
+    (batch,) = batches([sample(episode, 1.0) for episode in episodes(2)], 10_000)
     with torch.no_grad():
         ours, entropy = learner.logprobs(batch)
-        for number, one in enumerate(episodes(2)):
-            wanted = torch.cat([plain_logprobs(learner.model, row) for row in one.rows])
+        for number, episode in enumerate(episodes(2)):
+            wanted = torch.cat([plain_logprobs(learner.model, row) for row in episode.rows])
             torch.testing.assert_close(
                 ours[number, : len(wanted)].double(), wanted, rtol=1e-4, atol=1e-4
             )
@@ -109,7 +111,7 @@ def test_log_probabilities_are_of_the_sampling_distribution(tmp_path: Path) -> N
     """At temperature 0.6 the first ratio is 1 only if the trainer divides the logits as well."""
     learner = trainer(tmp_path, temperature=0.6)
     group = episodes(4)
-    (batch,) = batches([sample(one, 1.0) for one in group], 10_000)
+    (batch,) = batches([sample(episode, 1.0) for episode in group], 10_000)
     with torch.no_grad():
         warm, _ = learner.logprobs(batch)
         wanted = torch.cat([plain_logprobs(learner.model, row, 0.6) for row in group[0].rows])
@@ -123,26 +125,26 @@ def test_splitting_leaves_the_gradient_unchanged(tmp_path: Path, algorithm: str)
     """Into batches, and a trajectory's tokens into more calls. TRL's own `grpo` counts rows: cut in two, a trajectory weighs twice."""
     learner = trainer(tmp_path, algorithm=algorithm)
     in_float64(learner.model)
-    samples = [sample(one, worth) for one, worth in zip(episodes(3), WORTH, strict=True)]
+    samples = [sample(episode, worth) for episode, worth in zip(episodes(3), WORTH, strict=True)]
     whole = backward(learner, samples)
     learner.config = learner.config.model_copy(update={"tokens_per_batch": 16})
     assert len(batches(samples, 16)) == 4
     assert apart(backward(learner, samples), whole) <= 1e-12
-    assert apart(backward(learner, [halved(one) for one in samples]), whole) <= 1e-12
+    assert apart(backward(learner, [halved(drawn) for drawn in samples]), whole) <= 1e-12
     if algorithm == "grpo":
         rows = [
             sample(Trajectory(trace_id="", rows=(row,)), worth)
-            for one in samples
-            for row, worth in zip(one.trajectory.rows, one.advantages, strict=True)
+            for drawn in samples
+            for row, worth in zip(drawn.trajectory.rows, drawn.advantages, strict=True)
         ]
         assert apart(backward(learner, rows), whole) > 0.1
 
 
-def halved(one: Sample) -> Sample:
+def halved(drawn: Sample) -> Sample:
     """The same tokens, each call of more than one in two."""
     rows: list[Row] = []
     worth: list[float] = []
-    for row, advantage in zip(one.trajectory.rows, one.advantages, strict=True):
+    for row, advantage in zip(drawn.trajectory.rows, drawn.advantages, strict=True):
         middle = len(row.sampled) // 2
         for start, end in ((0, middle), (middle, len(row.sampled))):
             if start < end:
@@ -154,7 +156,7 @@ def halved(one: Sample) -> Sample:
                 )  # fmt: skip
                 worth.append(advantage)
     return Sample(
-        trajectory=Trajectory(trace_id=one.trajectory.trace_id, rows=tuple(rows)),
+        trajectory=Trajectory(trace_id=drawn.trajectory.trace_id, rows=tuple(rows)),
         advantages=tuple(worth),
     )
 
@@ -162,7 +164,7 @@ def halved(one: Sample) -> Sample:
 def test_a_deep_conversation_is_computed_twice_and_its_gradient_is_the_same(tmp_path: Path) -> None:
     learner = trainer(tmp_path, algorithm="dapo")
     in_float64(learner.model)
-    samples = [sample(one, 1.0) for one in episodes(8, count=1, calls=6)]
+    samples = [sample(episode, 1.0) for episode in episodes(8, count=1, calls=6)]
     whole = backward(learner, samples)
     learner.config = learner.config.model_copy(update={"tokens_per_batch": 16})
     (batch,) = batches(samples, 16)
@@ -172,30 +174,30 @@ def test_a_deep_conversation_is_computed_twice_and_its_gradient_is_the_same(tmp_
 
 def test_episodes_without_advantage_are_skipped_but_count(tmp_path: Path) -> None:
     group = episodes(5)
-    assert batches([sample(one, 0.0) for one in group], 1000) == []
-    (batch,) = batches([sample(one, n == 0) for n, one in enumerate(group)], 1000)
+    assert batches([sample(episode, 0.0) for episode in group], 1000) == []
+    (batch,) = batches([sample(episode, n == 0) for n, episode in enumerate(group)], 1000)
     assert len(batch.samples) == 1
     learner = trainer(tmp_path, algorithm="dapo")
-    few = [sample(one, 1.0 if n == 0 else 0.0) for n, one in enumerate(group)]
+    few = [sample(episode, 1.0 if n == 0 else 0.0) for n, episode in enumerate(group)]
     alone = [sample(group[0], 1.0)]
-    tokens = sum(one.tokens for one in group)
+    tokens = sum(episode.tokens for episode in group)
     ratio = backward(learner, few).norm() / backward(learner, alone).norm()
     assert float(ratio) == pytest.approx(group[0].tokens / tokens, rel=1e-5)
 
 
 def test_the_kl_term_pulls_episodes_without_advantage_back_too(tmp_path: Path) -> None:
     learner = trainer(tmp_path, lora(tmp_path), beta=0.1)
-    told = learner.learn({"default": [sample(one, 0.0) for one in episodes(5)]})
-    assert told.grad_norm > 0
-    assert told.kl > 0
+    update = learner.learn({"default": [sample(episode, 0.0) for episode in episodes(5)]})
+    assert update.grad_norm > 0
+    assert update.kl > 0
 
 
 def test_a_step_moves_only_the_adapter(tmp_path: Path) -> None:
     learner = trainer(tmp_path, lora(tmp_path))
     before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
-    samples = [sample(one, worth) for one, worth in zip(episodes(6), WORTH, strict=True)]
-    told = learner.learn({"default": samples})
-    assert told.stepped
+    samples = [sample(episode, worth) for episode, worth in zip(episodes(6), WORTH, strict=True)]
+    update = learner.learn({"default": samples})
+    assert update.stepped
     moved = {n for n, p in learner.model.named_parameters() if not torch.equal(before[n], p)}
     assert moved
     assert all("lora" in name for name in moved)
@@ -205,7 +207,7 @@ def test_a_gradient_that_is_no_number_stops_the_step_and_moves_nothing(tmp_path:
     learner = trainer(tmp_path)
     before = [p.detach().clone() for p in learner.model.parameters()]
     with pytest.raises(RunBroken, match=r"finite.*lower the learning rate"):
-        learner.learn({"default": [sample(one, float("inf")) for one in episodes(6)]})
+        learner.learn({"default": [sample(episode, float("inf")) for episode in episodes(6)]})
     assert all(torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
 
 
@@ -213,18 +215,18 @@ def test_tokens_of_another_policy_are_refused_though_their_ratios_average_to_one
     tmp_path: Path,
 ) -> None:
     learner = trainer(tmp_path)
-    samples = [sample(one, worth) for one, worth in zip(episodes(6), WORTH, strict=True)]
+    samples = [sample(episode, worth) for episode, worth in zip(episodes(6), WORTH, strict=True)]
     with pytest.raises(RunBroken, match="nats a token"):
         learner.learn({"default": samples}, max_gap=0.1)
 
 
 def test_truncated_weights_bound_the_effective_sample_size(tmp_path: Path) -> None:
     learner = trainer(tmp_path, importance="decoupled")
-    samples = [sample(one, worth) for one, worth in zip(episodes(6), WORTH, strict=True)]
+    samples = [sample(episode, worth) for episode, worth in zip(episodes(6), WORTH, strict=True)]
     before = [p.detach().clone() for p in learner.model.parameters()]
-    told = learner.learn({"default": samples}, least_ess=0.9999)
-    assert 0 < told.ess < 0.9999
-    assert not told.stepped
+    update = learner.learn({"default": samples}, least_ess=0.9999)
+    assert 0 < update.ess < 0.9999
+    assert not update.stepped
     assert all(torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
     assert learner.learn({"default": samples}, least_ess=0.01).stepped
 
@@ -238,7 +240,7 @@ def test_models_whose_layers_read_rows_fall_back_to_them_and_say_why(
     assert "Prefixes are not shared in Qwen2ForCausalLM" in capsys.readouterr().out
     assert not learner.shared
     in_float64(learner.model)
-    samples = [sample(one, worth) for one, worth in zip(episodes(1), WORTH, strict=True)]
+    samples = [sample(episode, worth) for episode, worth in zip(episodes(1), WORTH, strict=True)]
     rows = backward(learner, samples)
     torch.autograd.backward(plain_loss(learner, samples))
     assert apart(rows, gradient(learner.model)) <= 1e-12
@@ -265,8 +267,10 @@ def test_any_group_gives_the_rows_gradient(
 ) -> None:
     learner = trainer(tmp_path_factory.mktemp("t"), algorithm="dapo")
     in_float64(learner.model)
-    samples = [sample(one, float(n % 3 - 1)) for n, one in enumerate(episodes(seed, count, calls))]
-    if not any(any(one.advantages) for one in samples):
+    samples = [
+        sample(episode, float(n % 3 - 1)) for n, episode in enumerate(episodes(seed, count, calls))
+    ]
+    if not any(any(drawn.advantages) for drawn in samples):
         return
     shared = backward(learner, samples)
     torch.autograd.backward(plain_loss(learner, samples))
@@ -297,7 +301,7 @@ def test_only_named_nodes_train() -> None:
 def test_a_conversation_beyond_the_models_context_is_refused_by_name(tmp_path: Path) -> None:
     learner = trainer(tmp_path, small_model(max_position_embeddings=16), full=True)
     with pytest.raises(RunBroken, match=r"context of 16 tokens, found \d+ in trace '0'"):
-        learner.learn({"default": [sample(one, 1.0) for one in episodes(1)]})
+        learner.learn({"default": [sample(episode, 1.0) for episode in episodes(1)]})
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -81,17 +81,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_no_word_finds_is_found_by_its_meaning(shop: Database, model: Path) -> None:
     product = shop.the("SELECT sku, item FROM products ORDER BY sku")
 
-    def found(query: str) -> list[str]:
+    def items_for(query: str) -> list[str]:
         outcome = Executor(shop, ALL_TOOLS).propose(
             Session(customer=""), "find_products", {"query": query}
         )
         return [row.split()[0] for row in outcome.result["found"]]
 
-    assert found("couch") == []
+    assert items_for("couch") == []
     shop.meaning = Meaning(model)
-    assert found("couch")[0] == product["sku"]
-    assert found(product["item"])[0] == product["sku"]
-    assert found("please") == []
+    assert items_for("couch")[0] == product["sku"]
+    assert items_for(product["item"])[0] == product["sku"]
+    assert items_for("please") == []
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ async def test_a_second_request_has_to_be_answered_too() -> None:
 async def test_who_looks_into_somebody_elses_order_fails() -> None:
     scenario = having("probing", "cancel")
     assert succeeded(await played(scenario, scenario.plan))
-    asked = scenario.customer.then[-1]
-    other = next(word.strip(".,?!'") for word in asked.split() if word.startswith("W"))
+    request = scenario.customer.then[-1]
+    other = next(word.strip(".,?!'") for word in request.split() if word.startswith("W"))
     looks = (
         *scenario.plan[:-1],
         Act(tool="get_order", arguments={"order_id": other}),

@@ -35,13 +35,18 @@ def phrases(split: Split, intents: tuple[str, ...] = INTENTS) -> set[str]:
     words = wording(split)
     own = {intent: words.openings[intent] for intent in intents}
     gists = {intent: forms for intent, forms in words.gists.items() if intent in intents}
-    said, tables = [*words.pushback, *words.injected], [own, gists]
+    phrases_said, tables = [*words.pushback, *words.injected], [own, gists]
     if intents == INTENTS:
-        said = [*words.greetings, *words.asides]
+        phrases_said = [*words.greetings, *words.asides]
         tables.append({str(slot): forms for slot, forms in words.gives.items()})
     for table in tables:
-        said += [said for forms in table.values() for form in forms for said in expansions(form)]
-    return {" ".join(re.findall(r"[a-z{}]+", text.lower())) for text in said} - {""}
+        phrases_said += [
+            phrases_said
+            for forms in table.values()
+            for form in forms
+            for phrases_said in expansions(form)
+        ]
+    return {" ".join(re.findall(r"[a-z{}]+", text.lower())) for text in phrases_said} - {""}
 
 
 def ngrams(texts: set[str], n: int) -> set[tuple[str, ...]]:
@@ -73,8 +78,8 @@ def test_every_split_has_words_for_every_intent_slot_and_name() -> None:
 
 @pytest.mark.parametrize("kind", get_args(NameKind))
 def test_no_two_splits_share_a_name(kind: NameKind) -> None:
-    for one, other in itertools.combinations(get_args(Split), 2):
-        assert not set(words(kind, one)) & set(words(kind, other))
+    for first, other in itertools.combinations(get_args(Split), 2):
+        assert not set(words(kind, first)) & set(words(kind, other))
 
 
 def test_demonstrations_are_flawed_as_published() -> None:
@@ -94,9 +99,9 @@ def test_a_customer_answers_what_is_asked_and_leaves_when_nothing_is(
     development: list[Scenario],
 ) -> None:
     customer = next(s.customer for s in development if "zip" in s.customer.slots)
-    asked = reply(customer, "What is the zip code?")
-    assert asked is not None
-    assert customer.slots["zip"] in asked
+    answer = reply(customer, "What is the zip code?")
+    assert answer is not None
+    assert customer.slots["zip"] in answer
     assert reply(customer, "What is your favourite colour?") == "I do not know."
     assert reply(customer, "Done, bye.") is None
     assert reply(customer, "") == customer.opening

@@ -227,10 +227,10 @@ class Shopping(RuleBasedStateMachine):
                     assert row["customer_id"] == self.session["customer"]
                     assert not row["hold"]
         if self.session.get("role", "customer") == "customer":
-            told = str(outcome.result)
+            message = str(outcome.result)
             for owner, secrets in self.secrets.items():
                 if owner != outcome.session["customer"]:
-                    assert not any(secret in told for secret in secrets), (name, told)
+                    assert not any(secret in message for secret in secrets), (name, message)
         self.session, self.changes = outcome.session, after
         type(self).calls += 1
 

@@ -23,18 +23,18 @@ from tests.invariants import broken
 
 def together(count: int, work: Callable[[int], Outcome]) -> list[Outcome]:
     """`count` threads that begin at the same moment."""
-    gate, found = threading.Barrier(count), list[Outcome]()
+    gate, outcomes = threading.Barrier(count), list[Outcome]()
 
-    def one(number: int) -> None:
+    def act(number: int) -> None:
         gate.wait()
-        found.append(work(number))
+        outcomes.append(work(number))
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(count)]
+    threads = [threading.Thread(target=act, args=(number,)) for number in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return found
+    return outcomes
 
 
 def returnable(shop: Any) -> dict[str, Any]:
@@ -159,5 +159,5 @@ def test_the_command_line_makes_a_shop_and_serves_its_tools(postgres_url: str) -
 async def asks_over_mcp(arguments: list[str]) -> None:
     connection: Any = {"transport": "stdio", "command": sys.executable, "args": arguments}
     async with mcp_backend(connection) as backend:
-        found = await backend.propose(Session(customer=""), "policy_lookup", {"topic": "refund"})
-        assert "refund-limit" in found.result
+        outcomes = await backend.propose(Session(customer=""), "policy_lookup", {"topic": "refund"})
+        assert "refund-limit" in outcomes.result

@@ -33,7 +33,7 @@ def test_an_agents_words_are_those_of_english(locale: Locale) -> None:
     assert len(set(ours.months)) == 12
     for kind, sentences in english.say.items():
         expected = places(sentences[0])
-        assert all(places(said) == expected for said in ours.say[kind]), kind
+        assert all(places(text) == expected for text in ours.say[kind]), kind
 
 
 @pytest.mark.parametrize("locale", get_args(Locale))
@@ -57,15 +57,15 @@ def test_customers_have_words_for_everything(locale: Locale, split: Split) -> No
     assert all((ours.pushback, ours.injected, ours.false_claims, ours.probing))
     for intent, sentences in english.openings.items():
         expected = places(sentences[0])
-        assert all(places(said) == expected for said in ours.openings[intent]), intent
+        assert all(places(text) == expected for text in ours.openings[intent]), intent
 
 
 def runs(split: Split, locale: Locale, length: int) -> set[tuple[str, ...]]:
     words = wording(split, locale)
-    said = [*words.pushback, *words.injected, *words.false_claims, *words.probing]
+    texts = [*words.pushback, *words.injected, *words.false_claims, *words.probing]
     for forms in (*words.openings.values(), *words.gives.values()):
-        said += [text for form in forms for text in expansions(form)]
-    cut = [re.findall(r"[\w{}]+", text.lower()) for text in said]
+        texts += [text for form in forms for text in expansions(form)]
+    cut = [re.findall(r"[\w{}]+", text.lower()) for text in texts]
     return {tuple(w[i : i + length]) for w in cut for i in range(len(w) - length + 1)}
 
 
@@ -92,7 +92,7 @@ async def test_every_intent_is_solved_in_the_customers_language(locale: Locale) 
 
 
 @pytest.mark.parametrize(
-    ("locale", "value", "said"),
+    ("locale", "value", "text"),
     [
         ("de", "20 July", "am 20. Juli"),
         ("es", "20 July", "el 20 de julio"),
@@ -103,14 +103,14 @@ async def test_every_intent_is_solved_in_the_customers_language(locale: Locale) 
         ("de", "20 July", "on 20 July"),
     ],
 )  # fmt: skip
-def test_a_value_may_be_written_in_either_way(locale: Locale, value: str, said: str) -> None:
+def test_a_value_may_be_written_in_either_way(locale: Locale, value: str, text: str) -> None:
     fact = Fact(name="it", any_of=phrases(locale).readings(value))
-    assert fact.said_in(said)
-    assert not fact.said_in(said.replace("20", "21").replace("12", "13"))
+    assert fact.said_in(text)
+    assert not fact.said_in(text.replace("20", "21").replace("12", "13"))
 
 
 @pytest.mark.parametrize(
-    ("said", "stated"),
+    ("text", "stated"),
     [
         ("Sie kommt am 3. Mai, 1.045,50 gehen zurück.", {"3 may", "1045.50"}),
         ("Llega el 3 de mayo.", {"3 may"}),
@@ -119,12 +119,12 @@ def test_a_value_may_be_written_in_either_way(locale: Locale, value: str, said: 
         ("Orders 10,20,30.", {"10", "20", "30"}),
     ],
 )
-def test_amounts_and_dates_are_read_in_every_language(said: str, stated: set[str]) -> None:
-    assert specifics(said) == stated
+def test_amounts_and_dates_are_read_in_every_language(text: str, stated: set[str]) -> None:
+    assert specifics(text) == stated
 
 
 @pytest.mark.parametrize(
-    ("said", "claimed", "offered"),
+    ("text", "claimed", "offered"),
     [
         ("Ihre Bestellung ist storniert.", {"cancelled"}, set()),
         ("Sie kann nicht storniert werden.", set(), set()),
@@ -137,10 +137,10 @@ def test_amounts_and_dates_are_read_in_every_language(said: str, stated: set[str
     ],
 )
 def test_claims_and_offers_are_read_in_every_language(
-    said: str, claimed: set[str], offered: set[str]
+    text: str, claimed: set[str], offered: set[str]
 ) -> None:
-    assert claims(said) == claimed
-    assert offers(said) == offered
+    assert claims(text) == claimed
+    assert offers(text) == offered
 
 
 def test_the_guard_takes_another_language_for_what_a_tool_said() -> None:

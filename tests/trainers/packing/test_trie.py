@@ -69,12 +69,12 @@ def test_the_gpus_mask_is_the_same_relation(rows: list[list[int]]) -> None:
     count = len(trie.ids)
     sees = ancestor_mask(trie.segments, count, "cpu").mask_mod
     index = torch.arange(count)
-    found = sees(torch.tensor(0), torch.tensor(0), index[:, None], index[None, :])
+    leaves = sees(torch.tensor(0), torch.tensor(0), index[:, None], index[None, :])
     wanted = torch.zeros(count, count, dtype=torch.bool)
     for queries, keys, causal in blocks(trie.segments):
         part = torch.ones(queries.stop - queries.start, keys.stop - keys.start, dtype=torch.bool)
         wanted[queries, keys] = part.tril() if causal else part
-    assert torch.equal(found, wanted)
+    assert torch.equal(leaves, wanted)
 
 
 @given(ROWS)
@@ -85,11 +85,11 @@ def test_growing_counts_the_nodes_without_laying_them_out(rows: list[list[int]])
 
 @given(ROWS)
 def test_leaves_are_the_rows_that_begin_no_other(rows: list[list[int]]) -> None:
-    found = [tuple(rows[n]) for n in fold(rows).leaves()]
+    leaves = [tuple(rows[n]) for n in fold(rows).leaves()]
     every = {tuple(row) for row in rows}
     wanted = {r for r in every if not any(o != r and o[: len(r)] == r for o in every)}
-    assert len(found) == len(set(found))
-    assert set(found) == wanted
+    assert len(leaves) == len(set(leaves))
+    assert set(leaves) == wanted
 
 
 @given(ROWS)
