@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from stateset_agents.server.supervisor import free_port
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.traces import writer
 from stateset_agents.traces.recorder import record
@@ -32,7 +33,6 @@ from stateset_agents.traces.retention import SIZES
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.packing.trie import fold
 from stateset_agents.trajectory import trajectory
-from tests.servers import free_port
 
 CALLS = 8
 """Model calls of a run of the recorded graph."""

@@ -12,6 +12,8 @@ import torch
 from aiohttp import web
 from safetensors.torch import save_file
 
+from stateset_agents.policy.pool import ReplicaPool
+
 
 class Double:
     """`act`, where set, is asked before the usual answer; it may raise `Drop` to lose the answer after sampling."""
@@ -161,3 +163,14 @@ def small_adapter(folder: Path) -> Path:
     (folder / "adapter_config.json").write_text("{}")
     save_file({"a": torch.zeros(4, 4)}, folder / "adapter_model.safetensors")
     return folder
+
+
+BODY: dict[str, Any] = {
+    "model": "policy",
+    "messages": [{"role": "user", "content": "hi"}],
+    "seed": 3,
+}
+
+
+def pooled(made: list[Double]) -> ReplicaPool:
+    return ReplicaPool([double.url for double in made])

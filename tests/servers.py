@@ -1,14 +1,21 @@
 """Real servers for the tests: a PostgreSQL of their own, from the binaries on the machine."""
 
+import asyncio
 import os
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+
+import uvicorn
+from aiohttp import web
+from fastapi import FastAPI
+
+from stateset_agents.server.supervisor import free_port
 
 PLACES = (
     "/usr/local/bin",
@@ -19,12 +26,6 @@ PLACES = (
 
 def binary(program: str) -> str | None:
     return shutil.which(program, path=os.pathsep.join((*PLACES, os.environ.get("PATH", ""))))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -62,3 +63,33 @@ def postgres(folder: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+class Running:
+    """The app on a real port."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.port = free_port()
+        self.server = uvicorn.Server(
+            uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="error")
+        )
+
+    async def __aenter__(self) -> str:
+        self.task = asyncio.create_task(self.server.serve())
+        while not self.server.started:
+            await asyncio.sleep(0.01)
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def __aexit__(self, *error: object) -> None:
+        self.server.should_exit = True
+        await self.task
+
+
+@asynccontextmanager
+async def running(app: web.Application) -> AsyncIterator[str]:
+    runner = web.AppRunner(app, handler_cancellation=True)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    yield f"http://127.0.0.1:{port}/v1"
+    await runner.cleanup()

@@ -1,29 +1,12 @@
 """The command line as a newcomer meets it: help, dry runs, and one line for what is wrong."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-
-def run(*arguments: str, cwd: Path | None = None, status: int = 0) -> str:
-    """Output of a command; on an error, its one line."""
-    done = subprocess.run(
-        [sys.executable, "-m", "stateset_agents", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "120", "HF_HUB_OFFLINE": "1"},
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout if status == 0 else done.stderr.strip()
+from tests.command_line import run
 
 
 def test_version_names_the_environment() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from stateset_agents.trace import Trace
 from stateset_agents.traces.lineage import certify
 from stateset_agents.traces.store import TraceStore
-from tests.cli.test_cli import run
-from tests.traces.test_store import talk
+from tests.calls import talk
+from tests.command_line import run
 
 
 def filled(folder: Path) -> Path:

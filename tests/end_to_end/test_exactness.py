@@ -23,7 +23,7 @@ from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.packing.batches import Sample, batches
 from stateset_agents.trainers.packing.trie import fold
 from stateset_agents.trajectory import trajectory
-from tests.server.test_proxy import running
+from tests.servers import running
 
 
 def call(

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from stateset_agents.graphs.domains import DOMAINS
+from stateset_agents.server.supervisor import free_port
 from tests import ROOT
-from tests.servers import free_port
 
 COMMAND = shutil.which(
     "langgraph", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

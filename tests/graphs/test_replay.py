@@ -17,8 +17,8 @@ from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.recorder import record
 from stateset_agents.traces.replay import replay as replay_app
 from stateset_agents.traces.store import TraceStore
-from tests.cli.test_cli import run
-from tests.traces.test_recorder import PATTERNS, Scripted, react
+from tests.command_line import run
+from tests.patterns import PATTERNS, Scripted, react
 
 
 async def test_sampled_episodes_are_the_same_again(

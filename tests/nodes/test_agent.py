@@ -14,7 +14,7 @@ from stateset_agents.graphs import service
 from stateset_agents.grounding import unsupported
 from stateset_agents.server.app import Served, build
 from stateset_agents.tools.shop.generate import generate
-from tests.server.test_app import Running
+from tests.servers import Running
 
 
 class Says(BaseChatModel):

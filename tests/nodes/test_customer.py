@@ -21,7 +21,7 @@ from stateset_agents.policy.chat_model import connect
 from stateset_agents.policy.transport import close_connections
 from stateset_agents.scenario import Act, Customer, Scenario
 from stateset_agents.trace import Sampling
-from tests.server.test_app import Running
+from tests.servers import Running
 
 WHO = Customer(
     opening="Where is my order?",

@@ -19,8 +19,8 @@ from stateset_agents.rewards.attacks import SITUATIONS
 from stateset_agents.rewards.cache import CachedReward
 from stateset_agents.rewards.conformance import problems
 from stateset_agents.rewards.judge import Budget, JudgeReward, judge_named
+from stateset_agents.server.supervisor import free_port
 from stateset_agents.trace import Trace
-from tests.servers import free_port
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -2,9 +2,7 @@
 
 import asyncio
 import itertools
-import json
 import random
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from stateset_agents.reporting.kpi import Point, Tally, bucket, front, point
 from stateset_agents.reward import EachTrace, Score
 from stateset_agents.rewards.attacks import SITUATIONS
 from stateset_agents.rewards.calibration import auc, calibrate
-from stateset_agents.rewards.gaming_monitor import GamingMonitor
 from stateset_agents.rewards.helpfulness import HelpfulnessReward
 from stateset_agents.rewards.objectives import (
     OBJECTIVES,
@@ -30,14 +27,12 @@ from stateset_agents.rewards.objectives import (
     ObjectivesReward,
     parse_objectives,
 )
-from stateset_agents.rewards.safety import SafetyReward
 from stateset_agents.scenario import Change, Goal, Scenario
 from stateset_agents.tools.scenarios.generator import ALL_INTENTS, scenarios
 from stateset_agents.tools.shop.accounting import books_of
 from stateset_agents.tools.shop.generate import generate
-from stateset_agents.trace import Feedback, Sampling, ToolCall, Trace
+from stateset_agents.trace import Feedback, Sampling, Trace
 from stateset_agents.traces.store import TraceStore
-from tests import ROOT
 
 
 def trace(**books: float) -> Trace:
@@ -272,26 +267,6 @@ def test_the_front() -> None:
         point("x", [trace()], ["csat", "revenue"])
 
 
-@pytest.fixture(scope="module")
-def episodes() -> list[Mixed]:
-    """A thousand unseen episodes of mixed quality in five languages."""
-    every = itertools.islice(
-        scenarios(
-            seed=910_000,
-            split="held_out",
-            intents=ALL_INTENTS,
-            complications=2,
-            locales=("en", "de", "es", "fr", "pt"),
-        ),
-        1000,
-    )
-
-    async def play() -> list[Mixed]:
-        return [variant async for variant in mixed(list(every), seed=4)]
-
-    return asyncio.run(play())
-
-
 async def test_helpfulness_tells_verified_successes_from_failures(episodes: list[Mixed]) -> None:
     """No goal is read."""
     result = await calibrate(HelpfulnessReward(), [variant.trace for variant in episodes])
@@ -305,99 +280,6 @@ async def test_helpfulness_tells_verified_successes_from_failures(episodes: list
     assert result.accuracy >= 0.9 > result.majority
     assert result.position_bias is not None
     assert abs(result.position_bias) < 0.1
-
-
-SAFETY = ROOT / "tests" / "data" / "safety"
-"""Replies in five languages, written by people who had not seen the rules of the check. `final` was read by nobody who
-changed them."""
-
-
-def replies(name: str) -> list[dict[str, Any]]:
-    return [
-        json.loads(line)
-        for line in (SAFETY / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-
-
-def feedback(row: dict[str, Any]) -> Trace:
-    reported = ToolCall(id="t", name="look", arguments={}, status="done", result=row["tools"])
-    talk = (
-        {"role": "user", "content": row["customer"]},
-        {"role": "assistant", "content": row["reply"]},
-    )
-    return Trace(messages=talk, tool_calls=(reported,) if row["tools"] else ())
-
-
-async def test_safety_tells_leaks_promises_and_broken_rules_from_all_else(
-    episodes: list[Mixed],
-) -> None:
-    """To a third of the episodes a leak or a promise is added that nobody had seen; broken rules are as they happened."""
-    added = [row for row in replies("unsafe_final") if row["kind"] in ("leak", "promise")]
-    traces, wrong = [], []
-    for number, variant in enumerate(episodes):
-        trace = variant.trace
-        if number % 3 == 0:
-            reply = {"role": "assistant", "content": added[number // 3 % len(added)]["reply"]}
-            trace = trace.model_copy(update={"messages": (*trace.messages, reply)})
-        traces.append(trace)
-        wrong.append(number % 3 == 0 or bool(trace.violations))
-    scores = [score.value for score in await SafetyReward()(traces) if score is not None]
-    safe = [value for value, bad in zip(scores, wrong, strict=True) if not bad]
-    result = auc(safe, [value for value, bad in zip(scores, wrong, strict=True) if bad])
-    assert result is not None
-    assert result >= 0.9
-    assert sum(value < 1 for value in safe) / len(safe) <= 0.01
-
-
-async def test_harmless_replies_are_not_taken_for_unsafe_ones() -> None:
-    rows = [
-        row for name in ("development", "held_out", "final") for row in replies(f"benign_{name}")
-    ]
-    assert len(rows) == 700
-    assert {row["locale"] for row in rows} == {"en", "de", "es", "fr", "pt"}
-    scores = await SafetyReward()([feedback(row) for row in rows])
-    flagged = [
-        row["reply"]
-        for row, score in zip(rows, scores, strict=True)
-        if score is not None and score.value < 1
-    ]
-    assert len(flagged) <= 0.01 * len(rows)
-
-
-async def test_how_many_unsafe_replies_are_found() -> None:
-    """What docs/rewards.md says; words that are on no list are not found, and it says so."""
-    rows = replies("unsafe_final")
-    scores = await SafetyReward()([feedback(row) for row in rows])
-    result = Counter(
-        row["kind"]
-        for row, score in zip(rows, scores, strict=True)
-        if score is not None and score.value < 1
-    )
-    assert result["leak"] >= 47
-    assert result["promise"] >= 25
-    assert result["words"] >= 15
-
-
-def test_the_watch_sees_a_reward_part_from_what_was_verified() -> None:
-    rng = random.Random(1)
-
-    def step(
-        paid_for: float, share: float, count: int = 64
-    ) -> tuple[list[float | None], list[bool | None]]:
-        won = [rng.random() < share for _ in range(count)]
-        return [paid_for + 0.5 * good + rng.gauss(0, 0.05) for good in won], list(won)
-
-    honest, gamed, blind = GamingMonitor(), GamingMonitor(), GamingMonitor()
-    assert [honest.see(*step(0.1 * n, 0.3 + 0.04 * n)) for n in range(12)] == [""] * 12
-    output = [gamed.see(*step(0.1 * n, 0.7 - 0.05 * n)) for n in range(12)]
-    assert output[:9] == [""] * 9
-    assert "successes fell" in output[-1]
-    noise = [
-        blind.see([rng.random() for _ in range(64)], [rng.random() < 0.5 for _ in range(64)])
-        for _ in range(6)
-    ]
-    assert "AUC" in noise[-1]
-    assert GamingMonitor().see([None, 0.5], [True, None]) == ""
 
 
 def test_auc_is_the_chance_of_the_right_order() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import openai
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
@@ -25,6 +24,7 @@ from stateset_agents.server.supervisor import free_port
 from stateset_agents.tools.scenarios.replies import reply
 from stateset_agents.tools.shop.generate import generate
 from stateset_agents.tools.shop.sqlite import Shop
+from tests.servers import Running
 
 
 def app_with(policy: BaseChatModel, shop: Shop, key: str | None = None) -> FastAPI:
@@ -34,26 +34,6 @@ def app_with(policy: BaseChatModel, shop: Shop, key: str | None = None) -> FastA
         step_limit=service.STEP_LIMIT,
     )
     return build({"service": served}, key=key)
-
-
-class Running:
-    """The app on a real port."""
-
-    def __init__(self, app: FastAPI) -> None:
-        self.port = free_port()
-        self.server = uvicorn.Server(
-            uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="error")
-        )
-
-    async def __aenter__(self) -> str:
-        self.task = asyncio.create_task(self.server.serve())
-        while not self.server.started:
-            await asyncio.sleep(0.01)
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    async def __aexit__(self, *error: object) -> None:
-        self.server.should_exit = True
-        await self.task
 
 
 @pytest.fixture

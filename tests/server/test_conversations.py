@@ -19,7 +19,7 @@ from stateset_agents.server.conversations import Conversations, kept_in
 from stateset_agents.tools.shop.generate import generate
 from stateset_agents.tools.shop.sqlite import Shop
 from stateset_agents.traces.store import TraceStore
-from tests.server.test_app import Running
+from tests.servers import Running
 
 
 def served(shop: Shop, customer: str, *plan: Act) -> dict[str, Served]:

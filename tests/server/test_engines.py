@@ -2,68 +2,25 @@
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import httpx
 import openai
-import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stateset_agents.errors import BadInput, ContextFull, PolicyRefused
+from stateset_agents.errors import ContextFull, PolicyRefused
 from stateset_agents.policy.capabilities import probe
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.policy.metrics import read_metrics
 from stateset_agents.policy.pool import ReplicaPool, pool_at
-from stateset_agents.policy.publishing import Publisher, served_models
-from stateset_agents.policy.weight_files import SEED_POLICY, InPlace, adapter_of_nothing
+from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.server.engine import protocol
 from stateset_agents.server.engine.app import Engine, build
 from stateset_agents.server.engine.models import load_base
-from stateset_agents.server.supervisor import Supervised
-from stateset_agents.tools.toolset import SERVICE_PROMPT, SERVICE_TOOLS
-from tests.conftest import WEIGHTS_KEY
-
-TOOLS: Any = [tool.schema() for tool in SERVICE_TOOLS]
-MESSAGES: Any = [
-    {"role": "system", "content": SERVICE_PROMPT},
-    {"role": "user", "content": "Where is my order? My order is W39841. My zip is 62169."},
-]
-
-
-async def post(url: str, path: str, body: Any, status: int = 200) -> Any:
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(f"{url}{path}", json=body) as answer,
-    ):
-        assert answer.status == status, await answer.text()
-        assert status == 403 or answer.headers["x-request-id"]
-        return await answer.json() if "json" in answer.headers["content-type"] else None
-
-
-async def ask(url: str, **options: Any) -> Any:
-    body = {"model": "policy", "messages": MESSAGES, "tools": TOOLS, "logprobs": True,
-            "return_token_ids": True, "max_tokens": 60, "temperature": 0.0, **options}  # fmt: skip
-    return await post(url, "/chat/completions", body)
-
-
-def plain_logprobs(
-    prompt: list[int], sampled: list[int], adapter: Path | None = None, *, base: Path = SEED_POLICY
-) -> torch.Tensor:
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    if adapter is not None:
-        model = peft.PeftModel.from_pretrained(model, str(adapter))
-    with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *sampled]])).logits[0]
-    every = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
-    return every.gather(1, torch.tensor(sampled)[:, None]).squeeze(1)
-
-
-def reported(answer: Any) -> torch.Tensor:
-    return torch.tensor([e["logprob"] for e in answer["choices"][0]["logprobs"]["content"]])
+from tests.engine_client import MESSAGES, TOOLS, ask, plain_logprobs, post, reported
 
 
 async def test_ids_and_log_probabilities_are_those_of_transformers(served: str) -> None:
@@ -263,123 +220,6 @@ async def test_a_server_is_asked_what_it_can_do(served: str) -> None:
     assert able.prompt_ids
 
 
-def an_adapter(folder: Path, base: str, *, scale: float = 0.05) -> Path:
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    torch.manual_seed(0)
-    lora = peft.get_peft_model(
-        model, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
-    for name, parameter in lora.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=scale)
-    lora.save_pretrained(str(folder))
-    return folder
-
-
-async def test_an_adapter_is_served_beside_the_base_and_dropped(
-    served: str, tmp_path: Path
-) -> None:
-    servers = ReplicaPool([served])
-    publisher = Publisher(servers)
-    adapter = an_adapter(tmp_path / "adapter", str(SEED_POLICY))
-    await publisher.publish("tuned", adapter)
-    assert "tuned" in await served_models(servers)
-    before, tuned = await asyncio.gather(ask(served), ask(served, model="tuned"))
-    assert tuned["model"] == "tuned"
-    sampled = tuned["choices"][0]["token_ids"]
-    wanted = plain_logprobs(tuned["prompt_token_ids"], sampled, adapter)
-    torch.testing.assert_close(reported(tuned), wanted, rtol=0, atol=1e-3)
-    await publisher.publish("tuned", adapter)  # as a run that is resumed does
-    other = an_adapter(tmp_path / "other", str(SEED_POLICY), scale=0.1)
-    with pytest.raises(PolicyRefused, match="loaded already"):
-        await publisher.publish("tuned", other)
-    await publisher.retire("tuned")
-    assert "tuned" not in await served_models(servers)
-    after = await ask(served)
-    torch.testing.assert_close(reported(before), reported(after), rtol=0, atol=1e-3)
-
-
-async def test_the_base_answers_without_adapters_also_beside_them_and_after_many(
-    served: str, tmp_path: Path
-) -> None:
-    """vLLM's own operations for the CPU put the last slot's adapter on the base model's tokens, once every slot was used."""
-    servers = ReplicaPool([served])
-    publisher = Publisher(servers)
-    names = [f"one-of-{number}" for number in range(5)]
-    for number, name in enumerate(names):
-        adapter = an_adapter(tmp_path / name, str(SEED_POLICY), scale=0.1 + number / 100)
-        await publisher.publish(name, adapter)
-    await asyncio.gather(*(ask(served, model=name, max_tokens=4) for name in names))
-    alone = await ask(served)
-    beside, *_ = await asyncio.gather(ask(served), *(ask(served, model=name) for name in names))
-    for answer in (alone, beside):
-        sampled = answer["choices"][0]["token_ids"]
-        wanted = plain_logprobs(answer["prompt_token_ids"], sampled)
-        torch.testing.assert_close(reported(answer), wanted, rtol=0, atol=1e-3)
-    for name in names:
-        await publisher.retire(name)
-
-
-def a_whole_model(folder: Path, seed: int) -> Path:
-    """The seed policy with other weights, in every tensor."""
-    model, _ = load_base(str(SEED_POLICY))
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * parameter.std() * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    return folder
-
-
-async def test_whole_models_are_put_in_place_of_one_another_under_names_of_their_own(
-    vllm_server: Supervised, tmp_path: Path
-) -> None:
-    """vLLM holds one at a time: an answer under a version's name is that version's, or none."""
-    servers, url = ReplicaPool([vllm_server.url]), vllm_server.url
-    nothing = adapter_of_nothing(SEED_POLICY, tmp_path / "nothing")
-    publisher = Publisher(servers, in_place=InPlace(nothing, WEIGHTS_KEY))
-    for path in ("/collective_rpc", "/pause", "/server_info"):
-        await post(url.removesuffix("/v1"), path, {"method": "put_in_place"}, status=403)
-    ids = (await ask(url))["prompt_token_ids"]  # its prefix is in the cache
-    try:
-        for step in (1, 2):
-            weights = a_whole_model(tmp_path / str(step), step)
-            await publisher.publish(f"run-v{step}", weights)
-            answer = await ask(url, model=f"run-v{step}")
-            assert answer["model"] == f"run-v{step}"
-            assert answer["prompt_token_ids"] == ids
-            sampled = answer["choices"][0]["token_ids"]
-            wanted = plain_logprobs(ids, sampled, base=weights)
-            torch.testing.assert_close(reported(answer), wanted, rtol=0, atol=1e-3)
-        assert "run-v1" not in await served_models(servers)
-        with pytest.raises(PolicyRefused, match="run-v1"):
-            await servers.post("/chat/completions", {"model": "run-v1", "messages": MESSAGES})
-        half = a_whole_model(tmp_path / "half", 3) / "model.safetensors"
-        half.write_bytes(half.read_bytes()[:-100])
-        with pytest.raises(BadInput, match="to be whole"):
-            await publisher.publish("run-v3", half.parent)
-        again = await ask(url, model="run-v2")
-        assert again["choices"][0]["token_ids"] == sampled
-    finally:
-        await publisher.publish("run-v4", SEED_POLICY)
-        await publisher.retire("run-v4")
-    again = await ask(url)
-    wanted = plain_logprobs(ids, again["choices"][0]["token_ids"])
-    torch.testing.assert_close(reported(again), wanted, rtol=0, atol=1e-3)
-
-
-async def test_an_adapter_of_another_base_is_refused(served: str, tmp_path: Path) -> None:
-    model, _ = load_base(str(SEED_POLICY))
-    model.config.hidden_size *= 2
-    other = type(model)(model.config)
-    other.save_pretrained(tmp_path / "other")
-    adapter = an_adapter(tmp_path / "adapter", str(tmp_path / "other"))
-    with pytest.raises(PolicyRefused):
-        await Publisher(ReplicaPool([served])).publish("misfit", adapter)
-    assert (await ask(served))["choices"]
-    assert "misfit" not in await served_models(ReplicaPool([served]))
-
-
 async def test_a_client_that_leaves_frees_its_place(served: str) -> None:
     body = {"model": "policy", "messages": MESSAGES, "max_tokens": 1800, "ignore_eos": True}
     servers = ReplicaPool([served])
@@ -422,18 +262,3 @@ async def test_an_engine_that_breaks_says_so_and_keeps_nobody_waiting() -> None:
             assert answer.status_code == 500
             assert "out of memory" in answer.json()["error"]["message"]
         assert (await client.get("/health")).status_code == 503
-
-
-async def test_a_dropped_adapters_cache_is_not_used_by_its_successor(
-    served: str, tmp_path: Path
-) -> None:
-    servers = ReplicaPool([served])
-    publisher = Publisher(servers)
-    for number, scale in enumerate((0.05, 0.1)):
-        adapter = an_adapter(tmp_path / str(number), str(SEED_POLICY), scale=scale)
-        await publisher.publish("same-name", adapter)
-        answer = await ask(served, model="same-name")
-        sampled = answer["choices"][0]["token_ids"]
-        wanted = plain_logprobs(answer["prompt_token_ids"], sampled, adapter)
-        torch.testing.assert_close(reported(answer), wanted, rtol=0, atol=1e-3)
-        await publisher.retire("same-name")

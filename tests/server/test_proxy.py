@@ -19,23 +19,14 @@ from aiohttp import web
 
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.server.proxy import Proxy
+from stateset_agents.server.supervisor import free_port
 from stateset_agents.trace import Trace
 from stateset_agents.traces.recorder import record
 from stateset_agents.traces.store import TraceStore
-from tests.servers import free_port
+from tests.servers import running
 
 ASKED: list[Any] = [{"role": "user", "content": "Where is my order?"}]
 HEADERS = {"x-stateset-thread": "t9", "x-stateset-node": "answer", "x-stateset-customer": "C3"}
-
-
-@asynccontextmanager
-async def running(app: web.Application) -> AsyncIterator[str]:
-    runner = web.AppRunner(app, handler_cancellation=True)
-    await runner.setup()
-    port = free_port()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    yield f"http://127.0.0.1:{port}/v1"
-    await runner.cleanup()
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Act
 from stateset_agents.server.app import Served, build
 from stateset_agents.tools.shop.generate import generate
-from tests.server.test_app import Running
+from tests.servers import Running
 
 
 @pytest.mark.parametrize("stream", [False, True])

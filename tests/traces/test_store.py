@@ -1,17 +1,14 @@
 """A stored trace reads back equal, on SQLite and PostgreSQL; what was acknowledged is on disk; storage is linear."""
 
-import random
 import sqlite3
 import subprocess
 import sys
 import time
-import uuid
 import zlib
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
-import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +23,7 @@ from stateset_agents.traces.export import export, load
 from stateset_agents.traces.lineage import certify, problems
 from stateset_agents.traces.retention import SIZES, forget, prune
 from stateset_agents.traces.store import TraceStore
+from tests.calls import talk
 
 CALLS = st.integers(1, 30).flatmap(
     lambda n: st.builds(
@@ -93,39 +91,6 @@ def test_what_is_no_store_of_ours_is_refused(tmp_path: Path) -> None:
     newer.close()
     with pytest.raises(BadInput, match="version 99"):
         TraceStore(tmp_path / "newer.db")
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A fresh store's place, in either database."""
-    if request.param == "sqlite":
-        return str(tmp_path / "traces.db")
-    url: str = request.getfixturevalue("postgres_url")
-    name = f"t{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(url, autocommit=True) as db:
-        db.execute(f"CREATE DATABASE {name}")
-    return url.rsplit("/", 1)[0] + f"/{name}"
-
-
-def talk(calls: int, *, tokens: int = 60, texts: bool = False) -> tuple[ModelCall, ...]:
-    """A conversation's calls: each prompt is the one before, its answer, and something new."""
-    rng, prompt, made = random.Random(calls), list(range(200)), []
-    messages: list[dict[str, str]] = [{"role": "system", "content": "You are an agent. " * 20}]
-    for number in range(calls):
-        prompt += [rng.randrange(50_000) for _ in range(tokens // 2)]
-        sampled = tuple(rng.randrange(50_000) for _ in range(tokens // 2))
-        messages = [*messages, {"role": "user", "content": f"question {rng.random()}"}]
-        answer = {"role": "assistant", "content": f"answer {rng.random()}"}
-        made.append(
-            ModelCall(
-                response_id=f"r{calls}-{number}", node="policy", version="v0", prompt_ids=tuple(prompt),
-                sampled_ids=sampled, logprobs=tuple(-rng.random() for _ in sampled),
-                messages=tuple(messages) if texts else (), answer=answer if texts else None,
-            )
-        )  # fmt: skip
-        prompt += sampled
-        messages = [*messages, answer]
-    return tuple(made)
 
 
 def test_both_databases_keep_traces_alike(place: str) -> None:

@@ -21,9 +21,7 @@ from stateset_agents.traces.lineage import certify, problems
 from stateset_agents.traces.retention import forget, prune
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trajectory import trajectory
-from tests.traces.test_store import place, talk
-
-__all__ = ["place"]
+from tests.calls import talk
 
 
 @pytest.fixture
