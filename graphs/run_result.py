@@ -30,7 +30,7 @@ async def result_of(run: Awaitable[dict[str, Any]]) -> RunResult:
     status: Status = "completed"
     error = None
     try:
-        state = await run
+        state = await run or {}  # a graph that writes none of its output gives None
     except (GraphRecursionError, ContextFull) as problem:
         status, error = "truncated", str(problem)
     except PolicyUnreachable as problem:

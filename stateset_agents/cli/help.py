@@ -1,7 +1,9 @@
 """Help of the command line: options in panels, plain text, and lines that break between words on any terminal."""
 
+import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -39,22 +41,28 @@ def show_help(command: Any, ctx: Any) -> None:
     from rich.text import Text
 
     console = Console()
-    usage = " ".join(part for part in command.collect_usage_pieces(ctx))
-    console.print(Text(f"Usage: {ctx.command_path} {usage}", style="bold"))
+    params = [p for p in command.get_params(ctx) if not getattr(p, "hidden", False)]
+    pieces = [_usage(param) for param in params if param.param_type_name == "argument"]
+    if hasattr(command, "list_commands"):
+        pieces.append("COMMAND")
+    console.print(
+        Text(f"Usage: {' '.join([ctx.command_path, '[OPTIONS]', *pieces])}", style="bold")
+    )
     if command.help:
         console.print(Text(f"\n{_paragraph(command.help)}\n"))
     panels: dict[str, list[tuple[str, str]]] = {}
-    for param in command.get_params(ctx):
-        if not getattr(param, "hidden", False):
-            default = "Arguments" if param.param_type_name == "argument" else "Options"
-            panel = getattr(param, "rich_help_panel", None) or default
-            panels.setdefault(str(panel), []).append((_left(param), _right(param, ctx)))
+    annotations = _annotations(command)
+    for param in params:
+        default = "Arguments" if param.param_type_name == "argument" else "Options"
+        panel = getattr(param, "rich_help_panel", None) or default
+        row = (_left(param, annotations.get(param.name)), _right(param))
+        panels.setdefault(str(panel), []).append(row)
     options = panels.pop("Options", [])
     if options:  # those that belong to no panel come last
         panels["Options"] = options
     if hasattr(command, "list_commands"):
         names = command.list_commands(ctx)
-        panels = {"Commands": [(n, _first_line(command, ctx, n)) for n in names], **panels}
+        panels = {"Commands": [(n, _summary(command.get_command(ctx, n))) for n in names], **panels}
     for title, rows in panels.items():
         console.print(_panel(title, rows))
 
@@ -72,32 +80,64 @@ def _panel(title: str, rows: list[tuple[str, str]]) -> Any:
     return Panel(table, title=Text(title), title_align="left", border_style="dim")
 
 
-def _left(param: Any) -> str:
-    """An option's names and the kind of its value, such as `--steps INTEGER`."""
+def _left(param: Any, annotation: Any) -> str:
+    """An option's names and the kind of its value, such as `--steps INTEGER`; an argument's name."""
     if param.param_type_name == "argument":
-        return str(param.metavar or param.name).upper()
-    names = ", ".join([*param.opts, *param.secondary_opts])
-    if getattr(param, "is_flag", False):
-        return names
-    return f"{names} {param.metavar or str(param.type.name).upper()}"
+        return _argument(param)
+    if annotation is bool or getattr(param, "is_flag", False):
+        off = param.secondary_opts if param.default is True else ()  # `--no-dry-run` says nothing
+        return ", ".join([*param.opts, *off])
+    return f"{', '.join(param.opts)} {param.metavar or _kind(annotation)}"
 
 
-def _right(param: Any, ctx: Any) -> str:
+def _argument(param: Any) -> str:
+    return str(param.metavar or param.name).upper()
+
+
+def _usage(param: Any) -> str:
+    name = _argument(param) + ("..." if param.nargs == -1 else "")
+    return name if param.required else f"[{name}]"
+
+
+_KINDS = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
+
+
+def _kind(annotation: Any) -> str:
+    """What a value is, read from the command's signature: `INTEGER`, `PATH`, else `TEXT`."""
+    inner = [part for part in get_args(annotation) if part in _KINDS]
+    return _KINDS.get(annotation) or (_KINDS[inner[0]] if inner else "TEXT")
+
+
+def _annotations(command: Any) -> dict[str, Any]:
+    """The kind of each parameter's value, by name."""
+    if command.callback is None:
+        return {}
+    parameters = inspect.signature(command.callback).parameters.values()
+    return {
+        p.name: get_args(p.annotation)[0] if get_origin(p.annotation) is Annotated else p.annotation
+        for p in parameters
+    }
+
+
+def _right(param: Any) -> str:
     """What an option is for, and its default."""
     text = _paragraph(getattr(param, "help", None) or "")
     if param.required:
         return f"{text} [required]".strip()
     default = param.default() if callable(param.default) else param.default
-    is_unset = default is None or default in (False, "", [], ()) or "Sentinel" in repr(default)
-    if is_unset or not getattr(param, "show_default", True):
+    is_unset = any(default is empty for empty in (None, False)) or default in ("", [], ())
+    if is_unset or not getattr(param, "show_default", True) or "Sentinel" in repr(default):
         return text
+    default = "on" if default is True else default
     shown = ", ".join(map(str, default)) if isinstance(default, list | tuple) else default
     return f"{text} [default: {shown}]".strip()
 
 
-def _first_line(command: Any, ctx: Any, name: str) -> str:
-    subcommand = command.get_command(ctx, name)
-    return str(subcommand.help or "").strip().splitlines()[0] if subcommand.help else ""
+def _summary(subcommand: Any) -> str:
+    """The first sentence of a command's help."""
+    text = _paragraph(subcommand.help or "")
+    sentence, end, _ = text.partition(". ")
+    return f"{sentence}." if end else text
 
 
 def _paragraph(text: str) -> str:

@@ -169,7 +169,8 @@ def policy_serve(
     threads: Annotated[int, typer.Option(help="Threads of each replica, on a CPU.")] = 1,
     slots: Annotated[int, typer.Option(help="Sequences at once, of each replica.")] = 96,
     options: Annotated[
-        list[str] | None, typer.Argument(help="Further options of vLLM's, after `--`.")
+        list[str] | None,
+        typer.Argument(help="Further options of vLLM's, after `--`.", metavar="VLLM_OPTIONS"),
     ] = None,
 ) -> None:
     """Serve a policy with vLLM or the embedded engine, and start it again when it dies."""

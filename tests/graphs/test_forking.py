@@ -126,7 +126,7 @@ async def test_forks_of_a_served_policy_sample_only_what_comes_after(
 
 
 class Numbers(TypedDict):
-    spoken: Annotated[list[str], add]
+    texts: Annotated[list[str], add]
 
 
 class Counting(BaseChatModel):
@@ -160,11 +160,11 @@ def fan(model: BaseChatModel, world: Ledger) -> Any:
     async def write(state: Any) -> dict[str, Any]:
         answer = await model.ainvoke([HumanMessage(state["name"])])
         world.entries.append(answer.text)
-        return {"said": [answer.text]}
+        return {"texts": [answer.text]}
 
     async def close(state: Numbers) -> dict[str, Any]:
         answer = await model.ainvoke([HumanMessage(f"{len(world.entries)}-")])
-        return {"said": [answer.text]}
+        return {"texts": [answer.text]}
 
     graph = StateGraph(Numbers)
     graph.add_node("write", write)

@@ -88,7 +88,7 @@ async def test_the_command_line(engine: str, development: list[Scenario], tmp_pa
     with TraceStore(tmp_path / "traces.db") as store:
         store.append(trace)
     place = str(tmp_path)
-    assert "the same to the byte" in run("traces", "replay", place, trace.id[:10])
+    assert "the replay is identical" in run("traces", "replay", place, trace.id[:10])
     other = json.dumps({"status": "delivered", "carrier": "UPS", "arrived": "9 March"})
     output = run(
         "traces",
@@ -148,7 +148,7 @@ async def test_the_command_line_replays_an_app(tmp_path: Path) -> None:
         store.flush()
         (trace,) = store.traces()
     place, graph = str(tmp_path), "tests.graphs.test_replay:APP"
-    assert "the same to the byte" in run("traces", "replay", place, trace.id[:10], "--graph", graph)
+    assert "the replay is identical" in run("traces", "replay", place, trace.id[:10], "--graph", graph)
     output = run(
         "traces", "replay", place, trace.id[:10], "--graph", graph, "--set", 'stock={"left": 0}'
     )
