@@ -25,6 +25,7 @@ check: $(STAMP)dev
 	$(BIN)/mypy
 	$(BIN)/mypy tests benchmarks examples scripts
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_shape.py
 	$(BIN)/python tests/check_wheel.py
 
 prove: $(STAMP)dev

@@ -72,7 +72,7 @@ class Suffered:
 
 @contextlib.asynccontextmanager
 async def dropping(target: str, counts: Suffered, every: int = 10) -> AsyncIterator[str]:
-    """A proxy before a server that loses every so-manieth answer, after it was sampled."""
+    """A proxy before a server that loses every n-th answer after it was sampled."""
     port, numbers = free_port(), itertools.count(1)
     async with aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=600), auto_decompress=False

@@ -204,7 +204,7 @@ def chaos_of(seconds: float) -> dict[str, Any]:
     return {**asdict(counts), "wrong": counts.wrong()}
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--held-out", type=int, default=300)
     parser.add_argument("--kills", type=int, default=10)
@@ -214,7 +214,11 @@ def main() -> None:
     parser.add_argument(
         "--at-once", type=int, default=1, help="Runs side by side; no timing is read."
     )
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
     count = ("--held-out", str(options.held_out))
     lost = store_kills(options.store_kills)
     with ThreadPoolExecutor(options.at_once) as pool:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from stateset_agents.errors import BadInput
 from stateset_agents.policy.litellm import load_litellm
 from stateset_agents.reward import Declaration, Score, scorable
+from stateset_agents.rewards.budget import Budget
 from stateset_agents.rewards.manner import manner
 from stateset_agents.trace import Trace, words
 
@@ -46,48 +47,24 @@ class _Refused(Exception):
     """An answer that cannot be used, or none; the message is its kind."""
 
 
-@dataclass(slots=True)
-class Budget:
-    """What may be spent at the most, in tokens and US dollars; what is under way counts as if it were long."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeCalls:
+    """How a judge's models are called."""
 
-    tokens: int | None = None
-    usd: float | None = None
-    per_million: tuple[float, float] | None = None
-    """US dollars for a million tokens read and written, where litellm does not know the model's price."""
-    spent_tokens: int = 0
-    spent_usd: float = 0.0
-    held_tokens: int = 0
-    held_usd: float = 0.0
+    base_url: str | None = None
+    api_key: str | None = None
+    concurrency: int = 8
+    """Calls at once."""
+    timeout: float = 60.0
+    """Seconds of a call."""
+    retries: int = 1
+    """Further calls of a model whose answer cannot be used."""
+    max_tokens: int = 300
 
     def __post_init__(self) -> None:
-        for name, most in (("tokens", self.tokens), ("usd", self.usd)):
-            if most is not None and not (math.isfinite(most) and most > 0):
-                raise BadInput(f"Expected a budget of more than 0 {name}, found {most}.")
-
-    def reserve(self, tokens: int, usd: float) -> bool:
-        """Set a call aside as if it were long; False where that is not there any more."""
-        if self.usd is not None and self.spent_usd + self.held_usd + usd > self.usd:
-            return False
-        if self.tokens is not None and self.spent_tokens + self.held_tokens + tokens > self.tokens:
-            return False
-        self.held_tokens += tokens
-        self.held_usd += usd
-        return True
-
-    def cost(self, read: int, written: int) -> float | None:
-        if self.per_million is None:
-            return None
-        return (read * self.per_million[0] + written * self.per_million[1]) / 1e6
-
-    def settle(
-        self, tokens: int, aside: float, used: tuple[int, int] | None, usd: float | None
-    ) -> None:
-        """What a call took in the end, also where it is more than was set aside; without a bill, all that was."""
-        self.held_tokens -= tokens
-        self.held_usd -= aside
-        self.spent_tokens += tokens if used is None else sum(used)
-        paid = aside if used is None else self.cost(*used) if usd is None else usd
-        self.spent_usd += aside if paid is None else paid
+        for name, value in (("concurrency", self.concurrency), ("timeout", self.timeout)):
+            if value <= 0:
+                raise BadInput(f"judge: expected {name} of more than 0, found {value}.")
 
 
 @dataclass(slots=True)
@@ -117,25 +94,17 @@ class JudgeReward:
     def __init__(
         self, models: Sequence[str], *, rubric: str | Mapping[str, str] = RUBRIC,
         mode: Literal["absolute", "relative"] = "absolute", repeats: int = 1, least_agreement: float = 0.3,
-        budget: Budget | None = None, concurrency: int = 8, timeout: float = 60.0, retries: int = 1, max_tokens: int = 300,
-        base_url: str | None = None, api_key: str | None = None,
+        budget: Budget | None = None, calls: JudgeCalls | None = None,
     ) -> None:  # fmt: skip
         if not models:
             raise BadInput("judge: expected at least one model, found none.")
-        for name, value in (
-            ("repeats", repeats),
-            ("concurrency", concurrency),
-            ("timeout", timeout),
-        ):
-            if value <= 0:
-                raise BadInput(f"judge: expected {name} of more than 0, found {value}.")
+        if repeats <= 0:
+            raise BadInput(f"judge: expected repeats of more than 0, found {repeats}.")
         self.models, self.mode, self.repeats = tuple(models), mode, repeats
         self.rubrics = {"": rubric} if isinstance(rubric, str) else {"": RUBRIC, **rubric}
-        self.least_agreement, self.timeout, self.retries = least_agreement, timeout, retries
-        self.budget, self.max_tokens = budget or Budget(), max_tokens
-        self.base_url, self.api_key = base_url, api_key
+        self.least_agreement = least_agreement
+        self.budget, self.calls = budget or Budget(), calls or JudgeCalls()
         self.report = Report()
-        self._concurrency = concurrency
         self._gates: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
             weakref.WeakKeyDictionary()
         )
@@ -166,7 +135,7 @@ class JudgeReward:
         """One for all groups that are judged in an event loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._gates:
-            self._gates[loop] = asyncio.Semaphore(self._concurrency)
+            self._gates[loop] = asyncio.Semaphore(self.calls.concurrency)
         return self._gates[loop]
 
     async def _absolute(self, trace: Trace, gate: asyncio.Semaphore) -> Score | None:
@@ -262,7 +231,7 @@ class JudgeReward:
             {"role": "user", "content": "\n\n".join([*blocks, f"Answer: {wanted}"])},
         ]
         for model in self.models:
-            for _ in range(self.retries + 1):
+            for _ in range(self.calls.retries + 1):
                 async with gate:
                     try:
                         return _checked(await self._call(model, messages, repeat), mark, labels)
@@ -275,10 +244,10 @@ class JudgeReward:
     async def _call(self, model: str, messages: list[dict[str, str]], repeat: int) -> str:
         litellm = await asyncio.to_thread(load_litellm)
         read = sum(len(message["content"].encode(errors="replace")) for message in messages) // 2
-        aside = self.budget.cost(read, self.max_tokens)
+        aside = self.budget.cost(read, self.calls.max_tokens)
         if aside is None and self.budget.usd is not None:
-            aside = _price_of(litellm, model, read, self.max_tokens)
-        if not self.budget.reserve(read + self.max_tokens, aside or 0.0):
+            aside = _price_of(litellm, model, read, self.calls.max_tokens)
+        if not self.budget.reserve(read + self.calls.max_tokens, aside or 0.0):
             raise _Refused("budget")
         self.report.calls += 1
         used: tuple[int, int] | None = None
@@ -287,10 +256,10 @@ class JudgeReward:
             answer = await asyncio.wait_for(
                 litellm.acompletion(
                     model=model, messages=messages, temperature=0.0 if self.repeats == 1 else 0.7,
-                    seed=repeat, max_tokens=self.max_tokens, timeout=self.timeout, num_retries=0, drop_params=True,
-                    api_base=self.base_url, api_key=self.api_key, response_format={"type": "json_object"},
+                    seed=repeat, max_tokens=self.calls.max_tokens, timeout=self.calls.timeout, num_retries=0, drop_params=True,
+                    api_base=self.calls.base_url, api_key=self.calls.api_key, response_format={"type": "json_object"},
                 ),
-                self.timeout,
+                self.calls.timeout,
             )  # fmt: skip
             usage = getattr(answer, "usage", None)
             if usage is not None and getattr(usage, "total_tokens", None):
@@ -303,7 +272,7 @@ class JudgeReward:
             late = "timeout" in type(error).__name__.lower()
             raise _Refused("timeout" if late else f"provider: {type(error).__name__}") from None
         finally:
-            self.budget.settle(read + self.max_tokens, aside or 0.0, used, usd)
+            self.budget.settle(read + self.calls.max_tokens, aside or 0.0, used, usd)
 
 
 def _checked(text: str, mark: str, labels: Sequence[str]) -> dict[str, Any]:
@@ -385,8 +354,6 @@ def judge_named(text: str, *, budget: Budget | None = None, concurrency: int = 8
     return JudgeReward(
         [model],
         mode=mode,
-        base_url=url or None,
-        api_key=key,
         budget=budget,
-        concurrency=concurrency,
+        calls=JudgeCalls(base_url=url or None, api_key=key, concurrency=concurrency),
     )

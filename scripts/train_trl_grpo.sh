@@ -27,8 +27,8 @@ USE_FP16=${USE_FP16:-false}
 GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-false}
 WANDB_PROJECT=${WANDB_PROJECT:-}
 OUTPUT_DIR=${OUTPUT_DIR:-runs}
-SAVE_STEPS=${SAVE_STEPS:-0}                    # keep the weights of every so-manieth step; 0: the last ones
-EVAL_STEPS=${EVAL_STEPS:-0}                    # measure on held-out scenarios as often; 0: before and after alone
+SAVE_STEPS=${SAVE_STEPS:-0}                    # keep the weights of every n-th step; 0: only the last
+EVAL_STEPS=${EVAL_STEPS:-0}                    # evaluate on held-out scenarios every n steps; 0: before and after
 HELD_OUT=${HELD_OUT:-120}
 
 refuse() { echo "error: $1" >&2; exit 2; }

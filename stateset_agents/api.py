@@ -168,7 +168,7 @@ async def train(
     """
     from transformers import AutoTokenizer
 
-    from stateset_agents.trainers import loop
+    from stateset_agents.trainers import grading, loop
 
     if num_episodes < 2:
         raise BadInput(f"num_episodes: expected at least 2 to compare, found {num_episodes}.")
@@ -193,7 +193,7 @@ async def train(
                 adapter=None if config.full else agent.adapter,
             ),
             loop.Episodes(scenarios=environment.scenarios, rollout=play),
-            loop.Grading(reward=reward_fn, limits=find_limits(config)),
+            grading.Grading(reward=reward_fn, limits=find_limits(config)),
             loop.RunOutputs(
                 run=run, store=store, report=on_step or (lambda log: None), trackers=config.log
             ),

@@ -68,7 +68,7 @@ class ModelCall(Frozen):
     attempt: int = 1
     """Which attempt of the node it was, where the node was tried again."""
     turn: int = 0
-    """The customer's how-manieth message it answers, counted from 1; 0 where it is not known."""
+    """The number of the customer's message that it answers, counted from 1; 0 where it is not known."""
     discarded: bool = False
     """Of an attempt that failed: what came of it went nowhere."""
     messages: tuple[dict[str, Any], ...] = ()

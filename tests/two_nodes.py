@@ -7,7 +7,7 @@ from langgraph.graph import END, START, StateGraph
 
 from stateset_agents.trace import Trace
 
-TOLD = "Tell me about the weather."
+PROMPT = "Tell me about the weather."
 
 
 class State(TypedDict, total=False):

@@ -57,7 +57,7 @@ class McpBackend(Foreign):
             return Outcome(status="invalid", result=shown, session=session)
         return Outcome(status="done", result=result, session=session)
 
-    async def _asked(
+    async def _elicited(
         self, mcp_context: Any, params: types.ElicitRequestParams, context: Any
     ) -> types.ElicitResult:
         """The server asks the user to confirm: yes, if it is the call that they agreed to."""
@@ -71,7 +71,7 @@ async def mcp_backend(connection: Connection) -> AsyncIterator[McpBackend]:
     """A backend over a connection as langchain-mcp-adapters describes it, such as
     `{"transport": "stdio", "command": "stateset-agents", "args": ["mcp"]}`."""
     backend = McpBackend()
-    callbacks = Callbacks(on_elicitation=backend._asked).to_mcp_format(
+    callbacks = Callbacks(on_elicitation=backend._elicited).to_mcp_format(
         context=CallbackContext(server_name="shop")
     )
     async with create_session(connection, mcp_callbacks=callbacks) as client:

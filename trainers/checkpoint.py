@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from stateset_agents.files import replace_text
-from stateset_agents.trainers.config import ONE
+from stateset_agents.trainers.config import DEFAULT_ADAPTER
 from stateset_agents.trainers.model import Model
 from stateset_agents.trainers.step_log import StepLog
 
@@ -42,9 +42,9 @@ class Checkpoints:
         for leftover in self.folder.glob(".writing-*"):
             shutil.rmtree(leftover)
 
-    def weights(self, step: int, adapter: str = ONE) -> Path:
+    def weights(self, step: int, adapter: str = DEFAULT_ADAPTER) -> Path:
         whole = self.folder / f"{step:06d}" / "adapter"
-        return whole if adapter == ONE else whole / adapter
+        return whole if adapter == DEFAULT_ADAPTER else whole / adapter
 
     def commit(
         self,

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, JsonValue, model_validator
 from stateset_agents.frozen import Frozen
 from stateset_agents.trainers.algorithms import ALGORITHMS
 
-ONE = "default"
+DEFAULT_ADAPTER = "default"
 """The adapter's name where there is one, which is PEFT's."""
 Precision = Literal["fp32", "bf16", "fp16"]
 AlgorithmName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "rejection"]
@@ -179,4 +179,4 @@ class TrainConfig(Frozen):
     @property
     def trained(self) -> dict[str, tuple[str, ...]]:
         """The nodes of each adapter; none named is all of them."""
-        return dict(self.adapters) or {ONE: self.nodes}
+        return dict(self.adapters) or {DEFAULT_ADAPTER: self.nodes}

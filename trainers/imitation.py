@@ -21,7 +21,7 @@ from stateset_agents.policy.chat_template import default_chat_template
 from stateset_agents.reward import Reward
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.trainers.checkpoint import save_weights
-from stateset_agents.trainers.config import ONE, TrainConfig
+from stateset_agents.trainers.config import DEFAULT_ADAPTER, TrainConfig
 from stateset_agents.trainers.imitation_log import ImitationLog
 from stateset_agents.trainers.model import load_model, read_rows
 
@@ -190,7 +190,7 @@ def _model(base: str, config: TrainConfig) -> Any:
     model = load_model(
         base,
         config,
-        adapters={ONE: None},
+        adapters={DEFAULT_ADAPTER: None},
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
     read_rows(model)

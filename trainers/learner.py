@@ -14,7 +14,7 @@ from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.trainers.algorithms import ALGORITHMS
 from stateset_agents.trainers.algorithms.dapo import overlong
 from stateset_agents.trainers.checkpoint import Checkpoints
-from stateset_agents.trainers.config import ONE, TrainConfig
+from stateset_agents.trainers.config import DEFAULT_ADAPTER, TrainConfig
 from stateset_agents.trainers.constraints import Limit, Multipliers
 from stateset_agents.trainers.credit import Graded, samples
 from stateset_agents.trainers.model import load_model
@@ -25,10 +25,10 @@ from stateset_agents.trainers.tree_trainer import grpo_trainer
 Scores = Sequence[Score | None]
 
 
-def version(run: Path, step: int, adapter: str = ONE) -> str:
+def version(run: Path, step: int, adapter: str = DEFAULT_ADAPTER) -> str:
     """The name a policy is served under after `step` steps. Never reused, not by another run on the same
     server either: caches and traces are keyed by it."""
-    return f"{run.name}-v{step}" if adapter == ONE else f"{run.name}-{adapter}-v{step}"
+    return f"{run.name}-v{step}" if adapter == DEFAULT_ADAPTER else f"{run.name}-{adapter}-v{step}"
 
 
 class Learner:

@@ -13,20 +13,19 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from stateset_agents.errors import BadInput, RunBroken
-from stateset_agents.reward import Reward, Score
+from stateset_agents.reward import Score
 from stateset_agents.rewards.gaming_monitor import GamingMonitor
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Trace
 from stateset_agents.traces.lineage import certify
 from stateset_agents.traces.store import TraceStore
-from stateset_agents.trainers.config import ONE, TrainConfig
-from stateset_agents.trainers.constraints import Limit
+from stateset_agents.trainers.config import DEFAULT_ADAPTER, TrainConfig
 from stateset_agents.trainers.curriculum import Curriculum
+from stateset_agents.trainers.grading import Grading, are_equal, check_played, graded, success_of
 from stateset_agents.trainers.learner import (
     Learner,
     Scores,
@@ -39,7 +38,6 @@ from stateset_agents.trainers.rollouts import Plan, Player, PlayForkable, Rollou
 from stateset_agents.trainers.schedule import Schedule
 from stateset_agents.trainers.step_log import StepLog
 from stateset_agents.trainers.trackers import RunLog
-from stateset_agents.trajectory import trajectory
 
 Publish = Callable[[str, Path, int], Awaitable[None]]
 """Serve the weights at a path under a version name, and keep so many versions before it."""
@@ -71,15 +69,6 @@ class Episodes:
     scenarios: Sequence[Scenario]
     rollout: Rollout
     play_forkable: PlayForkable | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grading:
-    """What an episode is worth: a reward, others for calls at single nodes, and limits on what it may do."""
-
-    reward: Reward
-    node_rewards: Mapping[str, Reward] = field(default_factory=dict)
-    limits: Sequence[Limit] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +204,7 @@ class TrainingLoop:
             if later not in self._playing:
                 self._playing[later] = asyncio.create_task(
                     self.player.play(
-                        self.plans[later], self.episodes.scenarios, *self._asked(self._played_by(later))
+                        self.plans[later], self.episodes.scenarios, *self._by_node(self._played_by(later))
                     )
                 )  # fmt: skip
         plan = self.plans.pop(number)
@@ -233,13 +222,13 @@ class TrainingLoop:
     async def redraw_equal_groups(self, step: Step) -> None:
         """Replace groups whose rewards are equal by those of other scenarios, at most `resample` times."""
         for attempt in range(1, self.config.resample + 1):
-            equal = [number for number, scores in enumerate(step.scores) if _are_equal(scores)]
+            equal = [number for number, scores in enumerate(step.scores) if are_equal(scores)]
             if not equal:
                 break
             places = self.curriculum.choose(step.number, len(equal), attempt)
             plan = step.plan.model_copy(update={"scenarios": tuple(places)})
             groups = await self.player.play(
-                plan, self.episodes.scenarios, *self._asked(step.versions), attempt
+                plan, self.episodes.scenarios, *self._by_node(step.versions), attempt
             )
             scores, node_scores = await graded(groups, self.grading)
             for new, number in enumerate(equal):
@@ -335,8 +324,8 @@ class TrainingLoop:
             await self._publish(names[adapter], weights, self.config.staleness + 1)
         return names
 
-    def _asked(self, versions: dict[str, str]) -> tuple[dict[str, str], str]:
-        """Which version is asked at which node, and elsewhere: one adapter answers everywhere, several at their nodes."""
+    def _by_node(self, versions: dict[str, str]) -> tuple[dict[str, str], str]:
+        """The version that answers at each node, and elsewhere: one adapter answers everywhere, several at their nodes."""
         return versions_by_node(versions, self.config, self.policy.served)
 
     async def close(self) -> None:
@@ -352,49 +341,6 @@ def versions_by_node(
 ) -> tuple[dict[str, str], str]:
     """Versions at nodes that have one of their own, and the one everywhere else: of `versions` by adapter, with `base` where no adapter
     answers."""
-    if set(versions) == {ONE}:
-        return {}, versions[ONE]
+    if set(versions) == {DEFAULT_ADAPTER}:
+        return {}, versions[DEFAULT_ADAPTER]
     return {node: versions[name] for name, nodes in config.trained.items() for node in nodes}, base
-
-
-async def graded(
-    groups: Sequence[Sequence[Trace]], grading: Grading
-) -> tuple[list[list[Any]], dict[str, list[Scores]]]:
-    """Scores of each group, and those at nodes that have a reward of their own."""
-    scores = list(await asyncio.gather(*(grading.reward(list(group)) for group in groups)))
-    by_node: dict[str, list[Scores]] = {
-        node: list(await asyncio.gather(*(reward(list(group)) for group in groups)))
-        for node, reward in grading.node_rewards.items()
-    }
-    return scores, by_node
-
-
-def _are_equal(scores: Scores) -> bool:
-    values = [score.value for score in scores if score is not None]
-    return len(values) < 2 or max(values) - min(values) < 1e-6
-
-
-def check_played(groups: Sequence[Sequence[Trace]], step: int) -> None:
-    """Raises RunBroken where what was played cannot be trained on."""
-    traces = [trace for group in groups for trace in group]
-    failed = [trace for trace in traces if trace.status == "failed"]
-    if len(failed) > len(traces) // 2:
-        raise RunBroken(
-            f"Expected episodes in step {step}, found that {len(failed)} of {len(traces)} failed, the last with: "
-            f"{failed[-1].error} What was committed is kept."
-        )
-    ended = [trace for trace in traces if trace.status != "failed"]
-    if not any(trajectory(trace).tokens for trace in ended):
-        raise RunBroken(
-            f"Expected episodes in step {step} in which the policy was called, found that none of {len(ended)} holds a token of it. "
-            "Does the graph call the model it is given?"
-        )
-
-
-def success_of(group: Sequence[Trace], scores: Scores) -> float | None:
-    """The share of a group that reached its goal; its mean reward, from 0 to 1, where there is no goal."""
-    goals = [trace.goal_score for trace in group]
-    if all(goal is not None for goal in goals):
-        return sum(goal is not None and goal.success for goal in goals) / len(goals)
-    values = [score.value for score in scores if score is not None]
-    return min(1.0, max(0.0, sum(values) / len(values))) if values else None

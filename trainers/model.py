@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from stateset_agents.errors import BadInput
-from stateset_agents.trainers.config import ONE, Precision, TrainConfig
+from stateset_agents.trainers.config import DEFAULT_ADAPTER, Precision, TrainConfig
 from stateset_agents.trainers.packing import tree_attention
 from stateset_agents.trainers.packing.batches import Batch
 from stateset_agents.trainers.packing.chunked_logprobs import logprobs_of
@@ -59,7 +59,7 @@ def load_model(
         task_type="CAUSAL_LM",
     )
     model: Any = None
-    for name, saved in (adapters or {ONE: None}).items():
+    for name, saved in (adapters or {DEFAULT_ADAPTER: None}).items():
         if saved is not None:
             try:
                 if model is None:

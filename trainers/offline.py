@@ -13,14 +13,9 @@ from stateset_agents.errors import RunBroken
 from stateset_agents.trace import Trace
 from stateset_agents.traces.lineage import certify
 from stateset_agents.trainers.config import TrainConfig
+from stateset_agents.trainers.grading import Grading, graded
 from stateset_agents.trainers.learner import Learner, certificate, check_learned, version
-from stateset_agents.trainers.loop import (
-    MAX_STALE_GAP,
-    Grading,
-    InitialPolicy,
-    RunOutputs,
-    graded,
-)
+from stateset_agents.trainers.loop import MAX_STALE_GAP, InitialPolicy, RunOutputs
 from stateset_agents.trainers.step_log import StepLog
 from stateset_agents.trainers.trackers import RunLog
 

@@ -11,7 +11,8 @@ import uvicorn
 
 from stateset_agents.errors import BadInput
 from stateset_agents.policy.chat_template import default_chat_template
-from stateset_agents.server.engine.app import Engine, build
+from stateset_agents.server.engine.app import build
+from stateset_agents.server.engine.engine import Engine
 from stateset_agents.server.engine.models import load_base
 
 

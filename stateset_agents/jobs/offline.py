@@ -14,9 +14,10 @@ from stateset_agents.policy.weight_files import model_path
 from stateset_agents.trace import Trace
 from stateset_agents.traces.dataset import LEARNED_FROM, OfflineDataset
 from stateset_agents.traces.store import TraceStore
+from stateset_agents.trainers.grading import Grading
 from stateset_agents.trainers.imitation import imitate
 from stateset_agents.trainers.imitation_log import ImitationLog
-from stateset_agents.trainers.loop import Grading, InitialPolicy, RunOutputs
+from stateset_agents.trainers.loop import InitialPolicy, RunOutputs
 from stateset_agents.trainers.offline import train_offline
 from stateset_agents.trainers.step_log import StepLog
 

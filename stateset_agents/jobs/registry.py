@@ -21,6 +21,7 @@ from stateset_agents.jobs.scenario_sets import find_scenarios
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.reward import Reward
 from stateset_agents.rewards import objectives
+from stateset_agents.rewards.budget import Budget
 from stateset_agents.rewards.cache import CachedReward
 from stateset_agents.rewards.composite import (
     CompositeReward,
@@ -33,7 +34,7 @@ from stateset_agents.rewards.effort import EffortReward, LatencyReward
 from stateset_agents.rewards.feedback import FeedbackReward
 from stateset_agents.rewards.function import FunctionReward
 from stateset_agents.rewards.helpfulness import HelpfulnessReward
-from stateset_agents.rewards.judge import Budget, judge_named
+from stateset_agents.rewards.judge import judge_named
 from stateset_agents.rewards.language import LanguageReward
 from stateset_agents.rewards.manner import MannerReward
 from stateset_agents.rewards.outcome import OutcomeReward
@@ -43,7 +44,7 @@ from stateset_agents.scenario import Scenario
 from stateset_agents.settings import load_settings
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.trainers.constraints import COSTS, Limit
-from stateset_agents.trainers.loop import Grading
+from stateset_agents.trainers.grading import Grading
 
 PolicyRollout = Callable[[Scenario, BaseChatModel, Sampling], Awaitable[Trace]]
 """Plays an episode with a policy."""

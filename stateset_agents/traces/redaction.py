@@ -239,7 +239,7 @@ def personal(text: str) -> list[tuple[str, str]]:
     >>> personal("Mail ann@example.com, card 4111 1111 1111 1111.")
     [('email', 'ann@example.com'), ('card', '4111 1111 1111 1111')]
     """
-    return [(kind, text[start:end]) for start, end, kind in _found(text)]
+    return [(kind, text[start:end]) for start, end, kind in _matches(text)]
 
 
 def _redacted(text: str) -> str:
@@ -249,19 +249,19 @@ def _redacted(text: str) -> str:
     'Mail [email], card [card], order W20417.'
     """
     parts, end = [], 0
-    for start, stop, kind in _found(text):
+    for start, stop, kind in _matches(text):
         parts += [text[end:start], f"[{kind}]"]
         end = stop
     return "".join((*parts, text[end:]))
 
 
-def _found(text: str) -> list[tuple[int, int, str]]:
+def _matches(text: str) -> list[tuple[int, int, str]]:
     """Where personal data is, in order; what is found first by kind is not found again as another."""
     if len(text) > BLOB and (parts := _BLOB.split(text))[1:]:  # every second one is a blob
         between, at = list[tuple[int, int, str]](), 0
         for number, part in enumerate(parts):
             if number % 2 == 0:
-                between += [(at + start, at + end, kind) for start, end, kind in _found(part)]
+                between += [(at + start, at + end, kind) for start, end, kind in _matches(part)]
             at += len(part)
         return between
     spans: list[tuple[int, int, str]] = []

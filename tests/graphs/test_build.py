@@ -51,11 +51,11 @@ async def test_the_guard_holds_what_no_tool_of_the_app_said() -> None:
         count: int = 0
 
         def _generate(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
-            shown = [*messages, *([self._said()] * self.count)]
+            shown = [*messages, *([self._repeated()] * self.count)]
             self.count += 1
             return super()._generate(shown, *args, **kwargs)
 
-        def _said(self) -> Any:
+        def _repeated(self) -> Any:
             from langchain_core.messages import AIMessage
 
             return AIMessage("")

@@ -148,7 +148,9 @@ async def test_the_command_line_replays_an_app(tmp_path: Path) -> None:
         store.flush()
         (trace,) = store.traces()
     place, graph = str(tmp_path), "tests.graphs.test_replay:APP"
-    assert "the replay is identical" in run("traces", "replay", place, trace.id[:10], "--graph", graph)
+    assert "the replay is identical" in run(
+        "traces", "replay", place, trace.id[:10], "--graph", graph
+    )
     output = run(
         "traces", "replay", place, trace.id[:10], "--graph", graph, "--set", 'stock={"left": 0}'
     )

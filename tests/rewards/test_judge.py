@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from stateset_agents.errors import BadInput
 from stateset_agents.jobs.registry import find_reward
 from stateset_agents.reward import Score
 from stateset_agents.rewards.attacks import SITUATIONS
+from stateset_agents.rewards.budget import Budget
 from stateset_agents.rewards.cache import CachedReward
 from stateset_agents.rewards.conformance import problems
-from stateset_agents.rewards.judge import Budget, JudgeReward, judge_named
+from stateset_agents.rewards.judge import JudgeCalls, JudgeReward, judge_named
 from stateset_agents.server.supervisor import free_port
 from stateset_agents.trace import Trace
 
@@ -128,7 +130,9 @@ async def url(judges: Judges) -> AsyncIterator[str]:
 
 
 def judge(url: str, **options: Any) -> JudgeReward:
-    return JudgeReward(options.pop("models", ["openai/j"]), base_url=url, api_key="k", **options)
+    names = {field.name for field in fields(JudgeCalls)} & options.keys()
+    calls = JudgeCalls(base_url=url, api_key="k", **{name: options.pop(name) for name in names})
+    return JudgeReward(options.pop("models", ["openai/j"]), calls=calls, **options)
 
 
 def talk(grade: int, more: str = "") -> Trace:
@@ -244,8 +248,8 @@ async def test_dollars_are_set_aside_for_what_is_under_way(url: str, judges: Jud
         [talk(n % 10, f"Case {n}.") for n in range(40)]
     )
     assert 0 < sum(score is not None for score in scores) < 40
-    assert paid.spent_usd + paid.held_usd <= 0.05
-    assert paid.held_usd == pytest.approx(0)
+    assert paid.spent_usd + paid.reserved_usd <= 0.05
+    assert paid.reserved_usd == pytest.approx(0)
     with pytest.raises(BadInput, match="expected a price"):
         await judge(url, budget=Budget(usd=1.0))([talk(1)])
 
@@ -315,7 +319,7 @@ async def test_it_keeps_the_protocol(url: str, judges: Judges) -> None:
 
 def test_names_and_settings_are_checked() -> None:
     named = judge_named("judge-relative:openai/j@http://127.0.0.1:1/v1")
-    assert (named.models, named.base_url, named.mode) == (
+    assert (named.models, named.calls.base_url, named.mode) == (
         ("openai/j",),
         "http://127.0.0.1:1/v1",
         "relative",
@@ -323,7 +327,7 @@ def test_names_and_settings_are_checked() -> None:
     with pytest.raises(BadInput, match="judge:MODEL"):
         judge_named("judge:")
     with pytest.raises(BadInput, match="concurrency"):
-        JudgeReward(["m"], concurrency=0)
+        JudgeCalls(concurrency=0)
     with pytest.raises(BadInput, match="at least one model"):
         JudgeReward([])
 

@@ -18,7 +18,8 @@ from stateset_agents.policy.metrics import read_metrics
 from stateset_agents.policy.pool import ReplicaPool, pool_at
 from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.server.engine import protocol
-from stateset_agents.server.engine.app import Engine, build
+from stateset_agents.server.engine.app import build
+from stateset_agents.server.engine.engine import Engine
 from stateset_agents.server.engine.models import load_base
 from tests.engine_client import MESSAGES, TOOLS, ask, plain_logprobs, post, reported
 

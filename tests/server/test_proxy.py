@@ -25,7 +25,7 @@ from stateset_agents.traces.recorder import record
 from stateset_agents.traces.store import TraceStore
 from tests.servers import running
 
-ASKED: list[Any] = [{"role": "user", "content": "Where is my order?"}]
+QUESTION: list[Any] = [{"role": "user", "content": "Where is my order?"}]
 HEADERS = {"x-stateset-thread": "t9", "x-stateset-node": "answer", "x-stateset-customer": "C3"}
 
 
@@ -50,7 +50,7 @@ def kept(store: TraceStore) -> list[Trace]:
 async def test_a_call_is_answered_as_ever_and_recorded_exactly(engine: str, tmp_path: Path) -> None:
     options: Any = {
         "model": "policy",
-        "messages": ASKED,
+        "messages": QUESTION,
         "max_tokens": 12,
         "seed": 4,
         "temperature": 0.7,
@@ -78,7 +78,7 @@ async def test_a_call_is_answered_as_ever_and_recorded_exactly(engine: str, tmp_
         )
         (call,) = trace.model_calls
         assert (call.node, call.version, call.temperature) == ("answer", "policy", 0.7)
-        assert call.messages == tuple(ASKED)
+        assert call.messages == tuple(QUESTION)
     assert whole.model_calls[0].sampled_ids == streamed.model_calls[0].sampled_ids
     assert whole.model_calls[0].answer == streamed.model_calls[0].answer
 
@@ -87,7 +87,7 @@ async def test_what_the_client_asks_for_it_gets(engine: str, tmp_path: Path) -> 
     with TraceStore(tmp_path / "traces.db") as store:
         async with proxied(engine, store) as client:
             answer = await client.chat.completions.create(
-                model="policy", messages=ASKED, max_tokens=4, logprobs=True, extra_body={"return_token_ids": True}
+                model="policy", messages=QUESTION, max_tokens=4, logprobs=True, extra_body={"return_token_ids": True}
             )  # fmt: skip
     assert answer.choices[0].logprobs is not None
     assert (answer.model_extra or {})["prompt_token_ids"]
@@ -156,7 +156,7 @@ async def test_streamed_tool_calls_of_any_server_are_put_together(
 ) -> None:
     with TraceStore(tmp_path / "traces.db") as store:
         async with proxied(other, store, exact=False) as client:
-            stream = await client.chat.completions.create(model="m", messages=ASKED, stream=True)
+            stream = await client.chat.completions.create(model="m", messages=QUESTION, stream=True)
             assert [chunk.choices[0].finish_reason async for chunk in stream][-1] == "tool_calls"
         (trace,) = kept(store)
     assert trace.exactness == "text"
@@ -248,7 +248,9 @@ async def test_what_cannot_be_recorded_is_answered_all_the_same(
     store = TraceStore(tmp_path / "traces.db")
     store.close()
     async with proxied(engine, store) as client:
-        answer = await client.chat.completions.create(model="policy", messages=ASKED, max_tokens=2)
+        answer = await client.chat.completions.create(
+            model="policy", messages=QUESTION, max_tokens=2
+        )
     assert answer.choices
     assert "was not recorded" in caplog.text
 
@@ -279,7 +281,7 @@ def test_the_command_records_for_an_app_of_any_language(
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             try:
-                client.chat.completions.create(model="policy", messages=ASKED, max_tokens=4)
+                client.chat.completions.create(model="policy", messages=QUESTION, max_tokens=4)
                 break
             except openai.APIConnectionError:
                 time.sleep(0.1)

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from stateset_agents.reward import EachTrace, Score
 from stateset_agents.trace import Forked, ModelCall, Trace
 from stateset_agents.trainers.algorithms.algorithm import centred
-from stateset_agents.trainers.config import ONE, Credit
+from stateset_agents.trainers.config import DEFAULT_ADAPTER, Credit
 from stateset_agents.trainers.credit import Graded, samples
 from stateset_agents.trainers.learner import certificate, nothing_to_learn
 from stateset_agents.trainers.step_log import StepLog
 
-ALL: dict[str, tuple[str, ...]] = {ONE: ()}
+ALL: dict[str, tuple[str, ...]] = {DEFAULT_ADAPTER: ()}
 
 
 def trace(name: str, nodes: str, forked: Forked | None = None) -> Trace:
@@ -39,7 +39,7 @@ def worth(
     group = Graded(traces=traces, values=values, by_node=by_node or {})
     return {
         episode.trajectory.trace_id: [round(a, 6) for a in episode.advantages]
-        for episode in samples(group, how, centred, ALL)[ONE]
+        for episode in samples(group, how, centred, ALL)[DEFAULT_ADAPTER]
     }
 
 
@@ -109,7 +109,7 @@ def test_each_sampled_call_is_in_one_row_whatever_was_inherited() -> None:
     group = Graded(traces=traces, values=[0.0, 1.0, 0.5], by_node={})
     rows = [
         r
-        for episode in samples(group, "trajectory", centred, ALL)[ONE]
+        for episode in samples(group, "trajectory", centred, ALL)[DEFAULT_ADAPTER]
         for r in episode.trajectory.rows
     ]
     assert len(rows) == 4 + 1 + 2
@@ -238,6 +238,6 @@ def test_a_certificate_names_what_was_trained_and_nothing_else() -> None:
     ]
     flat = samples(
         Graded(traces=traces, values=[1.0, 1.0], by_node={}), "trajectory", centred, ALL
-    )[ONE]
+    )[DEFAULT_ADAPTER]
     assert certificate([traces], flat, every=False) == []
     assert len(certificate([traces], flat, every=True)) == 4

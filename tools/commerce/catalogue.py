@@ -9,7 +9,7 @@ from stateset_agents.tools.shop.embedding_search import fused
 from stateset_agents.tools.shop.money import cents, show
 from stateset_agents.tools.tool import Arguments, Desk, Money, Tool, ToolError, Word
 
-FOUND = 5
+MAX_HITS = 5
 """Products that a search shows."""
 
 
@@ -48,12 +48,12 @@ def search_products(desk: Desk, call: Query) -> dict[str, Any]:
 def find_products(desk: Desk, call: Query) -> dict[str, Any]:
     """By words of the name, the category and the attributes, stemmed, best first; by meaning as well where the
     shop was given a model for it."""
-    hits = desk.shop.search(call.query, limit=FOUND)
+    hits = desk.shop.search(call.query, limit=MAX_HITS)
     if desk.shop.meaning is not None:
         texts = {
             row["sku"]: row["words"] for row in desk.shop.all("SELECT sku, words FROM catalogue")
         }
-        hits = fused(hits, desk.shop.meaning.rank(call.query, texts)[:FOUND])[:FOUND]
+        hits = fused(hits, desk.shop.meaning.rank(call.query, texts)[:MAX_HITS])[:MAX_HITS]
     products = [find_product(desk.shop, sku) for sku in hits]
     return {"found": [f"{row['sku']} {row['item']} {show(row['price'])}" for row in products]}
 

@@ -22,7 +22,7 @@ class RuleBites(Exception):
 class Draft:
     """The clone that a scenario is acted out on, its plan and its goal so far.
 
-    `before` is the shop in which entities are picked, where something was arranged in the clone.
+    `before` is the shop in which entities are picked; the generator sets it where something was arranged in the clone.
     """
 
     def __init__(
@@ -36,14 +36,13 @@ class Draft:
         role: Role = "customer",
         locale: Locale = "en",
         complications: Sequence[str] = (),
-        before: Shop | None = None,
     ) -> None:
         self.rng = rng
         self.wanted = complications
         self.met: list[str] = []
         """The complications that apply to this scenario."""
         self.shop = shop
-        self.before = before or shop
+        self.before = shop
         self.split: Split = split
         self.intent = intent
         self.locale: Locale = locale

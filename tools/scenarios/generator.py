@@ -122,9 +122,10 @@ def _drafted(
     tools = SERVICE_TOOLS if graph == "service" else ALL_TOOLS
     with tried(shop_seed, split, arranged) as shop:
         draft = Draft(
-            rng, shop, split, intent, tools=tools, role=role, locale=locale, complications=chosen,
-            before=generate(shop_seed, split) if arranged else None,
-        )  # fmt: skip
+            rng, shop, split, intent, tools=tools, role=role, locale=locale, complications=chosen
+        )
+        if arranged:
+            draft.before = generate(shop_seed, split)
         try:
             try:
                 write(draft)

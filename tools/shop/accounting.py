@@ -60,11 +60,11 @@ def books_of(shop: Shop, scenario: Scenario, changes: Iterable[Change]) -> dict[
             table == "tickets" and row.get("kind", "escalation") == "escalation"
             for (table, _), row in new.items()
         ),
-        "held": len(_held(new)),
+        "held": len(_reserved(new)),
     }
     if scenario.goal is not None:  # without one nobody knows what was owed
         goal = _rows(scenario.goal.changes)
-        owed, reserved, wanted = _refunds(goal), _held(new), _held(goal)
+        owed, reserved, wanted = _refunds(goal), _reserved(new), _reserved(goal)
         books["leaked"] = sum(max(0.0, paid - owed.get(to, 0.0)) for to, paid in given.items())
         books["held_wrongly"] = len(reserved - wanted)
         books["fraud_missed"] = len(wanted - reserved)
@@ -99,7 +99,7 @@ def _refunds(rows: dict[tuple[str, str], dict[str, Cell]]) -> dict[tuple[str, st
     return dict(refunds)
 
 
-def _held(rows: dict[tuple[str, str], dict[str, Cell]]) -> set[str]:
+def _reserved(rows: dict[tuple[str, str], dict[str, Cell]]) -> set[str]:
     return {key for (table, key), row in rows.items() if table == "orders" and row.get("hold")}
 
 

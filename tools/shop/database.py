@@ -26,7 +26,7 @@ FREE_TEXT = frozenset(
     {("tickets", "reason"), ("returns", "reason"), ("orders", "hold"), ("price_changes", "reason")}
 )
 """Cells that hold an agent's own words: that something stands there counts, and not what."""
-SAID = "…"
+ANY_TEXT = "…"
 WORD = re.compile(r"\w+")
 
 
@@ -127,7 +127,9 @@ class Database(abc.ABC):
                     table=table,
                     key=key,
                     column=column,
-                    value=SAID if after[column] and (table, column) in FREE_TEXT else after[column],
+                    value=ANY_TEXT
+                    if after[column] and (table, column) in FREE_TEXT
+                    else after[column],
                 )
                 for column in sorted(after)
                 if column not in old or old[column] != after[column]

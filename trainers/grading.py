@@ -1,0 +1,68 @@
+"""What episodes are worth: rewards of groups, and whether there is anything to learn from them."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stateset_agents.errors import RunBroken
+from stateset_agents.reward import Reward
+from stateset_agents.trace import Trace
+from stateset_agents.trainers.constraints import Limit
+from stateset_agents.trainers.learner import (
+    Scores,
+)
+from stateset_agents.trajectory import trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grading:
+    """What an episode is worth: a reward, others for calls at single nodes, and limits on what it may do."""
+
+    reward: Reward
+    node_rewards: Mapping[str, Reward] = field(default_factory=dict)
+    limits: Sequence[Limit] = ()
+
+
+async def graded(
+    groups: Sequence[Sequence[Trace]], grading: Grading
+) -> tuple[list[list[Any]], dict[str, list[Scores]]]:
+    """Scores of each group, and those at nodes that have a reward of their own."""
+    scores = list(await asyncio.gather(*(grading.reward(list(group)) for group in groups)))
+    by_node: dict[str, list[Scores]] = {
+        node: list(await asyncio.gather(*(reward(list(group)) for group in groups)))
+        for node, reward in grading.node_rewards.items()
+    }
+    return scores, by_node
+
+
+def are_equal(scores: Scores) -> bool:
+    """Whether a group's rewards are equal, so that none of its episodes has an advantage."""
+    values = [score.value for score in scores if score is not None]
+    return len(values) < 2 or max(values) - min(values) < 1e-6
+
+
+def check_played(groups: Sequence[Sequence[Trace]], step: int) -> None:
+    """Raises RunBroken where what was played cannot be trained on."""
+    traces = [trace for group in groups for trace in group]
+    failed = [trace for trace in traces if trace.status == "failed"]
+    if len(failed) > len(traces) // 2:
+        raise RunBroken(
+            f"Expected episodes in step {step}, found that {len(failed)} of {len(traces)} failed, the last with: "
+            f"{failed[-1].error} What was committed is kept."
+        )
+    ended = [trace for trace in traces if trace.status != "failed"]
+    if not any(trajectory(trace).tokens for trace in ended):
+        raise RunBroken(
+            f"Expected episodes in step {step} in which the policy was called, found that none of {len(ended)} holds a token of it. "
+            "Does the graph call the model it is given?"
+        )
+
+
+def success_of(group: Sequence[Trace], scores: Scores) -> float | None:
+    """The share of a group that reached its goal; its mean reward, from 0 to 1, where there is no goal."""
+    goals = [trace.goal_score for trace in group]
+    if all(goal is not None for goal in goals):
+        return sum(goal is not None and goal.success for goal in goals) / len(goals)
+    values = [score.value for score in scores if score is not None]
+    return min(1.0, max(0.0, sum(values) / len(values))) if values else None
