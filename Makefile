@@ -26,6 +26,7 @@ check: $(STAMP)dev
 	$(BIN)/mypy tests benchmarks examples scripts
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_shape.py
+	$(BIN)/python scripts/draw_layers.py --check
 	$(BIN)/python tests/check_wheel.py
 
 prove: $(STAMP)dev

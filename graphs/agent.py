@@ -70,7 +70,7 @@ def build(
     return _compile(domain, checkpointer, bound)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _compiled(domain: Domain) -> AgentGraph:
     return _compile(domain, None, None)
 

@@ -1,4 +1,4 @@
-"""Shape of the code: no module over 400 lines, no function over 80 or with more than 8 parameters, and no private words as names.
+"""Shape of the code: short modules and functions, few parameters, names that a reader knows, and no state of a module that nobody lists.
 
 python scripts/check_shape.py
 """
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+ROOMS = {"stateset_agents", "graphs", "nodes", "tools", "rewards", "trainers", "server"}
 MODULE_LINES, FUNCTION_LINES, PARAMETERS, LOOSE_MODULES = 400, 80, 8, 14
 
 COMMANDS = "stateset_agents/cli/"
@@ -25,6 +26,12 @@ PRIVATE = {"told", "found", "asked", "held", "said", "one", "well", "away", "ben
 DIALOGUE = ("tools/wording/", "tools/scenarios/")
 """Where a customer's sentences are made, `said` and `one` are words of theirs."""
 SENTENCES = re.compile(r"so-manieth|how-manieth")
+
+ARCHITECTURE = Path("docs/architecture.md")
+"""Lists what modules hold, each as `package.module.name`."""
+CONTAINERS = {
+    "dict", "list", "set", "OrderedDict", "defaultdict", "deque", "Counter", "WeakSet", "WeakKeyDictionary", "WeakValueDictionary"
+}  # fmt: skip
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -45,7 +52,10 @@ def check() -> Iterator[str]:
     ]
     if len(loose) > LOOSE_MODULES:
         yield f"stateset_agents/: {len(loose)} loose modules, {LOOSE_MODULES} at most: move one into a package."
+    listed_state = ARCHITECTURE.read_text()
     for path in paths:
+        if path.suffix == ".py" and path.parts[0] in ROOMS:
+            yield from check_state(path, listed_state)
         if path.suffix in (".py", ".md", ".sh", ".yaml") and path != Path(__file__).relative_to(
             Path.cwd()
         ):
@@ -66,7 +76,37 @@ def check_module(path: str, text: str) -> Iterator[str]:
             yield from check_function(path, node)
         name = _name(node)
         if name.lower().strip("_") in PRIVATE and not path.startswith(DIALOGUE):
-            yield f"{path}:{node.lineno}: {name!r}: name what it holds (its kind or its role)."  # type: ignore[attr-defined]
+            line = getattr(node, "lineno", 0)
+            yield f"{path}:{line}: {name!r}: name what it holds (its kind or its role)."
+
+
+def check_state(path: Path, listed: str) -> Iterator[str]:
+    """Constants aside (their names are capitals), what a module holds has a bound and is listed."""
+    module = ".".join(path.with_suffix("").parts)
+    tree = ast.parse(path.read_text())
+    for node in tree.body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign):
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        if not isinstance(target, ast.Name) or target.id.isupper() or target.id.startswith("__"):
+            continue
+        if _is_container(node.value) and f"`{module}.{target.id}`" not in listed:
+            yield f"{path}:{node.lineno}: {target.id}: give it to an object, or a bound and a line in {ARCHITECTURE}."
+    for function in ast.walk(tree):
+        if isinstance(function, Function) and function.args.args:
+            for decorator in function.decorator_list:
+                if ast.unparse(decorator) in ("functools.cache", "cache"):
+                    yield f"{path}:{function.lineno}: {function.name}: lru_cache with a bound."
+
+
+def _is_container(value: ast.AST | None) -> bool:
+    """Whether a value is made empty, to be filled later."""
+    if isinstance(value, ast.Dict):
+        return not value.keys
+    if isinstance(value, ast.List):
+        return not value.elts
+    name = ast.unparse(value.func) if isinstance(value, ast.Call) else ""
+    return name.rpartition(".")[2] in CONTAINERS
 
 
 def check_function(path: str, node: Function) -> Iterator[str]:

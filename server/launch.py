@@ -116,7 +116,7 @@ def launch_of(
     for option in ("gpu_memory_utilization", "max_model_len", "tool_parser"):
         if getattr(config, option) is not None:
             raise BadInput(
-                f"--{option.replace('_', '-')}: vLLM reads it, and the engine is the embedded one (--engine vllm)."
+                f"--{option.replace('_', '-')}: used only by vLLM, and the engine is the embedded one; add --engine vllm."
             )
     from stateset_agents.server.engine import process as embedded
 

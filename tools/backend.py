@@ -108,7 +108,7 @@ class Foreign(abc.ABC):
         return declined(session)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def _offer(tool: Tool) -> Offer:
     """Made once for a tool: a schema takes longer than an act."""
     return Offer(schema=tool.schema(), writes=tool.confirm)

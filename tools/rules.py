@@ -134,7 +134,7 @@ def _needed(rule: Rule) -> list[tuple[str, str]]:
     return [(thing, name) for thing, name in facts_of(rule.unless) if thing != "limit"]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def facts_of(expression: str) -> tuple[tuple[str, str], ...]:
     """`order.days <= limit.days` -> (("order", "days"), ("limit", "days"))."""
     return tuple(
@@ -144,7 +144,7 @@ def facts_of(expression: str) -> tuple[tuple[str, str], ...]:
     )
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def compile_condition(expression: str) -> Callable[[Facts], bool]:
     """`order.status == "pending" and order.days <= 30` -> a predicate on facts.
 

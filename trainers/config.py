@@ -129,17 +129,17 @@ class TrainConfig(Frozen):
         algorithm = ALGORITHMS[self.algorithm]
         for name in ("clip_low", "clip_high"):
             if getattr(self, name) is not None and getattr(algorithm, name) is None:
-                raise ValueError(f"{name}: {self.algorithm} does not read it")
+                raise ValueError(f"{name}: not used by {self.algorithm}")
         for name in ("resample", "overlong"):
             if getattr(self, name) and name not in algorithm.reads:
                 readers = [other.name for other in ALGORITHMS.values() if name in other.reads]
                 raise ValueError(
-                    f"{name}: {self.algorithm} does not read it, {', '.join(readers)} does"
+                    f"{name}: not used by {self.algorithm}, only by {', '.join(readers)}"
                 )
         if self.overlong is not None and not 0 < self.overlong[0] < self.overlong[1]:
             raise ValueError(f"overlong: expected 0 < from < to, found {self.overlong}")
         if self.importance == "recorded" and "importance_cap" in self.model_fields_set:
-            raise ValueError("importance_cap: only importance 'decoupled' reads it")
+            raise ValueError("importance_cap: used only with --importance decoupled")
         if self.full:
             for name in ("rank", "lora_alpha", "lora_dropout", "adapters"):
                 if getattr(self, name) != type(self).model_fields[name].get_default(
@@ -166,11 +166,11 @@ class TrainConfig(Frozen):
         if self.forks and self.forks > self.group_size - 2:
             raise ValueError(f"forks: expected two whole episodes of {self.group_size} at least")
         if "limit_rate" in self.model_fields_set and not self.limits:
-            raise ValueError("limit_rate: only limits read it, and there are none")
+            raise ValueError("limit_rate: used only with --limit")
         if "patience" in self.model_fields_set and not self.early_stopping:
-            raise ValueError("patience: only early_stopping reads it")
+            raise ValueError("patience: used only with --early-stopping")
         if self.kl_target is not None and not (self.auto_adjust and self.beta):
-            raise ValueError("kl_target: auto_adjust reads it, and only with a beta to steer")
+            raise ValueError("kl_target: used only with --auto-adjust and a beta above 0")
         for name, share in self.limits.items():
             if not 0 <= share < 1:
                 raise ValueError(f"limits: expected a share from 0 to 1 for {name}, found {share}")

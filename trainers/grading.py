@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stateset_agents.errors import RunBroken
-from stateset_agents.reward import Reward
+from stateset_agents.reward import Reward, Score
 from stateset_agents.trace import Trace
 from stateset_agents.trainers.constraints import Limit
-from stateset_agents.trainers.learner import (
-    Scores,
-)
 from stateset_agents.trajectory import trajectory
+
+Scores = Sequence[Score | None]
+"""Of one group."""
 
 
 @dataclass(frozen=True, kw_only=True)

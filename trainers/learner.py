@@ -17,12 +17,11 @@ from stateset_agents.trainers.checkpoint import Checkpoints
 from stateset_agents.trainers.config import DEFAULT_ADAPTER, TrainConfig
 from stateset_agents.trainers.constraints import Limit, Multipliers
 from stateset_agents.trainers.credit import Graded, samples
+from stateset_agents.trainers.grading import Scores
 from stateset_agents.trainers.model import load_model
 from stateset_agents.trainers.packing.batches import Sample
 from stateset_agents.trainers.step_log import StepLog
 from stateset_agents.trainers.tree_trainer import grpo_trainer
-
-Scores = Sequence[Score | None]
 
 
 def version(run: Path, step: int, adapter: str = DEFAULT_ADAPTER) -> str:

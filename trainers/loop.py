@@ -25,10 +25,16 @@ from stateset_agents.traces.lineage import certify
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.config import DEFAULT_ADAPTER, TrainConfig
 from stateset_agents.trainers.curriculum import Curriculum
-from stateset_agents.trainers.grading import Grading, are_equal, check_played, graded, success_of
+from stateset_agents.trainers.grading import (
+    Grading,
+    Scores,
+    are_equal,
+    check_played,
+    graded,
+    success_of,
+)
 from stateset_agents.trainers.learner import (
     Learner,
-    Scores,
     certificate,
     check_learned,
     version,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 
 from stateset_agents.errors import BadInput
-from stateset_agents.jobs.config import JobConfig, extra_of
+from stateset_agents.jobs.config import JobConfig, extra_of, flag_of
 
 Values = dict[str, Any]
 """The fields that were given on the command line; the others keep their default, and no mode refuses them."""
@@ -77,11 +77,6 @@ def _pair(text: str, option: str, *, last: bool = False) -> tuple[str, str]:
     if not (name and between and value):
         raise BadInput(f"{option}: expected NAME=VALUE, found {text!r}.")
     return name, value
-
-
-def flag_of(name: str) -> str:
-    """The option of a field."""
-    return str(extra_of(name)["flag"] or f"--{name.replace('_', '-')}")
 
 
 def _parameter(name: str, *, panels: bool, default: Any = None) -> inspect.Parameter:

@@ -78,15 +78,13 @@ class JobConfig(TrainConfig):
     @model_validator(mode="after")
     def _fields_agree(self) -> "JobConfig":
         if self.node_rewards and self.credit != "node":
-            raise ValueError("node_rewards: only credit 'node' reads them")
+            raise ValueError("node_rewards: used only with --credit node")
         if self.full and self.base_url:
             raise ValueError(
                 "full: a server of your own can swap adapters, and not whole models; leave base_url out"
             )
         if self.base_url and (wrong := sorted(self.model_fields_set.intersection(STARTED))):
-            raise ValueError(
-                f"{wrong[0]}: base_url names servers that run already, which do not read it"
-            )
+            raise ValueError(f"{wrong[0]}: not used with --base-url, whose servers run already")
         if self.node_rewards and self.nodes and not set(self.node_rewards) <= set(self.nodes):
             raise ValueError(
                 f"node_rewards: expected nodes that train, found {sorted(self.node_rewards)}"
@@ -94,14 +92,14 @@ class JobConfig(TrainConfig):
         if self.world and self.graph in GRAPHS:
             raise ValueError("world: the shop's own graphs have theirs")
         if "warm_traces" in self.model_fields_set and self.warm_start is None:
-            raise ValueError("warm_traces: only warm_start reads it")
+            raise ValueError("warm_traces: used only with --warm-start")
         if self.from_traces is not None:
             if wrong := sorted(self.model_fields_set.intersection(played_fields())):
                 raise ValueError(
-                    f"{wrong[0]}: training from a store does not read it, since nothing is played"
+                    f"{wrong[0]}: not used when training from a store, where no episode is played"
                 )
         elif wrong := sorted(self.model_fields_set.intersection(STORE_ONLY)):
-            raise ValueError(f"{wrong[0]}: only training from a store (from_traces) reads it")
+            raise ValueError(f"{wrong[0]}: used only when training from a store (--from-traces)")
         return self
 
 
@@ -109,6 +107,12 @@ def extra_of(name: str) -> dict[str, Any]:
     """What is marked on a field: its panel, its flag, and whether it says how episodes are played."""
     extra = JobConfig.model_fields[name].json_schema_extra
     return dict(extra) if isinstance(extra, dict) else {}
+
+
+def flag_of(name: str) -> str:
+    """The option of a field on the command line; of a name that is no field, what it would be."""
+    flag = extra_of(name).get("flag") if name in JobConfig.model_fields else None
+    return str(flag or f"--{name.replace('_', '-')}")
 
 
 def played_fields() -> set[str]:
@@ -124,9 +128,9 @@ def check_config(values: dict[str, Any]) -> JobConfig:
         first = error.errors()[0]
         if not first["loc"]:  # of how settings go together
             name, _, problem = first["msg"].removeprefix("Value error, ").partition(": ")
-            raise BadInput(f"--{name.replace('_', '-')}: {problem}.") from None
-        name = str(first["loc"][0]).replace("_", "-")
-        raise BadInput(f"--{name}: {first['msg']}, found {first['input']!r}.") from None
+            raise BadInput(f"{flag_of(name)}: {problem}.") from None
+        option = flag_of(str(first["loc"][0]))
+        raise BadInput(f"{option}: {first['msg']}, found {first['input']!r}.") from None
 
 
 def load_config(run: Path) -> JobConfig:

@@ -49,7 +49,7 @@ async def offline_job(config: JobConfig, run: Path, report: OfflineReport) -> di
         method, reason = dataset.method(config.method)
         if method != "rl" and (wrong := sorted(config.model_fields_set - IMITATION)):
             raise BadInput(
-                f"--{wrong[0].replace('_', '-')}: learning by {method} does not read it ({reason})."
+                f"--{wrong[0].replace('_', '-')}: not used by method {method} ({reason})."
             )
         write_config(run, config)
         tokenizer = AutoTokenizer.from_pretrained(model_path(config.model))

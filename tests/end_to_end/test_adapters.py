@@ -159,8 +159,11 @@ def test_a_reward_that_is_no_number_stops_the_run_and_names_it(tmp_path: Path) -
         (["--profile", "wild"], "--profile: expected one of conservative"),
         (["--forks", "7"], "--forks: expected two whole episodes"),
         (["--world", "tests.two_nodes:graph"], "--world: the shop's own graphs"),
-        (["--from-traces", "none.db", "--graph", "service"], "--graph: training from a store"),
-        (["--method", "sft"], "--method: training from a store"),
+        (
+            ["--from-traces", "none.db", "--graph", "service"],
+            "--graph: not used when training from a store",
+        ),
+        (["--method", "sft"], "--method: used only when training from a store"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(

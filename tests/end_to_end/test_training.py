@@ -208,7 +208,7 @@ async def test_traces_of_another_policy_are_refused_though_their_ratios_average_
         ({"temperature": None}, "none named"),
         ({"temperature": 0.0}, r"found 0\.0"),
         ({"sampling": {"top_p": 0.9}}, "0 sampled without"),
-        ({"logprobs": ()}, "0 of them exact"),
+        ({"logprobs": ()}, "0 of those exact"),
     ],
 )
 async def test_what_was_sampled_otherwise_is_not_trained_on(
@@ -233,7 +233,7 @@ async def test_runs_that_broke_off_or_began_otherwise_are_in_no_group(
         calls = third.model_calls
         later = calls[0].model_copy(update={"prompt_ids": (*calls[0].prompt_ids, 5)})
         other.append(third.model_copy(update={"model_calls": (later, *calls[1:])}))
-    with pytest.raises(BadInput, match=r"2 that ended and measure nothing.*0 groups"):
+    with pytest.raises(BadInput, match=r"2 of them finished and not evaluations.*0 groups"):
         await learn_from(tmp_path / "other.db", tmp_path / "run")
 
 

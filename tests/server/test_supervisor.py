@@ -226,7 +226,7 @@ def test_vllm_that_is_missing_or_of_another_version_is_named(
         launch_of(
             check_config({"engine": "vllm"}), tmp_path, ServerOptions(port=1), Weights(whole=other)
         )
-    with pytest.raises(BadInput, match="max-model-len: vLLM reads it"):
+    with pytest.raises(BadInput, match="max-model-len: used only by vLLM"):
         launch_of(
             check_config({"engine": "embedded", "max_model_len": 100}),
             tmp_path,

@@ -234,8 +234,8 @@ def test_scale_and_shift_of_rewards_change_nothing(
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"algorithm": "rloo", "clip_high": 0.3}, "clip-high: rloo does not read it"),
-        ({"resample": 2}, "resample: dr_grpo does not read it, dapo does"),
+        ({"algorithm": "rloo", "clip_high": 0.3}, "clip-high: not used by rloo"),
+        ({"resample": 2}, "resample: not used by dr_grpo, only by dapo"),
         ({"algorithm": "dapo", "overlong": (9, 3)}, "overlong: expected 0 < from < to"),
         ({"importance_cap": 3.0}, "importance-cap: only importance 'decoupled'"),
         ({"full": True, "rank": 4}, "rank: there is no adapter"),
@@ -250,7 +250,7 @@ def test_scale_and_shift_of_rewards_change_nothing(
         ({"adapters": {"a": ("x",)}, "nodes": ("x",)}, "nodes: adapters name"),
         ({"node_rewards": {"a": "rules"}}, "node-rewards: only credit 'node'"),
         ({"epochs": 2}, "epochs: only training from a store"),
-        ({"from_traces": "x", "group_size": 4}, "group-size: training from a store does not read it"),
+        ({"from_traces": "x", "group_size": 4}, "group-size: not used when training from a store"),
         ({"warm_traces": 20}, "warm-traces: only warm_start"),
         ({"group_size": 1}, "--group-size"),
         ({"algorithm": "ppo"}, "--algorithm"),

@@ -259,5 +259,5 @@ def test_what_was_played_to_measure_is_never_learned_from(store: Path, tmp_path:
 
 def test_what_imitation_does_not_read_is_refused(tmp_path: Path) -> None:
     texts(THINGS[:8], [HOLD], tmp_path / "train.db")
-    with pytest.raises(BadInput, match="--algorithm: learning by sft does not read it"):
+    with pytest.raises(BadInput, match="--algorithm: not used by method sft"):
         learn(tmp_path / "train.db", tmp_path / "run", reward="feedback:csat:1:5", algorithm="gspo")

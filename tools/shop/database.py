@@ -137,7 +137,7 @@ class Database(abc.ABC):
         return tuple(changes)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _insert(table: str, columns: tuple[str, ...]) -> str:
     marks = ", ".join("?" for _ in columns)
     return f"INSERT INTO {table}({', '.join(columns)}) VALUES({marks})"

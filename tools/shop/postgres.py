@@ -162,7 +162,7 @@ def _keys(connection: Connection, schema: str, table: str) -> list[Any]:
     return [Identifier(row["attname"]) for row in rows]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def _placed(sql: str) -> Any:
     """`?` as psycopg wants it."""
     return sql.replace("%", "%%").replace("?", "%s")

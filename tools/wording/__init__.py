@@ -158,13 +158,13 @@ def locales_of(names: Sequence[str] | None) -> tuple[Locale, ...]:
     return tuple(name for name in known if name in names) if names else ("en",)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def wording(split: Split, locale: Locale = "en") -> Wording:
     """Customers' words. Source: `tools/wording/<locale>/<split>.yaml`."""
     return Wording.model_validate(_file(locale, split))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def phrases(locale: Locale = "en") -> Phrases:
     """Agents' words. Source: `tools/wording/<locale>/agent.yaml`."""
     return Phrases.model_validate(_file(locale, "agent"))

@@ -1,0 +1,1 @@
+"""What keeps the project: its checks, its pictures, its benchmarks."""
