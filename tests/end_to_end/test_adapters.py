@@ -154,7 +154,7 @@ def test_a_reward_that_is_no_number_stops_the_run_and_names_it(tmp_path: Path) -
     [
         (["--adapter", "asker"], "--adapter: expected NAME=VALUE"),
         (["--limit", "manners=0.1"], "--limit: expected violations"),
-        (["--limit", "violations=often"], "--limits"),
+        (["--limit", "violations=often"], "--limit:"),
         (["--log", "paper"], "--log: expected one of tensorboard"),
         (["--profile", "wild"], "--profile: expected one of conservative"),
         (["--forks", "7"], "--forks: expected two whole episodes"),

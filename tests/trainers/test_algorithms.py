@@ -237,35 +237,37 @@ def test_scale_and_shift_of_rewards_change_nothing(
         ({"algorithm": "rloo", "clip_high": 0.3}, "clip-high: not used by rloo"),
         ({"resample": 2}, "resample: not used by dr_grpo, only by dapo"),
         ({"algorithm": "dapo", "overlong": (9, 3)}, "overlong: expected 0 < from < to"),
-        ({"importance_cap": 3.0}, "importance-cap: only importance 'decoupled'"),
+        ({"importance_cap": 3.0}, "importance-cap: used only with --importance decoupled"),
         ({"full": True, "rank": 4}, "rank: there is no adapter"),
         ({"full": True, "beta": 0.1}, "beta: expected 0"),
         ({"forks": 7}, "forks: expected two whole episodes"),
         ({"forks": 2, "credit": "node"}, "forks: they are compared at their decisions"),
-        ({"limit_rate": 2.0}, "limit-rate: only limits"),
-        ({"limits": {"violations": 2}}, "limits: expected a share"),
-        ({"patience": 4}, "patience: only early_stopping"),
-        ({"kl_target": 0.1}, "kl-target: auto_adjust"),
-        ({"adapters": {"a": ("x",), "b": ("x",)}}, "adapters: expected each node in one"),
-        ({"adapters": {"a": ("x",)}, "nodes": ("x",)}, "nodes: adapters name"),
-        ({"node_rewards": {"a": "rules"}}, "node-rewards: only credit 'node'"),
-        ({"epochs": 2}, "epochs: only training from a store"),
+        ({"limit_rate": 2.0}, "limit-rate: used only with --limit"),
+        ({"limits": {"violations": 2}}, "--limit: expected a share"),
+        ({"patience": 4}, "patience: used only with --early-stopping"),
+        ({"kl_target": 0.1}, "kl-target: used only with --auto-adjust"),
+        ({"adapters": {"a": ("x",), "b": ("x",)}}, "--adapter: expected each node in one"),
+        ({"adapters": {"a": ("x",)}, "nodes": ("x",)}, "--node: adapters name"),
+        ({"node_rewards": {"a": "rules"}}, "node-reward: used only with --credit node"),
+        ({"epochs": 2}, "epochs: used only when training from a store"),
         ({"from_traces": "x", "group_size": 4}, "group-size: not used when training from a store"),
-        ({"warm_traces": 20}, "warm-traces: only warm_start"),
+        ({"warm_traces": 20}, "warm-traces: used only with --warm-start"),
         ({"group_size": 1}, "--group-size"),
         ({"algorithm": "ppo"}, "--algorithm"),
         ({"learning_rat": 1}, "--learning-rat"),
     ],
 )  # fmt: skip
-def test_what_a_mode_does_not_read_is_refused(options: dict[str, object], error: str) -> None:
+def test_a_setting_that_a_mode_does_not_use_is_refused_by_its_option(
+    options: dict[str, object], error: str
+) -> None:
     with pytest.raises(BadInput, match=re.escape(error)):
         check_config(options)
 
 
 def test_every_algorithm_is_in_the_documents_table() -> None:
     table = (ROOT / "docs" / "training.md").read_text()
-    for trajectory in ALGORITHMS.values():
-        assert (
-            f"| `{trajectory.name}` | `{trajectory.equation}` | {trajectory.source} |" in table
-        ), trajectory.name
+    for algorithm in ALGORITHMS.values():
+        assert f"| `{algorithm.name}` | `{algorithm.equation}` | {algorithm.source} |" in table, (
+            algorithm.name
+        )
     assert TrainConfig().algorithm in ALGORITHMS
