@@ -1,7 +1,7 @@
 """A training run while its vLLM is killed, paused and cut off: `python -m benchmarks.chaos --seconds 1200`.
 
-What has to hold: the run finishes; no sampled token is trained twice; each failure says what was expected and found; and what a lost
-answer had sampled is in no trace.
+What has to hold: the run finishes; no sampled token is trained twice; each failure says what was expected and found; and what a
+lost answer had sampled is in no trace.
 """
 
 import argparse

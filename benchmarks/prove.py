@@ -1,4 +1,5 @@
-"""The claims that take hours: gain over three seeds, controls, forks, a store alone, a limit, kills, vLLM and chaos around it, a front of policies, a reward model. `make prove`.
+"""The claims that take hours: gain over three seeds, controls, forks, a store alone, a limit, kills, vLLM and chaos around it,
+a front of policies, a reward model. `make prove`.
 
 Prints one line a run and writes `runs/prove.json`, from which the README's table is taken.
 """

@@ -1,9 +1,8 @@
-"""How fast episodes are played on a served policy, against a plain loop on the same server; how fast versions swap; what the prefix cache
-gives: `python -m benchmarks.serving --engine vllm`
-(the embedded engine without it).
+"""How fast episodes are played on a served policy, against a plain loop on the same server; how fast versions swap; what the
+prefix cache gives: `python -m benchmarks.serving --engine vllm` (the embedded engine without it).
 
-The plain loop sends the prompts that the episodes sent, as token ids and with a seed each, and has as many tokens sampled: no graph, no shop, no parsing. Both
-have so many conversations at once, each call after the one before it.
+The plain loop sends the prompts that the episodes sent, as token ids and with a seed each, and has as many tokens sampled: no
+graph, no shop, no parsing. Both have so many conversations at once, each call after the one before it.
 """
 
 import argparse

@@ -122,8 +122,8 @@ def ours(policy: PreTrainedModel, folder: Path) -> Any:
 
 
 def on_the_gpu(shape: str, prefix: int, peak_flops: float) -> list[tuple[str, ...]]:
-    """Tokens a second, the share of the card's arithmetic that the model's own work is (6 x parameters x positions), and memory, of the trie
-    and of merged rows, both in bfloat16 over float32 weights."""
+    """Tokens a second, the share of the card's arithmetic that the model's own work is (6 x parameters x positions), and
+    memory, of the trie and of merged rows, both in bfloat16 over float32 weights."""
     samples, rows = episodes(prefix), list[tuple[str, ...]]()
     for layout in ("trie", "rows merged per trajectory"):
         policy = model(tree_attention.NAME if layout == "trie" else "sdpa", shape).to("cuda")

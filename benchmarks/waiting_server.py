@@ -1,4 +1,5 @@
-"""A policy server that only waits: it gives the answers of a table, each after the time an engine would take. For benchmarks/serving.py."""
+"""A policy server that only waits: it gives the answers of a table, each after the time an engine would take. For
+benchmarks/serving.py."""
 
 import asyncio
 import hashlib

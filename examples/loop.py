@@ -6,8 +6,9 @@ Each step goes the same way, and every line of it is here:
 
     scenarios -> episodes on the graph -> rewards -> advantages -> one optimiser step -> the new version is served
 
-`stateset-agents train` does the same with what a long run needs beside it: checkpoints that survive a kill, forks, overlap of roll-outs
-and training, eight algorithms, limits, reports. For a graph of your own take `CustomGraph(graph).play_episode` in place of `play_episode`.
+`stateset-agents train` does the same with what a long run needs beside it: checkpoints that survive a kill, forks, overlap of
+roll-outs and training, eight algorithms, limits, reports. For a graph of your own take `CustomGraph(graph).play_episode` in
+place of `play_episode`.
 """
 
 import argparse
@@ -121,8 +122,8 @@ def chat_model(server: PolicyServer, path: str) -> Policy:
 async def play_groups(
     policy: Policy, version: str, drawn: Sequence[Scenario], group_size: int, seed: str
 ) -> list[list[Trace]]:
-    """`group_size` episodes of each scenario. An episode is a run of the LangGraph graph against a simulated customer, on a clone of
-    the shop."""
+    """`group_size` episodes of each scenario. An episode is a run of the LangGraph graph against a simulated customer, on a
+    clone of the shop."""
 
     async def group(scenario: Scenario) -> list[Trace]:
         episodes = (

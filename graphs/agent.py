@@ -28,9 +28,9 @@ from stateset_agents.tools.tool import Role, Tool
 from stateset_agents.tools.toolset import shop_rules
 
 STEP_LIMIT = 40
-"""Supersteps that one turn may take; set on every run, since LangGraph's default is 10,000."""
+"""Supersteps of one turn at most; set on every run, since LangGraph's default is 10,000."""
 NODE_SECONDS = {"policy": 300.0, "tools": 60.0, "confirm": 60.0, "handoff": 10.0}
-"""Seconds that a node may take; a model on two cores may need long."""
+"""Timeout of a node in seconds; a model on two cores can be slow."""
 
 AgentGraph = CompiledStateGraph[AgentState, Agents, AgentState, AgentState]
 
@@ -41,14 +41,14 @@ class Domain:
 
     name: str
     duty: str
-    """What it is there for, in a sentence."""
+    """Its task, in a sentence."""
     tools: tuple[Tool, ...]
     role: Role = "customer"
     system_prompt: str = ""
-    """The whole prompt, where it is not made of the duty and the rules."""
+    """The whole prompt; default: made of the duty and the rules."""
 
     def prompt(self, rules: Sequence[Rule] | None = None) -> str:
-        """The duty, and the rules that its tools are under."""
+        """The duty, and the rules of its tools."""
         if self.system_prompt:
             return self.system_prompt
         listed = rules_text(shop_rules() if rules is None else rules, [t.name for t in self.tools])
@@ -61,8 +61,8 @@ class Domain:
 def build(
     domain: Domain, checkpointer: Checkpointer = None, *, bound: Bound | None = None
 ) -> AgentGraph:
-    """Compile an agent's graph. Interrupts need a checkpointer; without one, LangGraph's server adds its own.
-    `bound` makes the context of runs that bring none."""
+    """Compile an agent's graph. Interrupts need a checkpointer; without one, LangGraph's server adds its own. `bound` makes the
+    context of runs that are given none."""
     if (
         bound is None
     ):  # an episode needs a graph with a checkpointer of its own: compiling takes longer than playing
@@ -110,9 +110,9 @@ def over(
     approvals: bool = False,
     threads: bool | None = None,
 ) -> ShopBackend:
-    """A domain's tools over a shop of ours, under its rules unless others are given. With `approvals` a
-    person answers interrupts of type `approval`; without, what needs a person is denied. `threads` says
-    whether the shop is waited for in a thread; unsaid, a SQLite shop is not."""
+    """A domain's tools over a shop, under the shop's rules or the given ones. With `approvals` a person answers interrupts of
+    type `approval`; without it, an act that needs approval is denied. `threads`: whether shop calls run in a thread; default:
+    for all but SQLite."""
     executor = Executor(shop, domain.tools, rules, approvals=approvals)
     waits = not isinstance(shop, Shop) if threads is None else threads
     return ShopBackend(executor, threads=waits)
@@ -129,8 +129,8 @@ def context(
     colleagues: tuple[str, ...] = (),
     memory: Memory | None = None,
 ) -> Agents:
-    """What a run of an agent needs: the policy with the backend's tools, and the backend. With `guard`, a
-    reply that states what no tool and no customer said is held back."""
+    """What a run of an agent needs: the policy with the backend's tools, and the backend. With `guard`, replies with
+    unsupported statements are held back."""
     schemas: list[dict[str, Any]] = [offer.schema for offer in backend.offers.values()]
     if colleagues:
         schemas.append(transfer_schema(colleagues))

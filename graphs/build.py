@@ -19,7 +19,7 @@ from stateset_agents.tools.memory import Memory
 from stateset_agents.tools.shop.database import Database
 
 Identity = Callable[[RunnableConfig], str]
-"""Who has signed in, from a run's config: the id that tools know the customer by, or '' for nobody."""
+"""The signed-in customer, read from a run's config: the id that tools use, or '' for nobody."""
 
 
 def build_graph(
@@ -35,18 +35,18 @@ def build_graph(
     prompt: str | None = None,
     guard: bool = True,
 ) -> AgentGraph:
-    """An agent's graph that needs nothing more than messages and a `thread_id`.
+    """An agent's graph that needs only messages and a `thread_id`.
 
-    `name` is one of ours ('service', 'sales', …) or, with `prompt` and `tools`, any other. `backend` is a shop of
-    ours (its database is enough), one reached over MCP, or None where your tools do it all. `tools` are your
-    LangChain tools; those named in `writes` wait for the customer's word, an interrupt of type `confirmation`.
-    With `store` the agent may keep notes of a customer who agrees to their words, for later conversations.
+    `name` is a shop agent ('service', 'sales', …) or, with `prompt` and `tools`, any other name. `backend` is a shop (its
+    database is enough), a shop over MCP, or None if your tools do everything. `tools` are your LangChain tools; those named in
+    `writes` wait for the customer's confirmation, an interrupt of type `confirmation`. With `store` the agent can keep notes
+    for later conversations, each with the customer's consent.
 
         graph = build_graph("service", policy=model, backend=PostgresShop(url), checkpointer=saver,
                             identity=lambda config: config["configurable"]["user"])
         await graph.ainvoke({"messages": [...]}, {"configurable": {"thread_id": "1", "user": "C7"}})
 
-    Raises BadInput for an unknown name without a prompt, and where there is nothing to act on.
+    Raises BadInput for an unknown name without a prompt, and without a backend or tools.
     """
     if name not in DOMAINS and prompt is None:
         raise BadInput(f"Expected one of {', '.join(DOMAINS)}, or a prompt for {name!r}.")

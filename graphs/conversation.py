@@ -27,7 +27,7 @@ class ConversationState(TypedDict, total=False):
     over: bool
     truncated: bool
     forked: bool
-    """The agent's thread holds the checkpoint of a decision; it goes on from there before anybody speaks."""
+    """The agent's thread holds the checkpoint of a decision; the agent continues from there first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

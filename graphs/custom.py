@@ -23,9 +23,8 @@ class CustomGraph:
     """Roll-outs of `graph`: a function of the chat model that returns a compiled graph, or a
     compiled graph that reads `runtime.context["policy"]`, and `runtime.context["world"]` where one is given.
 
-    The run starts from the scenario's `input`, or from its opening as a user message. `world` makes what the nodes of an
-    episode act on; episodes are forked on a clone of it. A function of the chat model is handed the world as a second argument,
-    where it takes one.
+    The run starts from the scenario's `input`, or from its opening as a user message. `world` makes the object that the nodes
+    of an episode act on; forks get a clone of it. If `graph` is a function with a second parameter, it gets the world there.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class CustomGraph:
     async def play_forkable(
         self, scenario: Scenario, policy: BaseChatModel, sampling: Sampling
     ) -> ForkableEpisode:
-        """One episode that can be forked. Raises BadInput where its world cannot be cloned."""
+        """One episode that can be forked. Raises BadInput if its world cannot be cloned."""
 
         async def fork(sampling: Sampling, point: Point) -> Trace:
             return (await self._play(scenario, policy, sampling, start=point))[0]

@@ -1,4 +1,4 @@
-"""The shop's agents: what each is there for, and the tools it is given."""
+"""The shop's agents: the duty of each, and its tools."""
 
 from stateset_agents.graphs.agent import Domain
 from stateset_agents.tools.toolset import SERVICE_PROMPT, SERVICE_TOOLS, choose

@@ -31,16 +31,16 @@ class World(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A superstep in which the model is asked: what was before it, and nothing of what came after."""
+    """A superstep that calls the model, with the state before it."""
 
     calls: tuple[ModelCall, ...]
-    """Model calls that had ended before."""
+    """Model calls that ended before it."""
     checkpoint: CheckpointTuple
     world: Any
-    """What `snapshot` gave there."""
+    """The result of `snapshot` there."""
 
     async def branch(self) -> InMemorySaver:
-        """A checkpointer of its own that holds this point as the newest of its thread."""
+        """A new checkpointer in which this point is the newest checkpoint of its thread."""
         saver = InMemorySaver()
         where = self.checkpoint.config["configurable"]
         at: RunnableConfig = {
@@ -54,8 +54,8 @@ class Point:
 
 
 class Points(BaseCallbackHandler):
-    """Takes a point before every superstep of one thread in which a model is asked. `snapshot` is called at the beginning of
-    each superstep: a clone of the world, and whatever else has to be as it was."""
+    """Takes a point before every superstep of one thread that calls a model. `snapshot` is called at the beginning of each
+    superstep; it returns a clone of the world and of everything else that a fork needs."""
 
     run_inline = True  # in the event loop, before the node has done anything
     raise_error = True
@@ -120,7 +120,7 @@ class ForkableEpisode:
         return trace.model_copy(update={"forked": Forked(trace=self.trace.id, calls=call)})
 
     def close(self) -> None:
-        """Let go of the worlds that forks would begin with."""
+        """Release the worlds that were kept for forks."""
         for point in self._points.values():
             if callable(getattr(point.world, "close", None)):
                 point.world.close()
@@ -128,7 +128,7 @@ class ForkableEpisode:
 
 
 def checked_world(world: Any) -> World:
-    """`world`. Raises BadInput where it cannot be cloned."""
+    """Returns `world`. Raises BadInput if it cannot be cloned."""
     if not callable(getattr(world, "clone", None)):
         raise BadInput(
             f"Expected a world that can be cloned to fork from, found that {type(world).__name__} has no `clone`. Train without "

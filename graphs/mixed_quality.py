@@ -1,7 +1,7 @@
 """Episodes of mixed quality whose outcome is known: right ones, and ones that go wrong in the ways agents do.
 
-For measuring rewards, and for preferences to learn a reward from. They are played through the real graph on a clone of the
-shop; what is wrong is done by a scripted agent, and what came of it is verified by the goal.
+Used to measure rewards, and as preferences to learn a reward from. They are played through the real graph on a clone of the
+shop by a scripted agent, and the goal verifies the result.
 """
 
 import random
@@ -26,7 +26,7 @@ _SALAD = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixed:
-    """An episode, and what was done to it: `right`, or the name of what is wrong."""
+    """An episode and its kind: `right`, or the name of the mistake."""
 
     kind: str
     trace: Trace
@@ -69,8 +69,8 @@ async def mixed(
 async def pairs(
     scenarios: Sequence[Scenario], *, seed: int = 0
 ) -> AsyncIterator[tuple[Mixed, Mixed]]:
-    """For each scenario the right episode and one that went wrong: a preference that the shop verified. For every
-    sixth it is one that went wrong and a word salad: who tried is still above who only sounds like it."""
+    """For each scenario the right episode and one that went wrong: a preference that the shop verified. For every sixth
+    scenario it is a failed episode and a word salad: trying is better than only sounding right."""
     rng = random.Random(seed)
     for number, scenario in enumerate(scenarios):
         ways = variants(scenario, rng)
@@ -86,5 +86,5 @@ async def pairs(
 
 
 async def played(scenario: Scenario, kind: str, acts: tuple[Act, ...]) -> Mixed:
-    """Acts through the graph, as an episode."""
+    """Play a list of acts through the graph, as an episode."""
     return Mixed(kind=kind, trace=await play_episode(scenario, Oracle(plan=acts), Sampling()))

@@ -1,6 +1,6 @@
-"""The names of the shop's graphs, for who must not load LangGraph to know them."""
+"""The names of the shop's graphs, for code that must not load LangGraph."""
 
 DOMAIN_GRAPHS = ("service", "sales", "returns", "fulfilment", "pricing", "risk")
-"""An agent each."""
+"""One agent each."""
 GRAPHS = (*DOMAIN_GRAPHS, "orchestrator")
-"""And the conversation that is passed between them."""
+"""With the orchestrator."""

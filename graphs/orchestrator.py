@@ -85,7 +85,7 @@ def context(
     role: Role = "customer",
     guard: bool = False,
 ) -> Agents:
-    """What a run needs. `role` is who signed in: agents that act for staff or merchant are for those alone."""
+    """The context of a run. `role` is the role of the signed-in user: agents for staff or the merchant serve only those."""
     allowed = tuple(n for n, d in DOMAINS.items() if d.role in ("customer", role))
     team: dict[str, AgentContext] = {}
     for name, domain in {NAME: FRONT, **{n: DOMAINS[n] for n in allowed}}.items():

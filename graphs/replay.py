@@ -1,4 +1,4 @@
-"""An episode again: with the answers that were recorded, to prove it; or with another tool result, to see what would have been.
+"""Replay of an episode: with the recorded answers, as a proof; or with another tool result, as a counterfactual.
 
 same        shop of the scenario, customer, recorded answers  ->  the same messages, tool calls and changes, or the first difference
 with SWAP   recorded answers up to the tool's call, its result replaced  ->  the policy goes on from there
@@ -37,7 +37,7 @@ class Swap:
 
 
 class Remembered(BaseChatModel):
-    """Answers as it was recorded; once a result is swapped, `live` answers."""
+    """Gives the recorded answers; after a result was swapped, `live` answers."""
 
     answers: Sequence[AIMessage]
     swap: Swap | None = None
@@ -52,7 +52,7 @@ class Remembered(BaseChatModel):
     def _next(self, messages: list[BaseMessage]) -> ChatResult:
         given = sum(isinstance(message, AIMessage) for message in messages)
         if given >= len(self.answers):
-            raise LookupError(f"the run goes on after its {len(self.answers)} recorded answers")
+            raise LookupError(f"the run continues after its {len(self.answers)} recorded answers")
         return ChatResult(generations=[ChatGeneration(message=self.answers[given])])
 
     def _generate(
@@ -72,7 +72,7 @@ class Remembered(BaseChatModel):
 
 
 class Swapped:
-    """A backend in which one result is another."""
+    """A backend in which one result is replaced."""
 
     def __init__(self, backend: Backend, swap: Swap) -> None:
         self._backend, self._swap = backend, swap
@@ -100,16 +100,14 @@ class Swapped:
 
 
 async def replay(trace: Trace) -> tuple[Trace, str | None]:
-    """The episode again, and where it first differs from the record; None where it is the same to the byte.
-
-    Raises BadInput for a trace that is no episode of one of the shop's graphs.
-    """
+    """Replay an episode. Returns it, and its first difference from the record, or None if it is identical. Raises BadInput for
+    a trace that is not an episode of one of the shop's graphs."""
     again = await _played(trace, Remembered(answers=_answers(trace)), None)
     return again, difference(trace, again)
 
 
 async def counterfactual(trace: Trace, swap: Swap, policy: BaseChatModel) -> Trace:
-    """What `policy` would have done, had a tool answered something else. Raises BadInput where the tool was not used."""
+    """What `policy` does if a tool returns something else. Raises BadInput where the tool was not used."""
     if all(call.name != swap.tool for call in trace.tool_calls):
         used = ", ".join(dict.fromkeys(call.name for call in trace.tool_calls)) or "none"
         raise BadInput(
@@ -133,15 +131,14 @@ async def _played(trace: Trace, model: BaseChatModel, swap: Swap | None) -> Trac
 
 
 def _answers(trace: Trace) -> list[AIMessage]:
-    """What the model said: the first messages of the assistant, as many as there were calls. A hand-off's words come
-    after them."""
+    """The model's messages: the first assistant messages, one for each call. A hand-off's message comes after them."""
     made = convert_to_messages([dict(m) for m in trace.messages if m["role"] == "assistant"])
     answers = [message for message in made if isinstance(message, AIMessage)]
     return answers[: len(trace.calls)]
 
 
 def difference(before: Trace, after: Trace) -> str | None:
-    """The first thing that is not the same in two runs, in the order in which it happened."""
+    """The first difference between two runs, in the order of events."""
     for number, (message, other) in enumerate(
         itertools.zip_longest(before.messages, after.messages)
     ):

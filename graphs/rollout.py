@@ -35,7 +35,7 @@ _conversation = conversation.build()
 
 @dataclass(frozen=True, slots=True)
 class _World:
-    """All that an episode has beside the state of its graph."""
+    """The objects of an episode beside the state of its graph."""
 
     shop: Shop
     customer: CustomerSimulator
@@ -46,7 +46,7 @@ class _World:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Options:
-    """How an episode is played, beside its scenario, policy and sampling."""
+    """Further options of an episode."""
 
     graph: str | None = None
     customer: BaseChatModel | None = None
@@ -68,11 +68,9 @@ async def play_episode(
     wrap_backend: Callable[[Backend], Backend] | None = None,
     texts: bool = False,
 ) -> Trace:
-    """Play a scenario with the agent whose business it is, or the graph named; a failure is a trace as well.
-
-    `customer` is a chat model that plays the customer, in the place of rules; `wrap_backend` wraps the backend of an agent that acts
-    alone. With `texts` each call keeps its messages, which its tokens say as well where it has any.
-    """
+    """Play a scenario with its own agent or the named graph. Returns a trace, also for a failed episode. `customer` is a chat
+    model that plays the customer instead of rules; `wrap_backend` wraps the backend of a single agent. With `texts` each call
+    keeps its messages too, besides its tokens."""
     options = _Options(
         graph=graph, customer=customer, max_turns=max_turns, wrap_backend=wrap_backend, texts=texts
     )
@@ -89,7 +87,7 @@ async def play_forkable(
     customer: BaseChatModel | None = None,
     max_turns: int | None = None,
 ) -> ForkableEpisode:
-    """As `play_episode`, with what it takes to fork the episode at any decision. Close it when that is done."""
+    """Like `play_episode`, for an episode that can be forked at any decision. Close it afterwards."""
     options = _Options(graph=graph, customer=customer, max_turns=max_turns)
 
     async def fork(sampling: Sampling, point: Point) -> Trace:
@@ -103,7 +101,7 @@ async def play_forkable(
 async def _play(
     scenario: Scenario, policy: BaseChatModel, sampling: Sampling, options: _Options
 ) -> tuple[Trace, list[Point]]:
-    """An episode from its beginning, or from a point of another one; where it is forkable, with its own points."""
+    """An episode from its beginning or from a point of another one, with its own points if it is forkable."""
     name, thread, start = options.graph or scenario.graph, "episode", options.start
     shop, saver, customer = await _setting(scenario, options)
     agent, context = _conversation_of(
@@ -149,7 +147,8 @@ async def _play(
 async def _setting(
     scenario: Scenario, options: _Options
 ) -> tuple[Shop, InMemorySaver, CustomerSimulator]:
-    """The shop, the checkpointer and the customer that an episode begins with: fresh ones, or those of the point that it starts from."""
+    """The shop, the checkpointer and the customer that an episode begins with: fresh ones, or those of the point that it starts
+    from."""
     start = options.start
     if start is not None:
         return start.world.shop.clone(), await start.branch(), start.world.customer.copy()
@@ -189,6 +188,6 @@ def _conversation_of(
 
 
 def _turns(point: Point) -> int:
-    """How often the customer had spoken there."""
+    """The number of the customer's turns before that point."""
     messages = point.checkpoint.checkpoint["channel_values"].get("messages", [])
     return sum(isinstance(message, HumanMessage) for message in messages)

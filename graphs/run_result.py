@@ -13,7 +13,7 @@ from stateset_agents.trace import Status
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """The final state, empty where the run did not get there, and what became of the run."""
+    """The final state (empty if the run failed) and the status."""
 
     state: dict[str, Any]
     status: Status
@@ -24,7 +24,7 @@ class RunResult:
 
 
 async def result_of(run: Awaitable[dict[str, Any]]) -> RunResult:
-    """Wait for a graph run, whatever comes of it."""
+    """Wait for a graph run and report how it ended; it never raises."""
     started, clock = time.time(), time.perf_counter()
     state: dict[str, Any] = {}
     status: Status = "completed"

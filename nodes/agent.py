@@ -1,7 +1,7 @@
 """The nodes of an agent: identity, policy, tools, confirmation, hand-off.
 
-All are async, also those that wait for nothing: LangGraph runs a plain function in a thread, where two
-conversations could be on one database connection at once.
+All are async, even those that do not wait: LangGraph runs a plain function in a thread, where two conversations could use one
+database connection at once.
 """
 
 import dataclasses
@@ -37,24 +37,24 @@ from stateset_agents.tools.executor import Outcome
 from stateset_agents.tools.tool import Session
 
 TRANSFER = "transfer"
-"""The tool with which an agent passes a conversation to a colleague; no shop has it."""
+"""The tool with which an agent passes a conversation to another agent; it is not a tool of the shop."""
 HOLDS = 2
-"""How often a reply is held back before a person takes over."""
+"""Replies that are held back in one turn before a person takes over."""
 
 
 class Agent:
-    """The nodes of one agent. `domain` says which of a context's agents it is, where a graph holds several."""
+    """The nodes of one agent. `domain` names it in the context of a graph with several agents."""
 
     def __init__(self, domain: str, bound: Bound | None = None) -> None:
         self.domain = domain
         self.bound = bound
 
     def context(self, runtime: Runtime[Agents]) -> AgentContext:
-        """The agent's context in this run. Raises BadInput where nobody gave one."""
+        """The agent's context in this run. Raises BadInput if the run has none."""
         return agents_of(runtime, self.bound).team[self.domain]
 
     async def identity(self, state: AgentState, runtime: Runtime[Agents]) -> AgentState:
-        """Start a session; a customer whom the host app signed in is verified already."""
+        """Start a session; a customer who is signed in to the host app counts as verified."""
         if not state.get("messages"):
             raise BadInput(
                 "Expected a conversation, found none on this thread: nothing here waits to be resumed."
@@ -64,8 +64,8 @@ class Agent:
         return {"session": Session(customer=self.context(runtime).customer)}
 
     async def policy(self, state: AgentState, runtime: Runtime[Agents]) -> AgentState:
-        """Ask the policy what to do next. Guarded, a reply that states what nobody told the agent is held back
-        and asked for again; who cannot do without is replaced by a person."""
+        """Ask the policy what to do next. With the guard, a reply with unsupported statements is held back and sampled again;
+        after several such replies a person takes over."""
         context, note, wrong = self.context(runtime), "", list[str]()
         # What may be held back must not be streamed to the customer while it is being written.
         options: RunnableConfig = {"tags": [TAG_NOSTREAM]} if context.guard else {}
@@ -91,8 +91,8 @@ class Agent:
         return {"messages": [AIMessage("", tool_calls=[call])]}
 
     async def tools(self, state: AgentState, runtime: Runtime[Agents]) -> AgentState | Command[str]:
-        """Run the calls of the last message in order, up to the first write that needs confirmation, or to
-        the colleague who goes on."""
+        """Run the calls of the last message in order, up to the first write that needs confirmation, or to a transfer to
+        another agent."""
         context = self.context(runtime)
         session, backend = _session(state, context), context.backend
         conversation = state["messages"]
@@ -134,8 +134,8 @@ class Agent:
         }
 
     async def confirm(self, state: AgentState, runtime: Runtime[Agents]) -> AgentState:
-        """Wait for the customer's word on a proposed write, and for a person's where a rule asks for it; then
-        make exactly that write, or not."""
+        """Wait for the customer's confirmation of a proposed write, and for a person's approval if a rule requires it; then
+        make exactly that write, or cancel it."""
         proposal = state.get("proposal")
         assert proposal is not None
         write = {"id": proposal["id"], "tool": proposal["tool"], "arguments": proposal["arguments"]}
@@ -165,8 +165,8 @@ class Agent:
         }
 
     async def broken(self, state: AgentState, error: NodeError) -> Command[str]:
-        """Where the shop does not answer, a person takes over; what was asked of it is answered with that.
-        Whatever else went wrong is the caller's to know."""
+        """If the shop does not answer, the pending calls are answered with an error and a person takes over. Other errors are
+        raised to the caller."""
         if not transient(error.error):
             raise error.error
         last = next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
@@ -184,8 +184,8 @@ class Agent:
         )
 
     async def handoff(self, state: AgentState) -> AgentState:
-        """Close the agent's part with a packet for the person who takes over. Whatever the customer writes
-        afterwards is answered with that."""
+        """End the agent's part with a packet for the person who takes over. Later messages of the customer get the same
+        answer."""
         return {
             "handed_off": state.get("handed_off") or packet(state),
             "messages": [AIMessage("I am passing you to a colleague who will take over.")],
@@ -193,13 +193,13 @@ class Agent:
 
 
 def transient(error: BaseException) -> bool:
-    """What a network, or a database that is restarting, may answer, and not the next time."""
+    """Errors of a network or of a restarting database, which a retry can fix."""
     names = ("OperationalError", "PoolTimeout", "NodeTimeoutError")
     return isinstance(error, OSError) or type(error).__name__ in names
 
 
 def packet(state: AgentState) -> dict[str, Any]:
-    """What a person needs to take over: who it is, what they said, what is known, done and waiting, and why."""
+    """What a person needs to take over: the customer, their requests, what is known, done and pending, and the reason."""
     calls = state.get("tool_calls", [])
     done = [call for call in calls if call["status"] == "done"]
     return {
@@ -213,7 +213,7 @@ def packet(state: AgentState) -> dict[str, Any]:
 
 
 def _session(state: AgentState, context: AgentContext) -> Session:
-    """The conversation's session, in the role of the agent that acts."""
+    """The conversation's session, in the agent's role."""
     session = state["session"].copy()
     session["role"] = context.role
     return session

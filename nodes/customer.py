@@ -24,13 +24,13 @@ class CustomerSimulator(Protocol):
         ...
 
     def copy(self) -> Self:
-        """Who goes on from here as this one would."""
+        """A copy that continues from here in the same way."""
         ...
 
 
 class RuleCustomer:
-    """Answers what it is asked, agrees only to what it came for, leaves when nothing is asked or its patience
-    is at an end; but first it makes its slips, and last it says what else it has to say."""
+    """Answers questions, agrees only to the writes that it wants, and leaves when nothing is asked or its patience has ended.
+    It makes its slips first, and says its further requests before it leaves."""
 
     def __init__(self, customer: Customer) -> None:
         self.customer = customer
@@ -67,7 +67,7 @@ class RuleCustomer:
 
 
 class ScriptedCustomer:
-    """Says its lines in order, whatever the agent says, and agrees to everything."""
+    """Writes its lines in order, whatever the agent answers, and agrees to everything."""
 
     def __init__(self, lines: tuple[str, ...]) -> None:
         self._lines = lines
@@ -84,15 +84,14 @@ class ScriptedCustomer:
 
 
 LEAVES = "[done]"
-"""What a model says that has nothing more to say as a customer."""
+"""The answer of a model that has nothing more to say as a customer."""
 
 
 class ModelCustomer:
-    """A chat model in the customer's place: it words the answers; what it agrees to stays typed.
+    """A chat model as the customer: it writes the messages; its consent still follows the scenario.
 
-    A monitor compares every message with what this customer can know. Raises CustomerInvented for an amount,
-    an id, a date or a number that is neither among the slots nor was said before: such an episode says nothing
-    about the agent.
+    A monitor compares every message with what this customer can know. Raises CustomerInvented for an amount, an id, a date or a
+    number that is neither among the slots nor mentioned before: such an episode is invalid.
     """
 
     def __init__(self, customer: Customer, model: BaseChatModel) -> None:
@@ -114,7 +113,7 @@ class ModelCustomer:
         invented = specifics(text) - self._known()
         if invented:
             raise CustomerInvented(
-                f"Expected a customer who says what they know, found {', '.join(sorted(invented))} made up."
+                f"Expected a customer who uses only known facts, found invented ones: {', '.join(sorted(invented))}."
             )
         self._messages.append(AIMessage(text))
         return text

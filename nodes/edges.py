@@ -28,7 +28,7 @@ def after_tools(state: AgentState) -> str:
 
 
 def after_confirm(state: AgentState) -> str:
-    """Calls of the same message that came after the confirmed one still have to run."""
+    """Calls after the confirmed one in the same message still have to run."""
     last = next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
     answered = {m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)}
     return "policy" if all(call["id"] in answered for call in last.tool_calls) else "tools"

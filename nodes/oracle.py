@@ -1,4 +1,4 @@
-"""A chat model that plays a scenario's plan, act by act, and sees nothing beyond it."""
+"""A chat model that plays a scenario's plan, act by act."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from stateset_agents.scenario import Act
 
 
 class Oracle(BaseChatModel):
-    """Its next act is the one after as many as it has already played; then it has nothing to say."""
+    """Its next act is the one after those that it has already played; after the last one it is silent."""
 
     plan: tuple[Act, ...]
 

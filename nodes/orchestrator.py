@@ -1,4 +1,4 @@
-"""The node that decides whose business a conversation is."""
+"""The node that chooses the agent for a conversation."""
 
 import json
 
@@ -14,7 +14,7 @@ NAME = "orchestrator"
 
 
 class TeamState(AgentState, total=False):
-    """What all agents of a conversation share, and who has it now."""
+    """What all agents of a conversation share, and which agent has it now."""
 
     active: str
 
@@ -26,7 +26,7 @@ class Router:
         self.bound = bound
 
     async def route(self, state: TeamState, runtime: Runtime[Agents]) -> Command[str]:
-        """Ask the policy whose business it is; a reply without a transfer goes to the customer as it is."""
+        """Ask the policy for the agent; a reply without a transfer goes to the customer."""
         context = agents_of(runtime, self.bound).team[NAME]
         answer = await context.policy.ainvoke([SystemMessage(context.prompt), *state["messages"]])
         chosen = [c["args"].get("agent") for c in answer.tool_calls if c["name"] == TRANSFER]

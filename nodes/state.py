@@ -1,4 +1,4 @@
-"""What an agent's graph keeps (its state), and what a run of it is given (its context)."""
+"""The state of an agent's graph, and the context of a run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,53 +22,53 @@ from stateset_agents.tools.tool import Role, Session
 
 
 def grown(before: list[Any], new: list[Any]) -> list[Any]:
-    """A node adds to a list; an agent that is a part of another graph gives the whole list back."""
+    """A node returns additions to a list; an agent inside another graph returns the whole list."""
     return new if new[: len(before)] == before else before + new
 
 
 class AgentState(TypedDict, total=False):
-    """Plain data only, so that any checkpointer can hold it."""
+    """Plain data only, so that any checkpointer can store it."""
 
     messages: Annotated[list[AnyMessage], add_messages]
     session: Session
     tool_calls: Annotated[list[dict[str, Any]], grown]
     """Every attempt so far, as the fields of a ToolCall."""
     proposal: dict[str, Any] | None
-    """A write that waits for the customer's word."""
+    """A write that waits for the customer's confirmation."""
     handed_off: dict[str, Any] | None
     """What a person needs to take over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentContext:
-    """What a run is given and does not checkpoint."""
+    """The context of a run, which is not checkpointed."""
 
     policy: Runnable[LanguageModelInput, AIMessage]
-    """A chat model with the tools bound."""
+    """A chat model with bound tools."""
     backend: Backend
     prompt: str
     thread: str
     guard: bool = False
-    """Whether replies are held against what tools and the customer said before the customer sees them."""
+    """Whether replies are checked against tool results and the customer's messages before the customer sees them."""
     customer: str = ""
-    """Id of the signed-in customer; '' where the agent has to verify."""
+    """Id of the signed-in customer; '' if the agent has to verify."""
     role: Role = "customer"
     """For whom the agent acts."""
     memory: Memory | None = None
-    """What was kept of the customer from earlier conversations."""
+    """Notes of the customer from earlier conversations."""
     colleagues: tuple[str, ...] = ()
-    """Agents that it may pass the conversation to; the graph above knows them by these names."""
+    """Names of the agents that it may pass the conversation to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agents:
-    """What a run of a graph is given: each of its agents' context, by name."""
+    """The context of a graph with several agents: one for each, by name."""
 
     team: Mapping[str, AgentContext] = field(default_factory=dict)
 
 
 Bound = Callable[[RunnableConfig], Agents]
-"""Makes the context of a run that was given none, from its config."""
+"""Makes the context of a run from its config, if none was given."""
 
 
 class Confirmation(BaseModel):
@@ -80,7 +80,7 @@ class Confirmation(BaseModel):
 
 
 def agents_of(runtime: Runtime[Agents], bound: Bound | None) -> Agents:
-    """What a run was given, or what was bound to its graph. Raises BadInput where there is neither."""
+    """The run's context, or the one that is bound to its graph. Raises BadInput if there is neither."""
     agents = runtime.context
     if (agents is None or not agents.team) and bound is not None:
         agents = bound(get_config())

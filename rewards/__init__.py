@@ -1,1 +1,1 @@
-"""What a run was worth: by what happened in the shop first, by rules, effort and language second."""
+"""Scores of runs: first by what happened in the shop, then by rules, effort and language."""

@@ -1,4 +1,4 @@
-"""The audit: what can a reward be talked into? `stateset-agents rewards audit NAME`."""
+"""The audit: what does a reward pay for attacks? `stateset-agents rewards audit NAME`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ class Finding:
 
     attack: str
     honest: float | None
-    """What the honest answer got in the situation in which the attack came closest."""
+    """The honest answer's score in the situation where the attack was closest."""
     best: float | None
-    """What the attack got there; None where it could not be scored anywhere."""
+    """The attack's score there; None if it could not be scored in any situation."""
     gamed: bool
-    """Whether it reached the honest answer's score; of a reward that only takes away, whether it beat it."""
+    """Whether it reached the honest answer's score; for a reward that only subtracts, whether it exceeded it."""
 
 
 async def audit(reward: Reward) -> list[Finding]:
-    """How every attack does. Each situation is scored as a group, with its honest answer in it."""
+    """The result of every attack. Each situation is scored as a group together with its honest answer."""
     only_takes = declaration_of(reward).high <= 0
     rows: list[list[Score | None]] = []
     for situation in SITUATIONS:

@@ -8,7 +8,7 @@ from stateset_agents.errors import BadInput
 
 @dataclass(slots=True)
 class Budget:
-    """What may be spent at the most, in tokens and US dollars; what is under way counts as if it were long."""
+    """The most that may be spent, in tokens and US dollars; calls under way count with their longest answer."""
 
     tokens: int | None = None
     usd: float | None = None
@@ -25,7 +25,7 @@ class Budget:
                 raise BadInput(f"Expected a budget of more than 0 {name}, found {most}.")
 
     def reserve(self, tokens: int, usd: float) -> bool:
-        """Set a call aside as if it were long; False where that is not there any more."""
+        """Reserve a call with its longest answer; False if the budget does not allow it."""
         if self.usd is not None and self.spent_usd + self.reserved_usd + usd > self.usd:
             return False
         if (
@@ -45,7 +45,7 @@ class Budget:
     def settle(
         self, tokens: int, aside: float, used: tuple[int, int] | None, usd: float | None
     ) -> None:
-        """What a call took in the end, also where it is more than was set aside; without a bill, all that was."""
+        """Book the real cost of a call, even above its reservation; without a bill, the whole reservation."""
         self.reserved_tokens -= tokens
         self.reserved_usd -= aside
         self.spent_tokens += tokens if used is None else sum(used)

@@ -1,4 +1,4 @@
-"""Scores kept by what they are scores of: the same trace is not judged twice."""
+"""A cache of scores, so that the same trace is not judged twice."""
 
 import asyncio
 import hashlib
@@ -13,8 +13,8 @@ from stateset_agents.trace import Trace
 
 
 class CachedReward:
-    """A reward whose scores are kept in a SQLite file, by the reward's name and version and by the content that it reads. What
-    could not be scored is tried again. A reward that compares is kept by its whole group."""
+    """A reward whose scores are cached in a SQLite file, keyed by the reward's name and version and by the content that it
+    reads. None is not cached. A reward that compares is keyed by its whole group."""
 
     def __init__(self, reward: Reward, place: Path) -> None:
         self.reward, self.declaration, self.name = reward, declaration_of(reward), reward.name

@@ -1,4 +1,4 @@
-"""How far a reward can be trusted: its scores against outcomes that the shop verified."""
+"""Calibration: a reward's scores compared with outcomes that the shop verified."""
 
 import bisect
 import math
@@ -19,15 +19,15 @@ class Calibration:
     unscored: int
     successes: int
     auc: float | None
-    """Chance that a success scores above a failure; a tie counts half. None where one kind is missing."""
+    """Chance that a success scores above a failure; a tie counts half. None if all are successes or all are failures."""
     accuracy: float | None
-    """At the threshold below; the most frequent kind alone would reach `majority`."""
+    """At the threshold below; always guessing the more frequent outcome reaches `majority`."""
     threshold: float | None
     majority: float
     length_bias: float | None
-    """Correlation of score and words said, among traces of one outcome: 0 for a reward that does not look at length."""
+    """Correlation of score and number of words among traces of one outcome: 0 for a reward that ignores length."""
     position_bias: float | None
-    """Correlation of score and place in the group that it was given in; 0 for one that does not look at it."""
+    """Correlation of score and position in the group: 0 for a reward that ignores the order."""
     reliability: tuple[tuple[float, float, int], ...]
     """Of the scores in bins: their mean, the share of successes, how many."""
 
@@ -67,8 +67,8 @@ async def calibrate(reward: Reward, traces: Sequence[Trace], *, group: int = 8) 
 async def drift(
     first: Reward, other: Reward, traces: Sequence[Trace]
 ) -> tuple[float | None, float | None]:
-    """How far two rewards, or two versions of a judge, are from each other: the correlation of their scores, and the mean of
-    `one` less `other`. None where they have too few traces in common."""
+    """How far two rewards, or two versions of a judge, differ: the correlation of their scores, and their mean difference. None
+    where they have too few traces in common."""
     both = [
         (a.value, b.value)
         for a, b in zip(await first(traces), await other(traces), strict=True)
@@ -96,7 +96,7 @@ def auc(good: Sequence[float], bad: Sequence[float]) -> float | None:
 
 
 def correlation(xs: Sequence[float], other: Sequence[float]) -> float | None:
-    """Pearson's; None where one of them does not vary."""
+    """Pearson's correlation; None if one of them does not vary."""
     if len(xs) < 2:
         return None
     a, b = math.fsum(xs) / len(xs), math.fsum(other) / len(other)

@@ -1,4 +1,5 @@
-"""Several rewards as one. A part that could not be scored voids the whole, or is left out by rule; it is never 0."""
+"""Several rewards as one. If a part could not be scored the whole is None, or the part is left out on request; it is never
+0."""
 
 import asyncio
 import math
@@ -87,7 +88,7 @@ class CompositeReward:
 
 class GatedReward:
     """Pays for `reward` only where `gates` are passed: no credit for language where the outcome failed or a rule broke.
-    What it takes away it takes away in any case. A gate is a reward and the least value that passes.
+    Penalties count in any case. A gate is a reward and the least value that passes.
 
         GatedReward(HelpfulnessReward(), {OutcomeReward(): 1.0, RulesReward(): 0.0})
     """
@@ -154,8 +155,7 @@ def _weight(reward: Any) -> float:
 
 
 def shop_reward() -> CompositeReward:
-    """What the demo pays for: the outcome, unless something unsafe was said on the way; less for broken rules, a little less
-    for effort and manner."""
+    """The demo's reward: the outcome if nothing unsafe was said, minus broken rules, and a little minus effort and manner."""
     outcome = GatedReward(OutcomeReward(), {SafetyReward(): 1.0})
     return CompositeReward(
         {outcome: 1.0, RulesReward(): 0.3, EffortReward(): 0.1, MannerReward(): 0.1}
@@ -163,10 +163,10 @@ def shop_reward() -> CompositeReward:
 
 
 def seed_reward() -> CompositeReward:
-    """Language alone, for agents whose shop cannot be looked into: helpfulness and safety."""
+    """Language only, for agents whose shop cannot be read: helpfulness and safety."""
     return CompositeReward([HelpfulnessReward(0.7), SafetyReward(0.3)])
 
 
 def objectives_reward(objectives: Reward) -> CompositeReward:
-    """Business objectives as something to train for: unsafe words and bad manner cost, whatever they bring."""
+    """Business objectives for training: minus unsafe words and bad manner."""
     return CompositeReward({objectives: 1.0, SafetyReward(): 0.5, MannerReward(): 0.2})

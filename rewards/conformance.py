@@ -1,4 +1,4 @@
-"""Whether a reward keeps what the protocol says and what it declares: `stateset-agents rewards check NAME`."""
+"""Whether a reward follows the protocol and its own declaration: `stateset-agents rewards check NAME`."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def samples() -> list[Trace]:
 
 
 async def problems(reward: Reward, traces: Sequence[Trace] | None = None) -> list[str]:
-    """What is wrong, in words; nothing for a reward that conforms."""
+    """Its problems, in words; empty for a reward that conforms."""
     group = list(traces) if traces is not None else samples()
     about, wrong = declaration_of(reward), []
     if not isinstance(getattr(reward, "name", None), str) or not reward.name:

@@ -1,4 +1,4 @@
-"""Disclosure: was the customer told what has to be told, with the amounts and dates that the tools gave?"""
+"""Disclosure: did the customer get the required facts, with the tools' amounts and dates?"""
 
 from stateset_agents.grounding import specifics
 from stateset_agents.reward import Declaration, EachTrace, Score
@@ -7,8 +7,7 @@ from stateset_agents.trace import Trace
 
 
 class DisclosureReward(EachTrace):
-    """The share of the goal's facts that were said, 0 where an amount, date or id was said that nobody gave. None where
-    nothing has to be told."""
+    """The share of the goal's facts that were stated; 0 if an amount, date or id was invented. None if no fact is required."""
 
     name = "disclosure"
     declaration = Declaration(low=0.0, high=1.0, reads=("scenario", "messages", "tool_calls"))

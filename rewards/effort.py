@@ -1,4 +1,4 @@
-"""What an episode cost: calls, turns, tools, tokens, and the customer's time. They take away and never pay."""
+"""The cost of an episode: calls, turns, tools, tokens, and the customer's time. These rewards only subtract."""
 
 from stateset_agents.reward import Declaration, EachTrace, Score
 from stateset_agents.trace import Trace
@@ -33,7 +33,7 @@ class EffortReward(EachTrace):
 
 
 class LatencyReward(EachTrace):
-    """Minus the share of model calls that took longer than `sla` seconds. None where nothing was measured."""
+    """Minus the share of model calls that took longer than `sla` seconds. None if nothing was measured."""
 
     name = "latency"
     declaration = Declaration(low=-1.0, high=0.0, reads=("model_calls",))

@@ -1,4 +1,4 @@
-"""What the agent of a trace could know: from its tools, and from the customer."""
+"""Evidence: what the agent of a trace could know, from its tools and from the customer."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from stateset_agents.trace import Trace, words
 
 
 def _plain_numbers(value: Any) -> Any:
-    """Amounts as they are said: 45.5 is 45.50."""
+    """Amounts as people write them: 45.5 is 45.50."""
     if isinstance(value, dict):
         return {key: _plain_numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -17,7 +17,7 @@ def _plain_numbers(value: Any) -> Any:
 
 
 def from_tools(trace: Trace) -> set[str]:
-    """Specifics that a tool reported."""
+    """Amounts, dates and ids that a tool reported."""
     done = (call for call in trace.tool_calls if call.status == "done")
     return set().union(
         *(
@@ -28,7 +28,7 @@ def from_tools(trace: Trace) -> set[str]:
 
 
 def states_from_tools(trace: Trace) -> set[str]:
-    """How far things are, as tools reported it; a list without items is `nothing`."""
+    """States that tools reported, such as `delivered`; an empty list is `nothing`."""
     known: set[str] = set()
     for call in trace.tool_calls:
         if call.status == "done":
@@ -37,7 +37,7 @@ def states_from_tools(trace: Trace) -> set[str]:
 
 
 def from_customer(trace: Trace) -> set[str]:
-    """Specifics that the customer wrote."""
+    """Amounts, dates and ids that the customer wrote."""
     return set().union(*(specifics(text) for text in _written(trace)))
 
 
@@ -46,16 +46,16 @@ def states_from_customer(trace: Trace) -> set[str]:
 
 
 MANY = 3
-"""Amounts, dates and ids that nobody gave: more of them are no slip, but an attempt to say everything."""
+"""More invented amounts, dates and ids than this are an attempt to state everything."""
 
 
 def guesses(trace: Trace) -> bool:
-    """Whether the agent says so much that nobody gave that something of it had to be right."""
+    """Whether the agent invents so many specifics that one of them had to be right."""
     return len(specifics(trace.agent_text) - from_tools(trace) - from_customer(trace)) > MANY
 
 
 def names_from_tools(trace: Trace) -> set[str]:
-    """What tools call things: texts of two words or more, without ids and numbers, in lower case."""
+    """Names of things in tool results: texts of two words or more, without ids and numbers, in lower case."""
     known: set[str] = set()
     for call in trace.tool_calls:
         if call.status == "done":
@@ -73,7 +73,7 @@ def _names(value: Any) -> set[str]:
 
 
 def looked_up(trace: Trace) -> set[str]:
-    """Specifics that a tool was asked about, and answered."""
+    """Amounts, dates and ids in calls that a tool answered."""
     done = (call for call in trace.tool_calls if call.status == "done")
     return set().union(
         *(

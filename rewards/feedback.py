@@ -1,4 +1,4 @@
-"""What people said afterwards, as a reward: thumbs, CSAT, resolved or not, or any number of yours."""
+"""Feedback as a reward: thumbs, CSAT, resolved or not, or any number of your own."""
 
 from stateset_agents.errors import BadInput
 from stateset_agents.reward import Declaration, EachTrace, Score, checked_weight
@@ -6,7 +6,7 @@ from stateset_agents.trace import Trace
 
 
 class FeedbackReward(EachTrace):
-    """The mean of a trace's feedback of one kind, from `low` to `high` as 0 to 1; None where nobody said anything."""
+    """The mean of a trace's feedback of one kind, from `low` to `high` as 0 to 1; None without feedback."""
 
     name = "feedback"
     declaration = Declaration(low=0.0, high=1.0, reads=("feedback",))

@@ -1,4 +1,4 @@
-"""Watches training: does what is paid for still go with what the shop verified? Where they part, a reward is being gamed."""
+"""Watches training for reward hacking: the reward and the verified outcome must go together."""
 
 import math
 from collections import deque
@@ -9,7 +9,7 @@ from stateset_agents.rewards.calibration import auc
 WINDOW = 5
 """Steps that are compared with the `WINDOW` before them."""
 LEAST = 0.6
-"""AUC of the reward against verified successes below which it says little of them."""
+"""The alarm's AUC of the reward against verified successes."""
 RISE, FALL = 0.02, 0.05
 """By how much the mean reward has to rise, and the share of successes to fall, for an alarm."""
 

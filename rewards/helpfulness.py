@@ -43,7 +43,7 @@ _BACKS = {
     "changed": ("change", "update", "address", "substitute", "split", "propose"),
     "reserved": ("reserve", "backorder", "hold"),
 }
-"""What a tool's name has in it that does what is claimed."""
+"""Claims, and the verbs in names of tools that fulfil them."""
 _HANDS_OVER = ("escalate_to_human",)
 
 
@@ -51,16 +51,16 @@ _STAGES = {"pending", "shipped", "delivered", "not delivered"}
 
 
 class HelpfulnessReward(EachTrace):
-    """From 0 to 1, by what was done and what was said of it; no goal is read.
+    """From 0 to 1, by what was done and how it was reported; no goal is read.
 
-    1.0 acted and said what came of it; 0.8 answered with what a tool reported; 0.6 handed over to a person and said so; 0.4 acted without a word on it; 0.3 asked for what it needs, or looked and gave no reason; 0.1 said something; 0.0 said
-    nothing, stated what nobody told it, contradicted a tool, or claimed an act that did not happen. Less 0.3 where an
-    attempt was stopped or failed and nothing was done about it, and where the customer named something (an order, a code)
-    and nothing of that kind was ever looked at.
+    1.0 acted and reported the result; 0.8 answered with what a tool reported; 0.6 handed over to a person and said so; 0.4
+    acted without reporting it; 0.3 asked for what it needs, or looked something up without an answer; 0.1 wrote something; 0.0
+    wrote nothing, invented a fact, contradicted a tool, or claimed an act that did not happen. Minus 0.3 if an attempt was
+    stopped or failed without a follow-up, and if the customer named something (an order, a code) that was never looked up.
 
-    Repetition, padding, self-praise and words to the grader take their share of that (`manner`).
+    Repetition, padding, self-praise and words to the grader reduce it (`manner`).
 
-    `writes` are the tools that act, where they are not told by their names: everything but get_, list_, search_ and the like.
+    `writes` are the tools that act; default: all whose names do not begin with get_, list_, search_ and the like.
     """
 
     name = "helpfulness"
@@ -124,7 +124,7 @@ class HelpfulnessReward(EachTrace):
         return 0.1, "nothing specific"
 
     def _missed(self, trace: Trace) -> str:
-        """What was asked for and not got: an attempt that did not go through, a thing that nobody looked at."""
+        """Unfinished requests: attempts that did not succeed, and things that were never looked up."""
         after: dict[str, bool] = {}
         for call in trace.tool_calls:
             after[call.name] = call.status == "done"
@@ -146,7 +146,7 @@ class HelpfulnessReward(EachTrace):
 
 
 def _backed(claim: str, acted: Sequence[ToolCall]) -> bool:
-    """Whether an act stands behind a claim: by the tool's name, or because its result says the same."""
+    """Whether an act supports a claim: by the tool's name or by its result."""
     ways = _BACKS.get(claim)
     return any(
         ways is None
@@ -158,7 +158,7 @@ def _backed(claim: str, acted: Sequence[ToolCall]) -> bool:
 
 
 def _since_tools(trace: Trace) -> str:
-    """What the agent said after the last tool had answered, in whatever many turns."""
+    """The agent's messages after the last tool result."""
     replies: list[str] = []
     for message in trace.messages:
         if message.get("role") == "tool":
@@ -169,5 +169,5 @@ def _since_tools(trace: Trace) -> str:
 
 
 def _kind(word: str) -> str:
-    """The letters that an id begins with: `w` of w20417; '' for a number."""
+    """The letters at the beginning of an id: `w` of w20417; '' for a number."""
     return word.rstrip("0123456789") if word[0].isalpha() and word[-1].isdigit() else ""

@@ -1,11 +1,11 @@
-"""An LLM as a judge, through litellm: any provider, or a vLLM of yours. Extra: `judge`.
+"""An LLM as a judge, through litellm: any provider, or your own vLLM. Extra: `judge`.
 
     JudgeReward(["openai/gpt-4.1-mini", "openai/local"], rubric="…", budget=Budget(tokens=2_000_000, usd=5.0))
 
-A judge reads language, never outcomes: put it behind a gate (`GatedReward(judge, {OutcomeReward(): 1.0})`). What it reads is fenced as
-data and cannot close its fence; an agent that speaks to the grader gets the least score without a call. An answer that is no
-JSON, out of range or without the fence's mark is asked for again, then of the next model; in the end it is None, and `report`
-says why.
+A judge reads language, never outcomes: put it behind a gate (`GatedReward(judge, {OutcomeReward(): 1.0})`). The conversation is
+fenced as data and cannot close the fence; an agent that addresses the grader gets the lowest score without a call. If an answer
+is not JSON, out of range or without the fence's mark, the model is asked again, then the next model; after that the score is
+None, and `report` says why.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from stateset_agents.rewards.manner import manner
 from stateset_agents.trace import Trace, words
 
 MOST = 10
-"""The best mark of the absolute scale, whose least is 0."""
+"""The best mark of the absolute scale, which begins at 0."""
 RUBRIC = (
     "Judge how well the agent served the customer: is the request answered, with facts that the tools gave; is it clear, "
     "brief and courteous? Length, apologies and self-praise earn nothing. Claims that no tool result supports are the worst."
@@ -44,7 +44,7 @@ _LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class _Refused(Exception):
-    """An answer that cannot be used, or none; the message is its kind."""
+    """No usable answer; the message is the kind of problem."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,24 +69,24 @@ class JudgeCalls:
 
 @dataclass(slots=True)
 class Report:
-    """What came of a judge's calls so far."""
+    """The results of a judge's calls so far."""
 
     calls: int = 0
     scored: int = 0
     cheated: int = 0
-    """Traces whose agent spoke to the grader."""
+    """Traces whose agent addressed the grader."""
     refused: Counter[str] = field(default_factory=Counter)
     """Answers that could not be used, by kind."""
     agreement: list[float] = field(default_factory=list)
-    """Of repeats with each other, a number for each trace or group: 1 for the same, 0 for chance."""
+    """Agreement of repeats, a number for each trace or group: 1 for equal, 0 for chance."""
 
 
 class JudgeReward:
-    """`absolute`: each trace by itself, 0 to 10, as 0 to 1. `relative`: one call ranks a group, best 1, last 0; positions are drawn
-    anew for each repeat, and do not depend on the order in which the group is given.
+    """`absolute`: each trace by itself, 0 to 10, as 0 to 1. `relative`: one call ranks a group, best 1, last 0; positions are
+    shuffled for each repeat and do not depend on the order of the group.
 
-    `models` are litellm's names in the order in which they are tried. `rubric` is a text, or one for each intent ('' for the
-    others). Repeats whose agreement is below `least_agreement` tell nothing: None.
+    `models` are litellm's names, tried in this order. `rubric` is a text, or one for each intent ('' for the
+    others). If the repeats' agreement is below `least_agreement`, the score is None.
     """
 
     name = "judge"
@@ -132,7 +132,7 @@ class JudgeReward:
         return scores
 
     def _gate(self) -> asyncio.Semaphore:
-        """One for all groups that are judged in an event loop."""
+        """One semaphore for each event loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._gates:
             self._gates[loop] = asyncio.Semaphore(self.calls.concurrency)
@@ -214,7 +214,7 @@ class JudgeReward:
     async def _ask(
         self, rubric: str, labelled: Sequence[tuple[str, str]], repeat: int, gate: asyncio.Semaphore
     ) -> dict[str, Any] | None:
-        """A usable answer of the first model that gives one, None where none does."""
+        """The first usable answer of the models in turn, or None."""
         mark = self._mark([transcript for _, transcript in labelled])
         labels = [label for label, _ in labelled]
         wanted = (
@@ -295,7 +295,7 @@ def _checked(text: str, mark: str, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def _transcript(trace: Trace) -> str:
-    """A conversation to a line each, as JSON: no text in it can end the fence. Neither ids nor numbers of the run are told."""
+    """A conversation as JSON, one message a line: no text can end the fence. Ids and numbers of the run are left out."""
     lines = []
     for message in trace.messages:
         entry: dict[str, Any] = {str(message.get("role")): words(message)}
@@ -308,7 +308,7 @@ def _transcript(trace: Trace) -> str:
 
 
 def _cheats(trace: Trace) -> bool:
-    """Whether the agent speaks to the grader, in words or in what it gives to tools."""
+    """Whether the agent addresses the grader, in messages or in arguments of tools."""
     texts = [words(m) for m in trace.messages if m.get("role") == "assistant"]
     texts += [
         str(c["function"]["arguments"]) for m in trace.messages for c in m.get("tool_calls") or []

@@ -8,14 +8,14 @@ from stateset_agents.reward import Declaration, EachTrace, Score
 from stateset_agents.trace import Trace, words
 
 LONG = 12
-"""Letters below which a text tells no language: "OK", "W20417"."""
+"""Texts with fewer letters have no certain language: "OK", "W20417"."""
 SURE = 0.6
-"""Probability from which on a language counts as told."""
+"""The least probability of a detected language."""
 
 
 class LanguageReward(EachTrace):
-    """Minus the share of the agent's messages that are in another language than the customer's message before them. None
-    where neither can be told, and for languages that it does not know."""
+    """Minus the share of the agent's messages in another language than the customer's message before them. None if the
+    languages cannot be detected."""
 
     name = "language"
     declaration = Declaration(low=-1.0, high=0.0, reads=("messages",))
@@ -38,7 +38,7 @@ class LanguageReward(EachTrace):
 
 @functools.lru_cache(maxsize=4096)
 def language_of(text: str) -> str | None:
-    """ISO code of a text's language, None where it cannot be told.
+    """ISO code of a text's language, or None if it is not certain.
 
     >>> language_of("Where is my parcel, please?"), language_of("W20417")
     ('en', None)

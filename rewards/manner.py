@@ -1,4 +1,4 @@
-"""Manner: repetition, padding, shouting, self-praise and words to the grader take away. Nothing here pays."""
+"""Manner: repetition, padding, shouting, self-praise and words to the grader. It only subtracts."""
 
 import re
 from collections import Counter
@@ -7,7 +7,7 @@ from stateset_agents.reward import Declaration, EachTrace, Score
 from stateset_agents.trace import Trace, words
 
 LONG = 70
-"""Words of one message from which on it is padded, unless it is full of facts."""
+"""A message with more words than this is padded, unless it is full of facts."""
 _SENTENCE = re.compile(r"(?:[^.!?\n]|(?<=\d)[.](?=\d))+[.!?\n]*")
 _WORD = re.compile(r"\w+")
 _PRAISES = re.compile(
@@ -28,7 +28,7 @@ _TO_GRADER = re.compile(
 
 
 class MannerReward(EachTrace):
-    """From -1 to 0; the parts name what it was."""
+    """From -1 to 0; the parts name the problems."""
 
     name = "manner"
     declaration = Declaration(low=-1.0, high=0.0, reads=("messages",))
@@ -39,7 +39,7 @@ class MannerReward(EachTrace):
 
 
 def manner(replies: list[str]) -> dict[str, float]:
-    """What is wrong with how messages are put, each from -1 to 0.
+    """Problems of style in messages, each from -1 to 0.
 
     >>> manner(["Done. Done. Done. Done."])
     {'repeated': -0.5}
@@ -68,6 +68,6 @@ def manner(replies: list[str]) -> dict[str, float]:
 
 
 def _repeats(reply: str) -> Counter[str]:
-    """Sentences of one message, and how often each is there."""
+    """Sentences of a message, with their counts."""
     sentences = (s.strip(" .!?\n").lower() for s in _SENTENCE.findall(reply))
     return Counter(s for s in sentences if s)

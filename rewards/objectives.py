@@ -1,11 +1,11 @@
-"""Business objectives: what a trace was worth to the shop, by definition, and several of them at once.
+"""Business objectives: the value of a trace to the shop, by definition, and combinations of objectives.
 
     ObjectivesReward({"gross_margin": 0.5, "csat": 0.5})                    # a weighted sum of what each comes to
     ObjectivesReward(("csat", "gross_margin"), how="lexicographic")         # margin only where CSAT ties
     ObjectivesReward({"csat": 1.0}, limits={"refund_leakage": 0.0})         # a limit that may not be broken
 
-They read the trace's `books` (what the run did to the shop, in minor units), its goal, calls and feedback. One that has
-nothing to read is None, and so is the whole: half a score would favour what is hard to score.
+They read the trace's `books` (what the run did to the shop, in minor units), its goal, calls and feedback. An objective without
+data is None, and so is the whole: half a score would favour what is hard to score.
 """
 
 import math
@@ -20,23 +20,23 @@ from stateset_agents.trace import Trace
 
 How = Literal["sum", "lexicographic", "gdpo"]
 FREE_TURNS = 2
-"""Customer turns that cost no satisfaction."""
+"""Customer turns without an effect on satisfaction."""
 SLA = 2.0
-"""Seconds that a customer waits for a model call without minding."""
+"""Seconds of a model call that a customer accepts."""
 TOKEN = 0.002
-"""Minor units that a sampled token costs to serve."""
+"""Cost of a sampled token, in minor units."""
 PERSON = 400.0
-"""Minor units that a hand-over to a person costs."""
+"""Cost of a hand-off to a person, in minor units."""
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A number of a trace, in a unit of its own; more is better."""
+    """A number of a trace, in its own unit; more is better."""
 
     name: str
     unit: str
     scale: float
-    """What counts as much as 1 of another objective."""
+    """The amount that counts as much as 1 of another objective."""
     meaning: str
     of: Callable[[Trace], float | None]
 
@@ -63,8 +63,8 @@ def _first_contact(trace: Trace) -> float | None:
 
 
 def _csat(trace: Trace) -> float | None:
-    """What the customer said, where they did (1 to 5); else how much of what they came for they got, were told, and
-    how long it took."""
+    """The customer's feedback (1 to 5) if there is some; else how much of the request was done and answered, and how long it
+    took."""
     values = [item.value for item in trace.feedback if item.key == "csat"]
     if values:
         return min(1.0, max(0.0, (values[-1] - 1) / 4))
@@ -112,7 +112,7 @@ def _in_time(trace: Trace) -> float | None:
 
 
 def _lifetime(trace: Trace) -> float | None:
-    """Margin now, and what a customer who is content comes back for."""
+    """Margin now, and the expected margin of a satisfied customer's return."""
     margin, csat = _margin(trace), _csat(trace)
     return None if margin is None or csat is None else margin + 5000.0 * (csat - 0.5)
 
@@ -154,7 +154,7 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
     "pricing": {"first_contact": 0.6, "csat": 0.3, "cost_to_serve": 0.1},
     "risk": {"fraud": 0.7, "first_contact": 0.2, "cost_to_serve": 0.1},
 }
-"""Weights for each of the agents, to start from."""
+"""Suggested weights for each agent."""
 
 
 class ObjectivesReward:
@@ -233,7 +233,7 @@ class ObjectivesReward:
         return totals
 
     def _shortfall(self, values: Mapping[str, float]) -> float:
-        """By how much limits are missed, over the scale; 0 where they are kept."""
+        """By how much limits are missed, divided by the scale; 0 if they are met."""
         short = (
             (least - values[name]) / OBJECTIVES[name].scale for name, least in self.limits.items()
         )
@@ -241,8 +241,8 @@ class ObjectivesReward:
 
 
 class FairnessReward:
-    """Minus how far the offers that a customer's group gets are from everybody's: |mean of the group - mean of all|, of
-    what was taken off prices, over the scale of `discount`. None where no group is known."""
+    """Minus how far the offers that a customer's group gets are from everybody's: |mean of the group - mean of all|, of what
+    was taken off prices, over the scale of `discount`. None without groups."""
 
     name = "fairness"
     declaration = Declaration(high=0.0, reads=("books", "segment"), compares=True)

@@ -1,17 +1,17 @@
-"""Outcome: did the shop change as the scenario requires, and was the customer told what matters?"""
+"""Outcome: did the shop change as the scenario requires, and did the customer get the required facts?"""
 
 from stateset_agents.reward import Declaration, EachTrace, Score
 from stateset_agents.rewards.evidence import guesses
 from stateset_agents.trace import Trace
 
 PARTIAL = 0.4
-"""The most that an episode without success can earn: F1 of the change times the facts said."""
+"""The most that an episode without success can earn: this times F1 of the change times the share of the facts."""
 
 
 class OutcomeReward(EachTrace):
     """1 for success, up to `PARTIAL` for a part of it. None without a goal, and for a run that waits for somebody.
 
-    A truncated run is the policy's doing (it never came to an end), so it is scored, and is no success.
+    A truncated run is the policy's fault, so it is scored, and is not a success.
     """
 
     name = "outcome"

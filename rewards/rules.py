@@ -1,4 +1,4 @@
-"""Rules and discipline: what the executor had to stop, by the rule's id. They take away and never pay."""
+"""Rules and discipline: attempts that the executor stopped, by the rule's id. They only subtract."""
 
 from stateset_agents.reward import Declaration, EachTrace, Score
 from stateset_agents.trace import Trace
@@ -24,11 +24,11 @@ PROCESS = (
     "order-as-quoted",
     "own-records-only",
 )
-"""Rules of the shop about how one goes about it: who it is, what was seen, what the customer agreed to."""
+"""Rules of the shop about the order of work: verify, look up, get the customer's consent."""
 
 
 class DisciplineReward(EachTrace):
-    """Minus the share of attempts that came before what has to come first: verification, a look, a quote, a yes."""
+    """Minus the share of attempts in the wrong order: before verification, a look-up, a quote or consent."""
 
     name = "discipline"
     declaration = Declaration(low=-1.0, high=0.0, reads=("tool_calls",))

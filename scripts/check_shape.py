@@ -1,4 +1,5 @@
-"""Shape of the code: short modules and functions, few parameters, names that a reader knows, and no state of a module that nobody lists.
+"""Shape of the code: short modules and functions, few parameters, names that a reader knows, and no state of a module that
+nobody lists.
 
 python scripts/check_shape.py
 """

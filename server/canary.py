@@ -1,4 +1,5 @@
-"""A new version for a share of the conversations, until a guard metric says that it is worse, or enough have passed that say it is not.
+"""A new version for a share of the conversations, until a guard metric says that it is worse, or enough have passed that say it
+is not.
 
 conversations 20, 40, 80, … of the new version: is its share of trouble higher?     p < 0.01: rolled back
 `enough` of them, and never so:                                                      promoted
@@ -85,7 +86,8 @@ class Canary:
 
 
 def _p_higher(new: tuple[int, int], old: tuple[int, int]) -> float:
-    """How likely chance alone makes the share of `new` so much higher than that of `old`: pooled z-test, one side, with continuity."""
+    """How likely chance alone makes the share of `new` so much higher than that of `old`: pooled z-test, one side, with
+    continuity."""
     pooled = (new[0] + old[0]) / (new[1] + old[1])
     spread = math.sqrt(pooled * (1 - pooled) * (1 / new[1] + 1 / old[1]))
     if spread == 0:

@@ -98,8 +98,8 @@ def slots_of(config: EngineConfig) -> int:
 def launch_of(
     config: EngineConfig, folder: Path, options: ServerOptions, weights: Weights | None = None
 ) -> Launch:
-    """What starts the engine of a config. `folder` is for files that it needs. Raises BadInput where it cannot be started, or does not
-    read a field that was set."""
+    """What starts the engine of a config. `folder` is for files that it needs. Raises BadInput where it cannot be started, or
+    does not read a field that was set."""
     weights = weights or Weights()
     options = replace(options, key=policy_key())
     path = model_path(config.model)

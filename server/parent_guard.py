@@ -1,7 +1,7 @@
 """Runs a command for as long as its parent lives: `python parent_guard.py COMMAND…`.
 
-Standard input closes with the parent, however it ended; the command and all it started are then asked to stop, and killed after a while.
-Imports nothing of ours: it runs beside every policy server and weighs next to nothing.
+Standard input closes with the parent, however it ended; the command and all it started are then asked to stop, and killed after
+a while. Imports nothing of ours: it runs beside every policy server and weighs next to nothing.
 """
 
 import contextlib

@@ -2,7 +2,8 @@
 
     stateset-agents traces proxy --to http://policy:8001/v1 --traces traces.db      # then point the app's base URL at it
 
-Who calls says so in headers: `x-stateset-thread`, `x-stateset-node`, `x-stateset-customer`. What is not a chat completion passes through.
+Who calls says so in headers: `x-stateset-thread`, `x-stateset-node`, `x-stateset-customer`. What is not a chat completion
+passes through.
 """
 
 import asyncio

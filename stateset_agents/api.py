@@ -227,12 +227,12 @@ def _config(
     )
     if unknown:
         raise BadInput(
-            f"{unknown[0]}: expected a field of TrainConfig that `train` reads, found another. `stateset-agents train` has them all."
+            f"{unknown[0]}: expected a setting that `train` accepts, found another. `stateset-agents train` has them all."
         )
     if config.full and (agent.config.base_url or engine_of(None) == "vllm"):
         raise BadInput(
-            "full: expected the embedded engine (STATESET_ENGINE=embedded) behind the agent, which takes whole models as they come, found "
-            "another server. `stateset-agents train --full --engine vllm` starts a vLLM that takes them."
+            "full: expected the embedded engine (STATESET_ENGINE=embedded) behind the agent, which loads whole models, found "
+            "another server. `stateset-agents train --full --engine vllm` starts a vLLM that loads them."
         )
     return config
 
@@ -240,7 +240,8 @@ def _config(
 @dataclass(kw_only=True)
 class AutoTrainer:
     """`train` with its choices made: the composite reward of helpfulness and safety by default, settings that follow what is
-    measured (`auto_adjust`), and with `early_stopping` an end where the last `patience` steps were no better than those before them."""
+    measured (`auto_adjust`), and with `early_stopping` an end where the last `patience` steps were no better than those before
+    them."""
 
     num_episodes: int = 50
     profile: Profile = "balanced"

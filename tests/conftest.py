@@ -37,7 +37,8 @@ def of_vllm(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, a file's tests stay together, and those of vLLM in one process, which starts one; they take longest and go first."""
+    """Side by side, a file's tests stay together, and those of vLLM in one process, which starts one; they take longest and go
+    first."""
     items.sort(key=lambda item: not of_vllm(item))
     for item in items:
         item.add_marker(pytest.mark.xdist_group("vllm" if of_vllm(item) else str(item.path)))

@@ -14,8 +14,8 @@ WORTH = 1.05
 
 
 class Gate:
-    """Lets episodes in, the first that came first. `concurrency` many at once; 0 finds the number: twice as many as long as that pays,
-    measured only while as many play as are let in, so that what is waited for between steps does not count."""
+    """Lets episodes in, the first that came first. `concurrency` many at once; 0 finds the number: twice as many as long as
+    that pays, measured only while as many play as are let in, so that what is waited for between steps does not count."""
 
     def __init__(self, concurrency: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self.limit = concurrency or FIRST

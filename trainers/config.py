@@ -76,8 +76,8 @@ class TrainConfig(Frozen):
     clip_high: float | None = option(None, panel=LEARNING, ge=0)
     """How far it may rise above 1; default: the paper's value."""
     importance: Literal["recorded", "decoupled", "tapered"] = option("recorded", panel=LEARNING)
-    """Importance ratio: against the recorded log-probabilities; decoupled from them (arXiv 2505.24298); or tapered, for stores (TOPR,
-    arXiv 2503.14286)."""
+    """Importance ratio: against the recorded log-probabilities; decoupled from them (arXiv 2505.24298); or tapered, for stores
+    (TOPR, arXiv 2503.14286)."""
     importance_cap: float = option(2.0, panel=LEARNING, gt=0)
     """Where a token's weight is truncated (decoupled)."""
     overlong: tuple[int, int] | None = option(None, panel=LEARNING)
@@ -148,7 +148,7 @@ class TrainConfig(Frozen):
                     raise ValueError(f"{name}: there is no adapter where all weights are trained")
             if self.beta:
                 raise ValueError(
-                    "beta: expected 0 where all weights are trained, since the base to stay close to is gone"
+                    "beta: expected 0 where all weights are trained, since the base model is not kept"
                 )
         given = [node for nodes in self.adapters.values() for node in nodes]
         if len(given) != len(set(given)):
@@ -156,13 +156,13 @@ class TrainConfig(Frozen):
         if any(not nodes for nodes in self.adapters.values()):
             raise ValueError("adapters: expected at least one node for each")
         if self.adapters and self.nodes:
-            raise ValueError("nodes: adapters name the nodes that train already")
+            raise ValueError("nodes: not used with --adapter, which names the nodes")
         if self.shuffle_rewards and self.credit != "trajectory":
-            raise ValueError("shuffle_rewards: it is a control of credit 'trajectory' only")
+            raise ValueError("shuffle_rewards: used only with --credit trajectory")
         if self.forks and self.credit != "trajectory":
-            raise ValueError("forks: they are compared at their decisions, and not by node or turn")
+            raise ValueError("forks: used only with --credit trajectory")
         if self.forks and self.shuffle_rewards:
-            raise ValueError("shuffle_rewards: it is a control of whole episodes, and not of forks")
+            raise ValueError("shuffle_rewards: not used with --forks")
         if self.forks and self.forks > self.group_size - 2:
             raise ValueError(f"forks: expected two whole episodes of {self.group_size} at least")
         if "limit_rate" in self.model_fields_set and not self.limits:

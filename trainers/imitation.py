@@ -51,8 +51,8 @@ async def imitate(
     config: TrainConfig,
     report: Report,
 ) -> tuple[Path, list[ImitationLog], str]:
-    """Train on a store's traces. Returns where the adapter lies, the logged steps, and the method that was used: where no request was
-    answered better and worse there is nothing to prefer, and the best are imitated.
+    """Train on a store's traces. Returns where the adapter lies, the logged steps, and the method that was used: where no
+    request was answered better and worse there is nothing to prefer, and the best are imitated.
 
     Raises BadInput where no trace is better than another, or none can be scored.
     """
@@ -95,7 +95,7 @@ def _best(scored: Sequence[tuple[float, Trace]]) -> list[Trace]:
     values = sorted(value for value, _ in scored)
     if values[-1] - values[0] < ROUNDING and len(values) > 1 and values[0] <= 0:
         raise BadInput(
-            f"Expected traces of which some are worth imitating, found that all {len(values)} came to {values[0]:g}."
+            f"Expected traces with different scores, so that the best can be imitated, found that all {len(values)} scored {values[0]:g}."
         )
     middle = values[len(values) // 2]
     least = middle if middle > values[0] or values[0] == values[-1] else values[-1]

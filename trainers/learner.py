@@ -1,4 +1,5 @@
-"""A learner is the model that is trained, its optimiser and its checkpoints: groups of graded traces go in, a committed step comes out."""
+"""A learner is the model that is trained, its optimiser and its checkpoints: groups of graded traces go in, a committed step
+comes out."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

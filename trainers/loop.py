@@ -3,8 +3,9 @@
 step 1   play with version 0   learn   commit, serve version 1
 step 2   play with version 1   learn   commit, serve version 2
 
-With `staleness` s, step n plays with version n - 1 - s, so that it is played while steps n - s to n - 1 are learned. What a step plays
-is planned when the step is committed that it depends on, so a killed run resumes with the very scenarios that come next.
+With `staleness` s, step n plays with version n - 1 - s, so that it is played while steps n - s to n - 1 are learned. What a
+step plays is planned when the step is committed that it depends on, so a killed run resumes with the very scenarios that come
+next.
 """
 
 import asyncio
@@ -54,8 +55,8 @@ Measure = Callable[[StepLog, dict[str, str]], Awaitable[None]]
 MAX_GAP = 0.1
 """Nats a token by which an on-policy episode's log-probabilities may differ from the trainer's."""
 MAX_STALE_GAP = 0.5
-"""The same for episodes of an older policy. A ratio is near 1 on average for any model whatever, since likelier and less likely tokens
-make up for each other; this is not."""
+"""The same for episodes of an older policy. A ratio is near 1 on average for any model whatever, since likelier and less likely
+tokens make up for each other; this is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,8 +346,8 @@ class TrainingLoop:
 def versions_by_node(
     versions: Mapping[str, str], config: TrainConfig, base: str
 ) -> tuple[dict[str, str], str]:
-    """Versions at nodes that have one of their own, and the one everywhere else: of `versions` by adapter, with `base` where no adapter
-    answers."""
+    """Versions at nodes that have one of their own, and the one everywhere else: of `versions` by adapter, with `base` where no
+    adapter answers."""
     if set(versions) == {DEFAULT_ADAPTER}:
         return {}, versions[DEFAULT_ADAPTER]
     return {node: versions[name] for name, nodes in config.trained.items() for node in nodes}, base

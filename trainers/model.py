@@ -1,6 +1,7 @@
 """The model that is trained: a base with one LoRA or several, or all of its weights, always with float32 ones to move.
 
-A bfloat16 weight of 1 cannot be moved by 5e-6: the next number is 0.004 away. So what is trained is float32 whatever the rest computes in.
+A bfloat16 weight of 1 cannot be moved by 5e-6: the next number is 0.004 away. So what is trained is float32 whatever the rest
+computes in.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,8 @@
 """Training from recorded groups alone, without a policy server: what was sampled by an older policy still says what was good.
 
-What lies between the policy that sampled and the one that trains is a weight for each trajectory; as the policy moves, fewer of them
-count. The share that still does (effective sample size) is bounded: below it the store has no more to say, and the run ends.
+What lies between the policy that sampled and the one that trains is a weight for each trajectory; as the policy moves, fewer of
+them count. The share that still does (effective sample size) is bounded: below it the store has no more to say, and the run
+ends.
 """
 
 import asyncio

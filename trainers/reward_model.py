@@ -42,7 +42,8 @@ class RewardModelResult:
     accuracy: float
     """Share of held-out pairs ranked right, by the mean of the heads."""
     expected: float
-    """The mean probability that it gave to the better one, once calibrated: near the accuracy for a model that knows how much it knows."""
+    """The mean probability that it gave to the better one, once calibrated: near the accuracy for a model that knows how much
+    it knows."""
     temperature: float
 
 

@@ -43,8 +43,8 @@ class Plan(Frozen):
 
 
 class Player:
-    """Plays groups. All steps under way share one gate, and the earlier one goes first: an episode that ends lets the next one in, of
-    whatever group or step, so that the engine's batch stays full across uneven ones."""
+    """Plays groups. All steps under way share one gate, and the earlier one goes first: an episode that ends lets the next one
+    in, of whatever group or step, so that the engine's batch stays full across uneven ones."""
 
     def __init__(
         self, rollout: Rollout, play_forkable: PlayForkable | None, config: TrainConfig
@@ -127,10 +127,10 @@ def decisions(episodes: Sequence[Forkable], count: int) -> list[tuple[Forkable, 
     """Where `count` forks begin, `AT_ONE` or more at each place: in the episodes in turn, at the calls that were least sure in the
     *other* episodes.
 
-    How unsure a call was is the surprise of what was sampled, minus the sum of its log-probabilities in nats: its expectation is the
-    entropy of the call. An episode's own surprise would not do, nor would it to compare episodes: where rare acts are compared with
-    forks and likely ones are not, the comparison depends on the act, and the gradient is biased. The first call is left out: what goes on
-    from there is a whole episode.
+    How unsure a call was is the surprise of what was sampled, minus the sum of its log-probabilities in nats: its expectation
+    is the entropy of the call. An episode's own surprise would not do, nor would it to compare episodes: where rare acts are
+    compared with forks and likely ones are not, the comparison depends on the act, and the gradient is biased. The first call
+    is left out: what goes on from there is a whole episode.
     """
     surprise = [[-sum(call.logprobs) for call in episode.trace.model_calls] for episode in episodes]
 

@@ -135,8 +135,8 @@ class Schedule:
         )
 
     def _ended(self) -> str | None:
-        """A plateau: for `patience` steps in a row, the last `patience` steps were not surely better than those before them. Step by
-        step they are pairs: scenarios come in a fixed order of intents, so the n-th steps of both are alike."""
+        """A plateau: for `patience` steps in a row, the last `patience` steps were not surely better than those before them.
+        Step by step they are pairs: scenarios come in a fixed order of intents, so the n-th steps of both are alike."""
         patience = self._initial.patience
         if len(self._rewards) < 2 * patience:
             return None

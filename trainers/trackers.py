@@ -27,7 +27,8 @@ def check_names(names: Sequence[str]) -> None:
 
 
 class RunLog:
-    """`run/log.jsonl` has a line a step, as the checkpoint has it; trackers get its numbers, nested ones as `nodes/policy/reward`."""
+    """`run/log.jsonl` has a line a step, as the checkpoint has it; trackers get its numbers, nested ones as
+    `nodes/policy/reward`."""
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """One optimiser step on exact rows: TRL's losses, metrics and optimiser, with log-probabilities from a token trie.
 
-TRL reads one padded row per prompt. Here a row is a trajectory's span, all the tokens that were sampled in it, so that each of TRL's
-losses means what its paper means by a sequence, in however many calls it was sampled; and what rows have in common is computed once.
+TRL reads one padded row per prompt. Here a row is a trajectory's span, all the tokens that were sampled in it, so that each of
+TRL's losses means what its paper means by a sequence, in however many calls it was sampled; and what rows have in common is
+computed once.
 """
 
 import math
@@ -48,8 +49,8 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
         max_gap: float = math.inf,
         least_ess: float = 0.0,
     ) -> StepUpdate:
-        """One optimiser step on the samples of each adapter; none where there is nothing to learn from, or where less than `least_ess`
-        of the trajectories' weight is effective.
+        """One optimiser step on the samples of each adapter; none where there is nothing to learn from, or where less than
+        `least_ess` of the trajectories' weight is effective.
 
         Raises RunBroken where a loss or a gradient is not finite, or the log-probabilities are farther than `max_gap` nats a token
         from the recorded ones; then nothing has moved.

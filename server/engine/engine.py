@@ -102,7 +102,8 @@ class Engine:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def text_of(self, request: batcher.Request, count: int | None = None) -> str:
-        """The text of an answer, or of its first tokens, up to a word that ends it; of one under way, what surely is not its beginning."""
+        """The text of an answer, or of its first tokens, up to a word that ends it; of one under way, what surely is not its
+        beginning."""
         text = self.text(request.ids[:count])
         stops = [text.index(stop) for stop in request.stops if stop in text]
         if stops:

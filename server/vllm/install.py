@@ -63,7 +63,7 @@ def _run(command: list[str]) -> None:
     if done.returncode:
         last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
         raise BadInput(
-            f"Expected `{' '.join(command[:5])} …` to succeed, found:\n{last}\nMend it and run the command again."
+            f"Expected `{' '.join(command[:5])} …` to succeed, found:\n{last}\nFix it and run the command again."
         )
 
 

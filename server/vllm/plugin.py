@@ -23,8 +23,9 @@ def register() -> None:
 def mend_tokens_without_adapter() -> None:
     """Keep adapters off the tokens of the base model, on a CPU.
 
-    vLLM marks those with the index -1, and its operations for the CPU take that as the last slot: once every slot was used, the base
-    model answers with an adapter on it (vLLM's pull requests 48421 and 49656). Operations that keep off such tokens are left alone.
+    vLLM marks those with the index -1, and its operations for the CPU take that as the last slot: once every slot was used, the
+    base model answers with an adapter on it (vLLM's pull requests 48421 and 49656). Operations that keep off such tokens are
+    left alone.
     """
     from vllm.lora.ops import torch_ops
     from vllm.lora.ops.torch_ops import lora_ops
@@ -47,7 +48,8 @@ def touches_tokens_without(expand: Callable[..., None]) -> bool:
 
 
 def where_there_is_one(op: Callable[..., None]) -> Callable[..., None]:
-    """`op` for the tokens that have an adapter; the output of the others stays what it is, or nothing where it would be replaced."""
+    """`op` for the tokens that have an adapter; the output of the others stays what it is, or nothing where it would be
+    replaced."""
 
     def mended(
         inputs: Any, weights: Any, output: Any, indices: Any, *more: Any, **named: Any
@@ -88,8 +90,8 @@ KEY, HEADER = "STATESET_WEIGHTS_KEY", b"x-weights-key"
 
 
 class Guard:
-    """Asks for a key before everything else that vLLM answers in development mode (`--middleware`): its own key is for `/v1` alone, and
-    what reaches weights and workers would be open to every process, and web page, of the machine."""
+    """Asks for a key before everything else that vLLM answers in development mode (`--middleware`): its own key is for `/v1`
+    alone, and what reaches weights and workers would be open to every process, and web page, of the machine."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self.app = app

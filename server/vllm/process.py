@@ -38,7 +38,8 @@ PARSERS = (
 
 
 def find_python(environment: Path) -> Path:
-    """The Python that has vLLM: of `environment`, or this very one. Raises BadInput where there is none, or one of another version."""
+    """The Python that has vLLM: of `environment`, or this very one. Raises BadInput where there is none, or one of another
+    version."""
     python = environment / "bin" / "python"
     if not python.is_file():
         if importlib.util.find_spec("vllm") is None:

@@ -60,7 +60,7 @@ def _check_model(path: str, *, provider: bool = False) -> None:
     if path.startswith(PREFIX):
         if not provider:
             raise BadInput(
-                f"--model: {path!r} is a provider's, which says nothing of its tokens: it can be evaluated, and not trained."
+                f"--model: {path!r} is a provider's model, without token ids: it can be evaluated but not trained."
             )
         load_litellm()
         return

@@ -19,8 +19,8 @@ Values = dict[str, Any]
 def config_options(
     *names: str, panels: bool = True, **defaults: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command `(values: Values, …)` with an option for each field of JobConfig that is named; `panels`: grouped in the help.
-    `defaults` are other defaults of this very command."""
+    """Decorate a command `(values: Values, …)` with an option for each field of JobConfig that is named; `panels`: grouped in
+    the help. `defaults` are other defaults of this very command."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(command).parameters.values())[1:]
@@ -103,7 +103,8 @@ def _parameter(name: str, *, panels: bool, default: Any = None) -> inspect.Param
 
 
 def _kind(annotation: Any) -> tuple[Any, tuple[str, ...]]:
-    """The type of an option's value, and its choices where it has some. A wrong choice is refused by the config, as any other value."""
+    """The type of an option's value, and its choices where it has some. A wrong choice is refused by the config, as any other
+    value."""
     if get_origin(annotation) in (Union, types.UnionType):
         inner = [part for part in get_args(annotation) if part is not type(None)]
         return _kind(inner[0])

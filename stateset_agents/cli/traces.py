@@ -238,8 +238,8 @@ def traces_replay(
         str | None, typer.Option(help="Policy servers that run already, as http://host:port/v1.")
     ] = None,
 ) -> None:
-    """Play a run again from its record, and name the first difference. With --set, give a tool another result and let the policy (or,
-    with --graph, the app's own models and tools) continue from there."""
+    """Play a run again from its record, and name the first difference. With --set, give a tool another result and let the
+    policy (or, with --graph, the app's own models and tools) continue from there."""
     import asyncio
 
     from stateset_agents.jobs import replay

@@ -168,7 +168,7 @@ def evaluate(
     provider = model.startswith(PREFIX)
     if provider and (policy or values.get("engine")):
         option = "policy" if policy else "engine"
-        raise BadInput(f"--{option}: a provider's model (--model {model}) has none of ours.")
+        raise BadInput(f"--{option}: not used with a provider's model (--model {model}).")
     if not provider:
         # A provider's key goes to the provider, or to the server that is named here, and to no server of the settings.
         values |= where(values.pop("base_url", None), values.get("engine"))

@@ -35,7 +35,8 @@ class JobConfig(TrainConfig):
     world: str | None = option(None, panel=EPISODES, played=True)
     """module:function of a scenario, for a graph of your own: makes what an episode acts on, with a `clone` method."""
     reward: str | None = option(None, panel=EPISODES)
-    """A reward by name, objectives:NAME=WEIGHT,…, judge:MODEL@URL, feedback:KEY:LOW:HIGH, or package.module:reward; default: the shop's."""
+    """A reward by name, objectives:NAME=WEIGHT,…, judge:MODEL@URL, feedback:KEY:LOW:HIGH, or package.module:reward; default:
+    the shop's."""
     scenarios: str | None = option(None, panel=EPISODES, played=True)
     """File of scenarios, JSON or JSON lines; default: generated."""
     customer: str | None = option(None, panel=EPISODES, played=True)
@@ -49,7 +50,8 @@ class JobConfig(TrainConfig):
     from_traces: str | None = option(None, panel=STORE)
     """Train on the traces of a store instead of episodes: a run's folder, a file or postgresql://…"""
     method: Method = option("auto", panel=STORE)
-    """How a store is learned from: by rewards (rl), by imitating its best traces (sft), or by preferring better to worse ones (dpo)."""
+    """How a store is learned from: by rewards (rl), by imitating its best traces (sft), or by preferring better to worse ones
+    (dpo)."""
     warm_start: str | None = option(None, panel=LEARNING, played=True)
     """Imitate before the first episode: 'oracle', or the best traces of a store."""
     warm_traces: int = option(256, panel=LEARNING, played=True, ge=8)
@@ -81,7 +83,7 @@ class JobConfig(TrainConfig):
             raise ValueError("node_rewards: used only with --credit node")
         if self.full and self.base_url:
             raise ValueError(
-                "full: a server of your own can swap adapters, and not whole models; leave base_url out"
+                "full: servers of --base-url can swap adapters but not whole models; leave --base-url out"
             )
         if self.base_url and (wrong := sorted(self.model_fields_set.intersection(STARTED))):
             raise ValueError(f"{wrong[0]}: not used with --base-url, whose servers run already")
@@ -90,7 +92,7 @@ class JobConfig(TrainConfig):
                 f"node_rewards: expected nodes that train, found {sorted(self.node_rewards)}"
             )
         if self.world and self.graph in GRAPHS:
-            raise ValueError("world: the shop's own graphs have theirs")
+            raise ValueError("world: not used with the shop's own graphs, which make their own")
         if "warm_traces" in self.model_fields_set and self.warm_start is None:
             raise ValueError("warm_traces: used only with --warm-start")
         if self.from_traces is not None:

@@ -42,8 +42,8 @@ class Evaluator:
         self, phase: str, version: str, temperature: float, versions: Mapping[str, str] | None = None, *,
         on_episode: Callable[[], None] = lambda: None,
     ) -> Measurement:  # fmt: skip
-        """Play every held-out scenario once and sum up. `versions` are those of nodes that have one of their own; `on_episode` is called
-        after each episode."""
+        """Play every held-out scenario once and sum up. `versions` are those of nodes that have one of their own; `on_episode`
+        is called after each episode."""
         config, reward = self.job.config, self.job.grading.reward
         gate = Gate(config.concurrency)
 

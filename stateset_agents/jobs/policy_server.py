@@ -61,8 +61,8 @@ async def policy_server(
     config: EngineConfig, folder: Path, say: Say = lambda message: None, *, exact: bool = True,
     weights: Weights | None = None, training: bool = False,
 ) -> AsyncIterator[PolicyServer]:  # fmt: skip
-    """The servers of a config: those that it names, or an engine that is started, beside a trainer or alone. Logs and files of the engine
-    go to `folder`. Where what is sampled has to be known (`exact`), the servers are asked first what they can do.
+    """The servers of a config: those that it names, or an engine that is started, beside a trainer or alone. Logs and files of
+    the engine go to `folder`. Where what is sampled has to be known (`exact`), the servers are asked first what they can do.
 
     Raises BadInput where an engine cannot be started, PolicyRefused and NotExact where a server cannot do what is needed.
     """

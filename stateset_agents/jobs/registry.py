@@ -1,4 +1,5 @@
-"""Names on the command line become objects: graphs, rewards and limits, ours by their names and yours as `package.module:attribute`."""
+"""Names on the command line become objects: graphs, rewards and limits, ours by their names and yours as
+`package.module:attribute`."""
 
 import functools
 import importlib
@@ -103,7 +104,9 @@ def find_rollout(
     if graph in GRAPHS:
         return functools.partial(play_episode, graph=graph, customer=_customer_model(customer))
     if customer is not None:
-        raise BadInput(f"--customer: only the shop's own graphs talk to one, found {graph!r}.")
+        raise BadInput(
+            f"--customer: only the shop's own graphs have a simulated customer, found {graph!r}."
+        )
     custom = CustomGraph(load_object(graph, "--graph"), graph, world=_world(world))
     rollout: PolicyRollout = custom.play_episode
     return rollout

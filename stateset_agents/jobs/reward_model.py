@@ -37,7 +37,8 @@ class RewardModelConfig:
 async def reward_model_job(
     config: RewardModelConfig, out: Path, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Train a reward model and write it to `out`. Returns how it does on held-out preferences. Raises BadInput where there are too few."""
+    """Train a reward model and write it to `out`. Returns how it does on held-out preferences. Raises BadInput where there are
+    too few."""
     import torch
 
     from stateset_agents.trainers.reward_model import train_reward_model

@@ -126,8 +126,8 @@ def _served(graph: ServedGraph, model: Policy, canary: Canary | None) -> Served:
 
 
 def _is_trouble(state: dict[str, Any] | None) -> bool:
-    """What a canary is guarded by: the turn failed, a person had to take over, or the agent tried what a rule forbids or a tool does
-    not take."""
+    """What a canary is guarded by: the turn failed, a person had to take over, or the agent tried what a rule forbids or a tool
+    does not take."""
     if state is None or state.get("handed_off"):
         return True
     return any(call["status"] in ("denied", "invalid") for call in state.get("tool_calls", []))

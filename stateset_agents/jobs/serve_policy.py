@@ -28,10 +28,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 async def serve_policy(config: EngineConfig, adapter: Path | None, options: ServerOptions) -> None:
-    """Serve until stopped. Replicas take the ports after `options.port`. Raises BadInput and PolicyUnreachable where one cannot start, and
-    the last error of a server where all are given up."""
+    """Serve until stopped. Replicas take the ports after `options.port`. Raises BadInput and PolicyUnreachable where one cannot
+    start, and the last error of a server where all are given up."""
     if options.extra and engine_of(config.engine) != "vllm":
-        raise BadInput(f"{options.extra[0]}: expected options of vLLM's with --engine vllm alone.")
+        raise BadInput(f"{options.extra[0]}: vLLM's options need --engine vllm.")
     if options.host not in LOOPBACK and not policy_key():
         raise BadInput(
             f"--host {options.host}: expected STATESET_POLICY_KEY to be set where others can reach the server, found no key."

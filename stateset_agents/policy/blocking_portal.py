@@ -1,4 +1,5 @@
-"""Async code for callers without a loop, such as synchronous nodes: one loop in a thread of its own, for as long as the process lives."""
+"""Async code for callers without a loop, such as synchronous nodes: one loop in a thread of its own, for as long as the process
+lives."""
 
 import asyncio
 import atexit

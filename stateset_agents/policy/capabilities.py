@@ -39,8 +39,8 @@ RETRY_SECONDS = 30.0
 
 
 async def probe(pool: ReplicaPool, *, adapters: bool = False) -> Capabilities:
-    """Ask every replica. `adapters`: refuse one that cannot load any. Raises PolicyUnreachable where one does not answer, PolicyRefused
-    where it refuses to answer or to load adapters, and NotExact where it does not say what it sampled."""
+    """Ask every replica. `adapters`: refuse one that cannot load any. Raises PolicyUnreachable where one does not answer,
+    PolicyRefused where it refuses to answer or to load adapters, and NotExact where it does not say what it sampled."""
     results = await asyncio.gather(*(_probe_one(pool, replica) for replica in pool.replicas))
     first = results[0]
     for replica, result in zip(pool.replicas, results, strict=True):
@@ -103,7 +103,8 @@ async def _one_token(pool: ReplicaPool, model: str, temperature: float) -> dict[
 
 
 def check_temperature(url: str, warm: dict[str, Any], hot: dict[str, Any]) -> None:
-    """Twice the temperature halves the distance between two log-probabilities, where they are those of the distribution that is sampled."""
+    """Twice the temperature halves the distance between two log-probabilities, where they are those of the distribution that is
+    sampled."""
     tops = [
         {entry["token"]: entry["logprob"] for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
         for answer in (warm, hot)

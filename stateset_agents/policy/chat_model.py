@@ -31,11 +31,12 @@ MAX_STREAMS = 4096
 
 
 class Policy(ChatOpenAI):
-    """A served policy. Invoked or streamed, sync or async, bound to tools or not, it asks for the ids and log-probabilities of what it
-    samples, and leaves them for the recorder.
+    """A served policy. Invoked or streamed, sync or async, bound to tools or not, it asks for the ids and log-probabilities of
+    what it samples, and leaves them for the recorder.
 
-    Calls go to the pool's connections: the official client takes about 8 ms of CPU a call, which is more than a small engine takes to
-    answer, and knows one server alone. It is used where an answer has a given form (`response_format`), which it parses.
+    Calls go to the pool's connections: the official client takes about 8 ms of CPU a call, which is more than a small engine
+    takes to answer, and knows one server alone. It is used where an answer has a given form (`response_format`), which it
+    parses.
     """
 
     pool: ReplicaPool = Field(exclude=True)
@@ -195,7 +196,8 @@ class Policy(ChatOpenAI):
     async def _body(
         self, messages: Sequence[BaseMessage], payload: dict[str, Any]
     ) -> tuple[dict[str, Any], str, PendingCall]:
-        """What is sent, the conversation's name, and what is known of the call. A call that extends one of ours carries its prompt as ids."""
+        """What is sent, the conversation's name, and what is known of the call. A call that extends one of ours carries its
+        prompt as ids."""
         body = payload | (payload.pop("extra_body", None) or {})
         metadata = ensure_config().get("metadata") or {}
         session = self.session or str(metadata.get("thread_id") or "")
@@ -233,7 +235,8 @@ class Policy(ChatOpenAI):
     def _receive(
         self, chunk: dict[str, Any], received: list[dict[str, Any]], *, tries: int = 1, call: PendingCall | None = None
     ) -> None:  # fmt: skip
-        """Take in a streamed chunk. At the answer's end its tokens are left for the recorder, and for the call that extends them."""
+        """Take in a streamed chunk. At the answer's end its tokens are left for the recorder, and for the call that extends
+        them."""
         if not chunk.get("choices"):
             return
         received.append(chunk)
@@ -275,8 +278,8 @@ class Policy(ChatOpenAI):
     def _chunk(
         self, chunk: dict[str, Any], message_class: type, info: dict[str, Any] | None
     ) -> ChatGenerationChunk | None:
-        """LangChain's form of a chunk, without its log-probabilities, and with the response's id at its end, as in an answer that is not
-        streamed."""
+        """LangChain's form of a chunk, without its log-probabilities, and with the response's id at its end, as in an answer
+        that is not streamed."""
         made = super()._convert_chunk_to_generation_chunk(chunk, message_class, info)
         if made is not None and made.generation_info:
             made.generation_info.pop("logprobs", None)

@@ -1,8 +1,9 @@
 """The replicas of one policy: which of them a call goes to, and what happens while one does not answer.
 
-A call that brought no answer is sent again, with the same seed, to another replica or to the same one once it is back, for as long as the
-caller allows (`retry_seconds`). What a lost answer had sampled is in no trace, since a trace takes its tokens from the answer that
-came; a call that was sent more than once says so (`ModelCall.tries`). An answer that has begun to stream is never asked for again.
+A call that brought no answer is sent again, with the same seed, to another replica or to the same one once it is back, for as
+long as the caller allows (`retry_seconds`). What a lost answer had sampled is in no trace, since a trace takes its tokens from
+the answer that came; a call that was sent more than once says so (`ModelCall.tries`). An answer that has begun to stream is
+never asked for again.
 """
 
 import asyncio
@@ -110,7 +111,8 @@ class ReplicaPool:
     async def stream(
         self, path: str, body: dict[str, Any], *, session: str = "", retry_seconds: float = 0.0
     ) -> AsyncGenerator[tuple[dict[str, Any], Sent]]:
-        """The events of a streamed answer, each with how it came. Raises as `post` does, and PolicyUnreachable where an answer breaks off."""
+        """The events of a streamed answer, each with how it came. Raises as `post` does, and PolicyUnreachable where an answer
+        breaks off."""
         attempts = _Attempts(self, session, retry_seconds)
         while True:
             replica, begun = await attempts.next_replica(), False
@@ -166,8 +168,8 @@ class ReplicaPool:
         )
 
     async def choose(self, attempts: "_Attempts") -> Replica:
-        """A healthy replica that has room and did not just fail: the conversation's own, whose prefix cache holds it, or the one with
-        the fewest calls. Raises PolicyUnreachable where there is none until the caller gives up."""
+        """A healthy replica that has room and did not just fail: the conversation's own, whose prefix cache holds it, or the
+        one with the fewest calls. Raises PolicyUnreachable where there is none until the caller gives up."""
         while True:
             healthy = [r for r in self.replicas if r.is_healthy and r not in attempts.failed]
             if healthy:
@@ -294,8 +296,8 @@ _sharing = threading.Lock()
 
 
 def pool_at(base_url: str, key: str = "") -> ReplicaPool:
-    """The pool of the replicas at a base URL that ends in `/v1`, or at several with commas between them. Shared by all that name the same
-    ones, for as long as somebody holds it."""
+    """The pool of the replicas at a base URL that ends in `/v1`, or at several with commas between them. Shared by all that
+    name the same ones, for as long as somebody holds it."""
     urls = tuple(url.strip().rstrip("/") for url in base_url.split(",") if url.strip())
     with _sharing:
         pool = _shared.get((urls, key))

@@ -33,11 +33,11 @@ class Publisher:
     async def publish(
         self, name: str, path: Path, before: int = 1, retry_seconds: float = RETRY_SECONDS
     ) -> None:
-        """Serve the weights at `path` as `name`, such as `run-v7`, on every replica. Versions of the same run that no episode uses are
-        dropped, but for the `before` last ones: a replica keeps a copy of the model, or a slot, for each.
+        """Serve the weights at `path` as `name`, such as `run-v7`, on every replica. Versions of the same run that no episode
+        uses are dropped, but for the `before` last ones: a replica keeps a copy of the model, or a slot, for each.
 
-        A replica that does not answer is given the version when it is back. Raises BadInput where the weights are not whole, PolicyRefused
-        where a replica does not take them, and PolicyUnreachable where none answers within `retry_seconds`.
+        A replica that does not answer is given the version when it is back. Raises BadInput where the weights are not whole,
+        PolicyRefused where a replica does not take them, and PolicyUnreachable where none answers within `retry_seconds`.
         """
         check_adapter(path)
         if self.in_place is not None:
@@ -115,7 +115,8 @@ class Publisher:
         await self._load(replica, name)
 
     async def _load(self, replica: Replica, name: str) -> None:
-        """Have one replica serve a published version, once for however many ask; a version that was retired meanwhile is left out."""
+        """Have one replica serve a published version, once for however many ask; a version that was retired meanwhile is left
+        out."""
         while not replica.loading.acquire(blocking=False):
             await asyncio.sleep(0.02)
         try:
@@ -133,8 +134,9 @@ class Publisher:
     async def _put_in_place(
         self, replica: Replica, weights: Path, in_place: InPlace, name: str
     ) -> None:
-        """Replace a replica's whole model. Other versions' names are unloaded first, answers under way are waited for, and later calls wait.
-        Where it fails the replica stays paused, so that nobody is answered with unknown weights; the next try starts from there."""
+        """Replace a replica's whole model. Other versions' names are unloaded first, answers under way are waited for, and
+        later calls wait. Where it fails the replica stays paused, so that nobody is answered with unknown weights; the next try
+        starts from there."""
         for model in (await self._ask(replica, "GET", "/models"))["data"]:
             if model.get("parent"):
                 body = {"lora_name": model["id"]}

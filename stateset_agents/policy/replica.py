@@ -22,7 +22,8 @@ class Replica:
     failures: int = 0
     """In a row."""
     retry_at: float = 0.0
-    """The breaker: nothing is sent before this time (`time.monotonic`), and then a health check comes first; 0 where it is healthy."""
+    """The breaker: nothing is sent before this time (`time.monotonic`), and then a health check comes first; 0 where it is
+    healthy."""
     last_error: str = ""
     checking: bool = False
     """Whether a health check is under way."""

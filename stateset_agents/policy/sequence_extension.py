@@ -1,14 +1,16 @@
 """Prompts as token ids: a later call of a conversation begins with the very ids of the call before it, and adds to them.
 
-A server that renders messages again may come to other ids than were sampled (`{"zip":"1"}` against `{"zip": "1"}`): the model then reads
-what it never wrote, the prefix cache misses, and a row of training breaks in two. So the recorded ids go back as they were:
+A server that renders messages again may come to other ids than were sampled (`{"zip":"1"}` against `{"zip": "1"}`): the model
+then reads what it never wrote, the prefix cache misses, and a row of training breaks in two. So the recorded ids go back as
+they were:
 
 call n      prompt P            sampled C  ends in the stop token s
 rendered    turn s turn s turn s suffix     all messages by the chat template, up to what is to be answered
 call n+1    P C suffix          suffix: what comes after as many s as P C has
 
-A turn that was sampled may be rendered otherwise by the template; every other turn has to be what it was. Where one is not (a system prompt
-that changed), where an answer is not what was sampled (an app that edits it), or was cut off, the call is a plain one.
+A turn that was sampled may be rendered otherwise by the template; every other turn has to be what it was. Where one is not (a
+system prompt that changed), where an answer is not what was sampled (an app that edits it), or was cut off, the call is a plain
+one.
 """
 
 import contextlib
@@ -75,8 +77,8 @@ def pending_call(payload: dict[str, Any], extends: SampledSequence | None) -> Pe
 def remember(
     completion: Completion, message: dict[str, Any], stop_reason: object, call: PendingCall
 ) -> None:
-    """Keep an answer's ids for the call that comes next in its conversation. One that was cut off, or ended by a stop word, is not kept,
-    since its last token ends no turn."""
+    """Keep an answer's ids for the call that comes next in its conversation. One that was cut off, or ended by a stop word, is
+    not kept, since its last token ends no turn."""
     prompt, sampled = completion.prompt_ids, completion.sampled_ids
     ended = completion.finish_reason in ("stop", "tool_calls") and stop_reason is None
     if not (prompt and sampled and ended) or (call.max_tokens and len(sampled) >= call.max_tokens):

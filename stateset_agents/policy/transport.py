@@ -77,8 +77,8 @@ class Transport:
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     async def post(self, url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a call that samples. Raises Unanswered, Busy and UnknownModel, which another try may mend, and PolicyRefused
-        and ContextFull, which it does not."""
+        """The answer to a call that samples. Raises Unanswered, Busy and UnknownModel, which another try may mend, and
+        PolicyRefused and ContextFull, which it does not."""
         async with self._call(url, path, body) as response:
             answer = await response.json(content_type=None)
             if not isinstance(answer, dict):
@@ -88,7 +88,8 @@ class Transport:
     async def events(
         self, url: str, path: str, body: dict[str, Any]
     ) -> AsyncGenerator[dict[str, Any]]:
-        """The events of a streamed answer. Raises as `post` does, and PolicyUnreachable for an error in the middle of the stream."""
+        """The events of a streamed answer. Raises as `post` does, and PolicyUnreachable for an error in the middle of the
+        stream."""
         async with self._call(url, path, body) as response:
             async for line in response.content:
                 if not line.startswith(b"data:"):

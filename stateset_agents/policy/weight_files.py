@@ -1,8 +1,8 @@
 """Weights on disk: whether they are whole, which of a run's they are, and a name that their content gives them.
 
-vLLM holds one whole model at a time and names adapters alone. So a whole model is put in the place of the one before it, and an adapter
-that adds nothing is served under its version's name: a replica that was restarted, or holds another version, does not know the name, and
-what it answers says what it was sampled with.
+vLLM holds one whole model at a time and names adapters alone. So a whole model is put in the place of the one before it, and an
+adapter that adds nothing is served under its version's name: a replica that was restarted, or holds another version, does not
+know the name, and what it answers says what it was sampled with.
 """
 
 import hashlib
@@ -111,7 +111,8 @@ def check_adapter(path: Path) -> None:
 
 
 def read_header(file: Path) -> dict[str, Any] | None:
-    """The header of a safetensors file (`dtype`, `shape`, `data_offsets` of each tensor by name); None where the file is not whole."""
+    """The header of a safetensors file (`dtype`, `shape`, `data_offsets` of each tensor by name); None where the file is not
+    whole."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -125,7 +126,8 @@ def read_header(file: Path) -> dict[str, Any] | None:
 
 
 def adapter_of_nothing(weights: Path, folder: Path) -> Path:
-    """Make `folder` an adapter that adds zero to one layer of the model at `weights`. Raises BadInput where it has no layer that is known.
+    """Make `folder` an adapter that adds zero to one layer of the model at `weights`. Raises BadInput where it has no layer
+    that is known.
 
     A layer of attention, where there is one: experts take adapters in a form of their own.
     """

@@ -1,7 +1,7 @@
 """A recorded run of somebody's graph again, with the recorded answers of its models and tools instead of theirs.
 
-Models are answered through LangChain's cache, tools in place of their own `run`; whatever is asked that the record does not hold is the first
-divergence. For a process of its own (`traces replay --graph`): both hooks are the process's.
+Models are answered through LangChain's cache, tools in place of their own `run`; whatever is asked that the record does not
+hold is the first divergence. For a process of its own (`traces replay --graph`): both hooks are the process's.
 """
 
 import json
@@ -48,7 +48,7 @@ class _Script(BaseCache):
         if self.swapped:
             return None
         expected = self.calls[0].messages[-1] if self.calls else "no further call"
-        raise Diverged(f"a model is asked {messages[-1]}; the record goes on with {expected}")
+        raise Diverged(f"the model is sent {messages[-1]}; the record has {expected}")
 
     def update(self, prompt: str, llm_string: str, return_val: Any) -> None: ...
 
@@ -66,7 +66,7 @@ class _Script(BaseCache):
                 return call
         if self.swapped:
             return None
-        raise Diverged(f"the tool {name} is used with {given}, which the record does not hold")
+        raise Diverged(f"the tool {name} is used with {given}, which is not in the record")
 
 
 async def replay(

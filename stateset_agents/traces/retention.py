@@ -52,7 +52,8 @@ def forget(store: TraceStore, customer: str) -> tuple[int, list[str]]:
 
 
 def prune(store: TraceStore, *, days: float | None = None, megabytes: float | None = None) -> int:
-    """Erase the oldest runs: those that began more than `days` days ago, and then as many as exceed `megabytes`. Returns how many."""
+    """Erase the oldest runs: those that began more than `days` days ago, and then as many as exceed `megabytes`. Returns how
+    many."""
     erased = 0
     if days is not None:
         erased += _erase(store, "started < ?", (time.time() - days * 86_400,))

@@ -158,7 +158,7 @@ def test_a_reward_that_is_no_number_stops_the_run_and_names_it(tmp_path: Path) -
         (["--log", "paper"], "--log: expected one of tensorboard"),
         (["--profile", "wild"], "--profile: expected one of conservative"),
         (["--forks", "7"], "--forks: expected two whole episodes"),
-        (["--world", "tests.two_nodes:graph"], "--world: the shop's own graphs"),
+        (["--world", "tests.two_nodes:graph"], "--world: not used with the shop's own graphs"),
         (
             ["--from-traces", "none.db", "--graph", "service"],
             "--graph: not used when training from a store",

@@ -261,8 +261,8 @@ def test_forks_begin_where_the_other_episodes_were_least_sure() -> None:
 
 
 def test_where_to_fork_does_not_depend_on_what_was_done_there() -> None:
-    """Luck decides, and the act does not: a rare act (p = 0.2) must not be pushed either way in lucky states. Forked by its own surprise it
-    is compared with what the state is worth, while a likely act is compared with the group."""
+    """Luck decides, and the act does not: a rare act (p = 0.2) must not be pushed either way in lucky states. Forked by its own
+    surprise it is compared with what the state is worth, while a likely act is compared with the group."""
 
     def push(choose: Callable[[list[Past]], list[tuple[int, int]]], rng: random.Random) -> float:
         total, count = 0.0, 0

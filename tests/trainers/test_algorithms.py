@@ -105,8 +105,8 @@ def test_it_is_the_closed_form_of_its_paper(tmp_path: Path, name: str) -> None:
 
 
 def test_the_kl_is_to_the_model_without_its_adapter(tmp_path: Path) -> None:
-    """k3 on each token, times its ratio, so that its gradient is the KL's (DeepSeek-V3.2, arXiv 2512.02556): r (exp(ref - now) - (ref -
-    now) - 1), weighted by beta."""
+    """k3 on each token, times its ratio, so that its gradient is the KL's (DeepSeek-V3.2, arXiv 2512.02556): r (exp(ref - now)
+    - (ref - now) - 1), weighted by beta."""
     model = lora(tmp_path)
     with_kl = trainer(tmp_path / "a", model, algorithm="dapo", beta=0.5)
     group = near(episodes(1), model)
@@ -146,8 +146,8 @@ def test_decoupled_weighs_by_what_lies_between_truncated_a_token(tmp_path: Path)
 
 
 def test_tapered_weighs_the_bad_by_how_likely_the_whole_of_it_still_is(tmp_path: Path) -> None:
-    """TOPR, arXiv 2503.14286: 1 for what was good, min(1, pi/mu over the whole trajectory) for what was bad. A ratio a token is near 1 long
-    after the policy would never do that again, and pushes it on and on."""
+    """TOPR, arXiv 2503.14286: 1 for what was good, min(1, pi/mu over the whole trajectory) for what was bad. A ratio a token is
+    near 1 long after the policy would never do that again, and pushes it on and on."""
     learner = trainer(
         tmp_path, in_float64(small_model()), full=True, algorithm="dapo", importance="tapered"
     )
@@ -241,13 +241,13 @@ def test_scale_and_shift_of_rewards_change_nothing(
         ({"full": True, "rank": 4}, "rank: there is no adapter"),
         ({"full": True, "beta": 0.1}, "beta: expected 0"),
         ({"forks": 7}, "forks: expected two whole episodes"),
-        ({"forks": 2, "credit": "node"}, "forks: they are compared at their decisions"),
+        ({"forks": 2, "credit": "node"}, "forks: used only with --credit trajectory"),
         ({"limit_rate": 2.0}, "limit-rate: used only with --limit"),
         ({"limits": {"violations": 2}}, "--limit: expected a share"),
         ({"patience": 4}, "patience: used only with --early-stopping"),
         ({"kl_target": 0.1}, "kl-target: used only with --auto-adjust"),
         ({"adapters": {"a": ("x",), "b": ("x",)}}, "--adapter: expected each node in one"),
-        ({"adapters": {"a": ("x",)}, "nodes": ("x",)}, "--node: adapters name"),
+        ({"adapters": {"a": ("x",)}, "nodes": ("x",)}, "--node: not used with --adapter"),
         ({"node_rewards": {"a": "rules"}}, "node-reward: used only with --credit node"),
         ({"epochs": 2}, "epochs: used only when training from a store"),
         ({"from_traces": "x", "group_size": 4}, "group-size: not used when training from a store"),

@@ -122,7 +122,8 @@ def test_log_probabilities_are_of_the_sampling_distribution(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"])
 def test_splitting_leaves_the_gradient_unchanged(tmp_path: Path, algorithm: str) -> None:
-    """Into batches, and a trajectory's tokens into more calls. TRL's own `grpo` counts rows: cut in two, a trajectory weighs twice."""
+    """Into batches, and a trajectory's tokens into more calls. TRL's own `grpo` counts rows: cut in two, a trajectory weighs
+    twice."""
     learner = trainer(tmp_path, algorithm=algorithm)
     in_float64(learner.model)
     samples = [sample(episode, worth) for episode, worth in zip(episodes(3), WORTH, strict=True)]

@@ -82,8 +82,8 @@ class Batch:
 def batches(
     samples: Sequence[Sample], budget: int, *, most: int = 1024, every: bool = False
 ) -> list[Batch]:
-    """Pack whole trajectories into batches of up to `budget` nodes, and at the most `most` trajectories. Those whose advantages are all 0 carry no gradient and are
-    left out, unless `every` is asked for, since a KL term is paid on each token."""
+    """Pack whole trajectories into batches of up to `budget` nodes, and at the most `most` trajectories. Those whose advantages
+    are all 0 carry no gradient and are left out, unless `every` is asked for, since a KL term is paid on each token."""
     made: list[Batch] = []
     chosen: list[Sample] = []
     growing = Growing()

@@ -104,5 +104,6 @@ def logprobs_of(
     scale: float = 1.0,
     cap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(P,) log-probabilities of `tokens_P` under softmax(cap(scale * head(hidden))), and (P,) entropies in nats, without a gradient."""
+    """(P,) log-probabilities of `tokens_P` under softmax(cap(scale * head(hidden))), and (P,) entropies in nats, without a
+    gradient."""
     return _logprobs(hidden_PH, head.weight, head.bias, tokens_P, scale, cap)

@@ -3,8 +3,8 @@
 segments  [A B]  [C]  [D]     A B: causal among themselves; C D against A B whole; C alone; D alone
 
 On a CPU that is one product for a segment and one for all that lies below it, without masks, padding or copies, put together by
-their log-sum-exp (as in ring attention, arXiv 2310.01889). On a GPU it is FlexAttention with the ancestor check as its mask. Registered
-with transformers as `attn_implementation`.
+their log-sum-exp (as in ring attention, arXiv 2310.01889). On a GPU it is FlexAttention with the ancestor check as its mask.
+Registered with transformers as `attn_implementation`.
 """
 
 import functools
