@@ -1,6 +1,6 @@
 """The endpoint: a stateful graph behind OpenAI's stateless chat protocol.
 
-A conversation finds its thread again by what was said in it. A confirmation is a tool call whose id
+A conversation is mapped to its thread by its messages. A confirmation is a tool call whose id
 names the thread; the client's `role: tool` answer resumes exactly that interrupt.
 """
 
@@ -38,17 +38,17 @@ from stateset_agents.server.http import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """A graph by its name: how it is compiled on a checkpointer, and the context of a thread."""
+    """A named graph: how it is compiled with a checkpointer, and the context of a thread."""
 
     compile: Callable[[BaseCheckpointSaver[str]], CompiledStateGraph[Any, Any, Any, Any]]
     context: Callable[[str], Any]
     step_limit: int
     ended: Callable[[str, dict[str, Any] | None], None] = lambda thread, state: None
-    """Told of every turn that ended, by its thread: the state it left, or None where it failed."""
+    """Called after every turn with its thread and final state, or None if it failed."""
 
 
 def words(messages: list[dict[str, Any]]) -> str:
-    """A key of the visible conversation: who said what, and which confirmations were answered."""
+    """The key of the visible conversation: a hash of its messages and answered confirmations."""
     plain = [
         [m["role"], text_of(m.get("content")), [c["id"] for c in m.get("tool_calls") or []]]
         for m in messages
@@ -64,7 +64,7 @@ def text_of(content: Any) -> str:
 
 
 def checked(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The request's messages, which a turn can follow. Raises Refusal."""
+    """The request's messages. Raises Refusal if no agent's turn can follow them."""
     messages = messages_of(body)
     if messages[-1]["role"] not in ("user", "tool"):
         raise Refusal(
@@ -83,8 +83,8 @@ def checked(body: dict[str, Any]) -> list[dict[str, Any]]:
 def build(
     graphs: dict[str, Served], *, key: str | None, conversations: Conversations | None = None
 ) -> FastAPI:
-    """The application that serves `graphs`, with a bearer key where one is given; conversations are kept in
-    memory where no other place is given."""
+    """The application that serves `graphs`, with a bearer key where one is given; conversations are kept in memory by
+    default."""
     app = FastAPI(title="stateset-agents")
     install(app, key=key)
     kept = conversations or Conversations()
@@ -127,7 +127,7 @@ def build(
 async def _turn(
     kept: Conversations, served: Served, name: str, messages: list[dict[str, Any]]
 ) -> "Turn":
-    """Find or make the conversation that these messages continue, and what to send it."""
+    """Find or make the conversation that these messages continue, and the input of its next turn."""
     conversation = await kept.find(words(messages[:-1]))
     if conversation is not None and conversation.id in kept.answering:
         raise Refusal(
@@ -178,7 +178,7 @@ async def _turn(
 
 
 def _config(served: Served, conversation: Conversation) -> RunnableConfig:
-    """Goes on from the last answered turn, whatever a turn that failed may have left behind."""
+    """Continues from the last answered turn; a failed turn leaves nothing."""
     where = {"thread_id": conversation.id}
     if conversation.checkpoint is not None:
         where["checkpoint_id"] = conversation.checkpoint
@@ -186,7 +186,7 @@ def _config(served: Served, conversation: Conversation) -> RunnableConfig:
 
 
 class Turn:
-    """One run of the graph in one conversation, answered whole or as a stream."""
+    """One turn: a run of the graph in a conversation, answered whole or as a stream."""
 
     def __init__(
         self, kept: Conversations, served: Served, name: str, conversation: Conversation,
@@ -196,7 +196,7 @@ class Turn:
             kept, served, conversation, messages, send,
         )  # fmt: skip
         self.id = uuid.uuid4()
-        """Of the graph's run, so of its trace: what the client is told is what feedback comes back for."""
+        """Id of the graph's run and so of its trace; the client gets it and can give feedback to it."""
         self.head = {
             "id": f"chatcmpl-{self.id.hex}",
             "created": int(time.time()),
@@ -213,7 +213,7 @@ class Turn:
         self.run.add_done_callback(lambda _: self._pieces.put_nowait(None))
 
     async def pieces(self) -> AsyncIterator[str]:
-        """The agent's words as they come. A client that leaves cancels the run."""
+        """The agent's text as it arrives. If the client disconnects, the run is cancelled."""
         try:
             while (piece := await self._pieces.get()) is not None:
                 yield piece
@@ -222,7 +222,7 @@ class Turn:
             self.run.cancel()
 
     async def _run(self, say: Callable[[str], None]) -> None:
-        """Run the graph to its end or its interrupt, then keep the conversation."""
+        """Run the graph to its end or its interrupt, then store the conversation."""
         graph = self.served.compile(self.kept.saver)
         config: RunnableConfig = {**_config(self.served, self.conversation), "run_id": self.id}
         speaking = ""

@@ -1,8 +1,8 @@
-"""A new version for a share of the conversations, until a guard metric says that it is worse, or enough have passed that say it
-is not.
+"""A new version for a share of the conversations, until a guard metric shows that it is worse, or enough conversations show
+that it is not.
 
-conversations 20, 40, 80, … of the new version: is its share of trouble higher?     p < 0.01: rolled back
-`enough` of them, and never so:                                                      promoted
+conversations 20, 40, 80, … of the new version: is its failure rate higher? p < 0.01: rolled back
+`enough` of them without that: promoted
 """
 
 import math
@@ -21,16 +21,16 @@ MAX_CONVERSATIONS = 65_536
 
 @dataclass
 class Canary:
-    """Which version answers a conversation. A conversation keeps its version as long as nothing is decided."""
+    """Chooses the version that answers a conversation. A conversation keeps its version until the decision."""
 
     stable: str
     new: str
     share: float = 0.1
-    """Of the conversations, for the new version."""
+    """Share of the conversations for the new version."""
     enough: int = 320
     """Conversations of the new version after which it is promoted."""
     p: float = 0.01
-    """How unlikely as much trouble has to be by chance, at each look, to roll back."""
+    """Significance level of each test for a roll-back."""
     say: Callable[[str], None] = print
     decided: Literal["promoted", "rolled back"] | None = None
     _trouble: OrderedDict[str, bool] = field(default_factory=OrderedDict)
@@ -44,13 +44,13 @@ class Canary:
             )
 
     def version(self, conversation: str) -> str:
-        """The version that answers it."""
+        """The version that answers this conversation."""
         if self.decided is not None:
             return self.new if self.decided == "promoted" else self.stable
         return self.new if self._is_new(conversation) else self.stable
 
     def saw(self, conversation: str, trouble: bool) -> None:
-        """A turn of a conversation has ended, with trouble or not; trouble stays with its conversation."""
+        """Record the end of a turn; a conversation with one bad turn counts as bad."""
         if self.decided is not None:
             return
         count = self._counts[self._is_new(conversation)]
@@ -69,7 +69,7 @@ class Canary:
             self._decide("promoted", new, old)
 
     def counts(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Conversations with trouble, and all, of the new version and of the stable one."""
+        """Bad conversations and all conversations, of the new version and of the stable one."""
         (new_bad, new), (old_bad, old) = self._counts[True], self._counts[False]
         return (new_bad, new), (old_bad, old)
 
@@ -86,8 +86,8 @@ class Canary:
 
 
 def _p_higher(new: tuple[int, int], old: tuple[int, int]) -> float:
-    """How likely chance alone makes the share of `new` so much higher than that of `old`: pooled z-test, one side, with
-    continuity."""
+    """p-value that the share of `new` is higher than that of `old` by chance: pooled one-sided z-test with continuity
+    correction."""
     pooled = (new[0] + old[0]) / (new[1] + old[1])
     spread = math.sqrt(pooled * (1 - pooled) * (1 / new[1] + 1 / old[1]))
     if spread == 0:

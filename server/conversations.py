@@ -15,7 +15,7 @@ from langgraph.store.memory import InMemoryStore
 from stateset_agents.errors import BadInput
 
 MAX_CONVERSATIONS = 2000
-"""In memory; the ones unused for longest are dropped."""
+"""Conversations in memory; the least recently used are dropped."""
 WAIT = 10.0
 """Seconds to wait for a database."""
 _PLACE = ("conversations",)
@@ -23,22 +23,19 @@ _PLACE = ("conversations",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """A conversation as it was after its last answered turn."""
+    """A conversation after its last answered turn."""
 
     id: str
-    """LangGraph's thread."""
+    """LangGraph's thread id."""
     checkpoint: str | None = None
-    """Where the next turn starts from. What came of a turn that failed lies beside it, and is never found."""
+    """The checkpoint that the next turn starts from; those of a failed turn are ignored."""
     pending: str | None = None
     """Id of the tool call that asks for the customer's confirmation."""
 
 
 class Conversations:
-    """Conversations by what was said in them so far.
-
-    Each has one key, that of its last answered turn. Who says the same words as somebody before must not land
-    in a conversation that has gone on: it may know another customer by now.
-    """
+    """Conversations by a hash of their messages. Each has one key, that of its last answered turn. Someone who writes the same
+    words as an earlier customer must not get into that customer's conversation, which may be verified."""
 
     def __init__(
         self,
@@ -48,7 +45,7 @@ class Conversations:
         self.saver = saver or InMemorySaver()
         self.store = store or InMemoryStore()
         self.answering: set[str] = set()
-        """Threads whose turn is under way in this process."""
+        """Threads with a turn under way in this process."""
         self._keys: OrderedDict[str, str] | None = OrderedDict() if saver is None else None
 
     async def find(self, key: str) -> Conversation | None:
@@ -68,7 +65,7 @@ class Conversations:
         checkpoint: str,
         pending: str | None,
     ) -> None:
-        """Keep a conversation under its newest words alone."""
+        """Store a conversation under its newest key only."""
         before = await self.find(old)
         if before is not None and before.id == conversation.id:
             await self._forget(old)
@@ -96,8 +93,8 @@ class Conversations:
 
 @asynccontextmanager
 async def kept_in(state: str | None) -> AsyncIterator[Conversations]:
-    """Conversations in memory, in a SQLite file, or in a PostgreSQL database (`postgresql://…`), whose tables are
-    made where they are missing. Raises BadInput where the database cannot be used."""
+    """Conversations in memory, in a SQLite file, or in a PostgreSQL database (`postgresql://…`), whose tables are created if
+    missing. Raises BadInput if the database cannot be used."""
     if state is None:
         yield Conversations()
         return

@@ -31,8 +31,8 @@ class Refusal(Exception):
 
 
 class Guard:
-    """Request ids, the bearer key and the limit on bodies. Plain ASGI: Starlette's function middleware
-    hides from an endpoint that its client has left."""
+    """Request ids, the bearer key and the limit on bodies. Plain ASGI: Starlette's function middleware hides a client's
+    disconnection from the endpoint."""
 
     def __init__(self, app: ASGIApp, key: str | None) -> None:
         self.app = app
@@ -95,7 +95,7 @@ def _too_large(size: str) -> Refusal:
 
 
 def install(app: FastAPI, *, key: str | None) -> None:
-    """Give an app the error shape, request ids and, where a key is set, the check of it."""
+    """Add the error shape, request ids and, if a key is set, its check to an app."""
     app.add_middleware(Guard, key=key)
 
     @app.exception_handler(Refusal)
@@ -166,7 +166,7 @@ def event(data: Any) -> str:
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """What `work` returns; it is cancelled when the client leaves, and Refusal 499 raised."""
+    """The result of `work`. If the client disconnects, it is cancelled and Refusal 499 raised."""
 
     async def gone() -> None:
         while not await request.is_disconnected():

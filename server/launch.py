@@ -1,4 +1,4 @@
-"""Which engine a job's policy is served by, and what starts it. Refuses what that engine cannot do."""
+"""Which engine serves a job's policy, and how it is started. Refuses options that the engine does not have."""
 
 import json
 import tempfile
@@ -18,11 +18,11 @@ from stateset_agents.settings import load_settings, policy_key
 DEFAULT_SLOTS = 384
 ALL_GPUS = Share()
 SHAPE = ("architectures", "vocab_size", "hidden_size", "num_hidden_layers")
-"""Fields of a model's config that its weights have to share."""
+"""Fields of a model's config in which its weights must agree."""
 
 
 class EngineConfig(Protocol):
-    """What a job says of its policy."""
+    """A job's settings of its policy's engine."""
 
     @property
     def model(self) -> str: ...
@@ -52,20 +52,20 @@ class EngineConfig(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Which weights a server starts with, and what it has room for."""
+    """The weights of a server, and its share of the GPUs."""
 
     whole: Path | None = None
-    """Weights in the place of the model's own."""
+    """A whole model instead of the base model's weights."""
     later: Sequence[Path] = ()
-    """Adapters that are loaded while it runs."""
+    """Adapters that will be loaded while it runs."""
     key: str = ""
-    """Lets its holder put whole models in place while it runs."""
+    """The key with which whole models can be replaced while it runs."""
     share: Share = ALL_GPUS
-    """Of the GPUs."""
+    """Its share of the GPUs."""
 
 
 def where(base_url: str | None, engine: str | None) -> dict[str, str]:
-    """The fields of a config that say who serves: an engine that is named goes before servers that the settings name."""
+    """The config's `base_url` and `engine`: a named engine has priority over servers of the settings."""
     fields = {
         "base_url": base_url or (None if engine else load_settings().base_url),
         "engine": engine,
@@ -74,7 +74,7 @@ def where(base_url: str | None, engine: str | None) -> dict[str, str]:
 
 
 def engine_of(engine: str | None) -> str:
-    """`embedded` or `vllm`: the one that is named, else the settings'; `auto` takes vLLM where it is installed."""
+    """`embedded` or `vllm`: the named one, else the settings'; `auto` is vLLM if it is installed."""
     settings = load_settings()
     engine = engine or settings.engine
     if engine == "auto":
@@ -83,7 +83,7 @@ def engine_of(engine: str | None) -> str:
 
 
 def check_engine(config: EngineConfig, *, training: bool = False) -> None:
-    """Raises BadInput where the engine of a config cannot be started, beside a trainer or alone."""
+    """Raises BadInput if a config's engine cannot be started, together with a trainer or without one."""
     if config.base_url is None:
         with tempfile.TemporaryDirectory() as folder:
             launch_of(config, Path(folder), ServerOptions(port=0))
@@ -91,15 +91,15 @@ def check_engine(config: EngineConfig, *, training: bool = False) -> None:
 
 
 def slots_of(config: EngineConfig) -> int:
-    """Sequences at once for a job: half as many again as there are episodes, so that forks and checks find room."""
+    """Sequences at once for a job: 1.5 times its concurrent episodes, so that forks and checks have room."""
     return config.concurrency + config.concurrency // 2 if config.concurrency else DEFAULT_SLOTS
 
 
 def launch_of(
     config: EngineConfig, folder: Path, options: ServerOptions, weights: Weights | None = None
 ) -> Launch:
-    """What starts the engine of a config. `folder` is for files that it needs. Raises BadInput where it cannot be started, or
-    does not read a field that was set."""
+    """The launch of a config's engine. `folder` is for files that it needs. Raises BadInput if it cannot be started, or does
+    not use an option that was set."""
     weights = weights or Weights()
     options = replace(options, key=policy_key())
     path = model_path(config.model)
@@ -124,14 +124,14 @@ def launch_of(
 
 
 def gpu_shares(config: EngineConfig, *, training: bool = False) -> list[Share]:
-    """The GPUs of each replica. Raises BadInput where there are too few."""
+    """The GPUs of each replica. Raises BadInput if there are too few."""
     if engine_of(config.engine) != "vllm":
         return [ALL_GPUS] * config.replicas
     return share_out(gpus(), config.replicas, training=training)
 
 
 def _check_one_model(config: EngineConfig, weights: Weights) -> None:
-    """vLLM holds many adapters, and one whole model. Raises BadInput where two would be needed at once."""
+    """vLLM holds many adapters but one whole model. Raises BadInput if two would be needed at once."""
     if config.full and config.staleness:
         raise BadInput(
             "--staleness: expected 0 with --full on vLLM, which holds one whole model at a time; train adapters, or give --engine embedded."
@@ -169,6 +169,6 @@ def _check_same_model(model: str, weights: Path) -> None:
 
 
 def _rank(adapter: Path) -> int:
-    """An adapter's; 0 of a whole model."""
+    """The rank of an adapter; 0 for a whole model."""
     config = adapter / "adapter_config.json"
     return int(json.loads(config.read_text()).get("r", 0)) if config.is_file() else 0

@@ -1,4 +1,4 @@
-"""What a policy server is started with."""
+"""Options of a policy server."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,22 +7,22 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
-    """Of any engine."""
+    """Options of any engine."""
 
     port: int
     host: str = "127.0.0.1"
     name: str = "policy"
-    """The model's."""
+    """Name of the model."""
     threads: int = 1
-    """On a CPU."""
+    """Threads on a CPU."""
     slots: int = 96
     """Sequences at once."""
     adapters: Mapping[str, str] = field(default_factory=dict)
-    """Adapters that are loaded at the start, by their names."""
+    """Adapters to load at the start, by name."""
     key: str = ""
-    """What clients have to send; nothing without it."""
+    """The bearer key of clients; default: none."""
     extra: tuple[str, ...] = ()
-    """Further options of vLLM's own."""
+    """Further options of vLLM."""
 
     @property
     def url(self) -> str:
@@ -31,21 +31,21 @@ class ServerOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmOptions:
-    """Of vLLM."""
+    """Options of vLLM."""
 
     python: Path
-    """The one that has vLLM."""
+    """The Python that has vLLM."""
     folder: Path
-    """Where its plugin and its chat template are written."""
+    """Where its plugin and chat template are written."""
     rank: int = 16
-    """The largest of an adapter."""
+    """The largest rank of an adapter."""
     max_model_len: int | None = None
     gpu_memory_utilization: float | None = None
     tool_parser: str | None = None
-    """vLLM's parser of tool calls; default: inferred from the chat template."""
+    """vLLM's tool-call parser; default: inferred from the chat template."""
     weights: Path | None = None
-    """Other weights of the model, in the place of its own."""
+    """Other weights instead of the model's own."""
     weights_key: str = ""
-    """Who has this key may put other weights in place while it runs; nobody where it is empty."""
+    """With this key whole models can be replaced while it runs; empty: never."""
     devices: str | None = None
-    """The GPUs it sees, as CUDA_VISIBLE_DEVICES names them; default: all."""
+    """The visible GPUs, as in CUDA_VISIBLE_DEVICES; default: all."""

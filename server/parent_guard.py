@@ -1,7 +1,7 @@
 """Runs a command for as long as its parent lives: `python parent_guard.py COMMAND…`.
 
-Standard input closes with the parent, however it ended; the command and all it started are then asked to stop, and killed after
-a while. Imports nothing of ours: it runs beside every policy server and weighs next to nothing.
+Standard input closes when the parent ends; the command and its children are then asked to stop, and killed after a while.
+Imports nothing of ours: it runs beside every policy server and weighs next to nothing.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ GRACE_SECONDS = 15
 
 
 def _die_with_guard() -> None:
-    """Where the guard itself is killed (Linux)."""
+    """Also end it if the guard itself is killed (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 

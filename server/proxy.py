@@ -1,9 +1,9 @@
-"""A recording proxy for apps in any language: OpenAI's protocol in, OpenAI's protocol out, and every call in a store.
+"""A recording proxy for apps in any language: OpenAI's protocol in, OpenAI's protocol out, and every call recorded in a store.
 
     stateset-agents traces proxy --to http://policy:8001/v1 --traces traces.db      # then point the app's base URL at it
 
-Who calls says so in headers: `x-stateset-thread`, `x-stateset-node`, `x-stateset-customer`. What is not a chat completion
-passes through.
+Callers can identify themselves in headers: `x-stateset-thread`, `x-stateset-node`, `x-stateset-customer`. Other requests pass
+through.
 """
 
 import asyncio
@@ -39,14 +39,14 @@ _HOP = {
     "accept-encoding",
     "keep-alive",
 }
-"""Headers that are between two machines, and not passed on."""
+"""Hop-by-hop headers, which are not forwarded."""
 MAX_BYTES = 64 * 2**20
 """Of a request."""
 
 
 class Proxy:
-    """Passes calls to `to` (ends in /v1) and keeps them. With `exact` it asks vLLM, or the embedded engine, for token ids,
-    which the client does not see unless it asked for them."""
+    """Forwards calls to `to` (ends in /v1) and records them. With `exact` it asks vLLM, or the embedded engine, for token ids,
+    which the client gets only if it asked for them."""
 
     def __init__(self, to: str, sink: TraceSink, *, exact: bool) -> None:
         self.to = to.rstrip("/")
@@ -169,7 +169,7 @@ class Proxy:
 
 
 class _Choices:
-    """The choices of a streamed answer, put together again."""
+    """The choices of a streamed answer, joined."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -200,7 +200,7 @@ Answers = list[tuple[Completion, dict[str, Any]]]
 
 
 class _ProxiedRequest:
-    """One request: a run of its own on the caller's thread. What goes wrong here is logged, and never reaches the client."""
+    """One request: a run on the caller's thread. Errors of recording are logged and never reach the client."""
 
     def __init__(self, sink: TraceSink, headers: Any, body: dict[str, Any]) -> None:
         self.sink, self.body = sink, body
@@ -249,7 +249,7 @@ class _ProxiedRequest:
 
 
 class _Hides:
-    """Takes out of an answer what the client did not ask for."""
+    """Removes fields from an answer that the client did not ask for."""
 
     def __init__(self, *, ids: bool, logprobs: bool) -> None:
         self.ids, self.logprobs = ids, logprobs
@@ -264,7 +264,7 @@ class _Hides:
                 choice["logprobs"] = None
 
     def hidden(self, chunk: dict[str, Any]) -> dict[str, Any]:
-        """A copy: what was there is still to be recorded."""
+        """A copy: the original is still to be recorded."""
         copy = {**chunk, "choices": [dict(choice) for choice in chunk.get("choices") or []]}
         self.hide(copy)
         return copy
@@ -305,7 +305,7 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Lines with their ends, however long: a chunk that carries a prompt's ids is."""
+    """Lines with their ends, of any length: a chunk with a prompt's ids is long."""
     rest = b""
     async for data in content.iter_any():
         *lines, rest = (rest + data).split(b"\n")

@@ -1,4 +1,4 @@
-"""A policy server as a child process: started, watched until healthy, started again when it dies, and ended with its parent."""
+"""A policy server as a child process: started, watched, restarted when it dies, and ended with its parent."""
 
 import asyncio
 import contextlib
@@ -16,57 +16,57 @@ from stateset_agents.errors import BadInput, PolicyUnreachable, StatesetError
 
 PARENT_GUARD = Path(__file__).with_name("parent_guard.py")
 RESTARTS = 5
-"""How often in a row a server is started again before it is given up."""
+"""Restarts in a row before a server is given up."""
 LOOKS = 6
-"""In a row without an answer, until a server counts as hung."""
+"""Health checks in a row without an answer after which a server counts as hung."""
 SOUND_SECONDS = 600
-"""One that ran for so long starts counting anew."""
+"""After this time, in seconds, restarts are counted from 0 again."""
 
 Say = Callable[[str], None]
-"""Told of what a server does: starting, ready, died, starting again."""
+"""Called with a sentence for each event: starting, ready, died, restarting."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """What starts a policy server, where it answers, and what its last words mean."""
+    """How to start a policy server, where it answers, and how to explain its failure."""
 
     name: str
-    """For people: `vLLM`, `the engine`."""
+    """A name for messages: `vLLM`, `the engine`."""
     command: tuple[str, ...]
     url: str
     """Ends in `/v1`."""
     seconds: float
-    """Until it must be healthy."""
+    """Seconds until it must be healthy."""
     silent_seconds: float = 60.0
-    """Without a sign of health, until one that lives is ended and started again. A pause is waited for."""
+    """Seconds without health until a running server is restarted. A pause counts as health."""
     environment: Mapping[str, str] = field(default_factory=dict)
     explain: Callable[[int, list[str]], StatesetError | None] = lambda code, lines: None
-    """What an exit code and the last lines of its log say of what is wrong, where that is known."""
+    """Makes an error from an exit code and the last lines of the log, if the cause is known."""
 
 
 class Supervised:
-    """A server that runs; `url` is where."""
+    """A running server at `url`."""
 
     def __init__(self, launch: Launch, log: Path, say: Say, most: int | None = None) -> None:
         self.launch, self.log, self.say = launch, log, say
         self.most = RESTARTS if most is None else most
         self.url = launch.url
         self.restarts = 0
-        """How often it was started again."""
+        """Number of restarts."""
         self.broken: StatesetError | None = None
-        """Why it is not started again any more."""
+        """Why it was given up."""
         self._process: asyncio.subprocess.Process | None = None
         self._ending = False
         self._begin = 0
 
     @property
     def pid(self) -> int:
-        """Of the process that keeps the server."""
+        """Process id of the guard that keeps the server."""
         assert self._process is not None
         return self._process.pid
 
     async def start(self) -> None:
-        """Raises what `explain` makes of its end, or PolicyUnreachable with its last lines."""
+        """Wait until it is healthy. Raises the error that `explain` makes, or PolicyUnreachable with its last lines."""
         self._begin = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
@@ -100,10 +100,8 @@ class Supervised:
         return False
 
     async def _until_gone(self) -> PolicyUnreachable | None:
-        """Wait until it dies. One that hangs is ended, and what it hung for is the answer.
-
-        Looks are counted and not seconds: a machine that slept, or a parent that was stopped, finds its server well.
-        """
+        """Wait until it dies. A hung server is ended; returns the reason. Checks are counted instead of seconds, because after
+        a suspended machine or parent the server is still healthy."""
         assert self._process is not None
         pause, in_vain = self.launch.silent_seconds / (2 * LOOKS), 0  # a look may take as long
         async with aiohttp.ClientSession() as session:
@@ -120,7 +118,7 @@ class Supervised:
         return error
 
     async def watch(self) -> None:
-        """Start it again whenever it dies or hangs, later each time."""
+        """Restart it whenever it dies or hangs, with growing delays."""
         failures = 0
         while True:
             assert self._process is not None
@@ -156,7 +154,7 @@ class Supervised:
         await self._end()
 
     async def _end(self) -> None:
-        """Ask it to end, and see to it that it does."""
+        """Ask it to end, then kill it."""
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -172,7 +170,7 @@ class Supervised:
         return "\n".join(self._lines()[-count:])
 
     def _lines(self) -> list[str]:
-        """What it wrote since it was started the last time."""
+        """Its output since the last start."""
         with self.log.open("rb") as opened:
             opened.seek(self._begin)
             return opened.read().decode(errors="replace").strip().splitlines() or ["no output"]
@@ -195,7 +193,7 @@ async def supervised(
     launch: Launch, log: Path, say: Say = lambda message: None, most: int | None = None
 ) -> AsyncIterator[Supervised]:
     """Run a server while the block runs, and start it again when it dies, `most` times in a row (RESTARTS). Raises BadInput or
-    PolicyUnreachable where it cannot start."""
+    PolicyUnreachable if it cannot start."""
     server = Supervised(launch, log, say, most)
     watching: asyncio.Task[None] | None = None
     try:
@@ -217,7 +215,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def port_is_free(host: str, port: int) -> None:
-    """Raises BadInput where something else listens on a port already."""
+    """Raises BadInput if a port is already in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

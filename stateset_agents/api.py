@@ -36,7 +36,7 @@ from stateset_agents.trainers.step_log import StepLog
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
-    """`model_name` is 'seed', a folder or a Hugging Face name; `base_url` a running policy server."""
+    """`model_name` is 'seed', a folder or a Hugging Face name; `base_url` is a running policy server."""
 
     model_name: str = "seed"
     temperature: float = 1.0
@@ -55,7 +55,7 @@ class MultiTurnAgent:
         self.version = "policy"
 
     async def initialize(self) -> None:
-        """Start (or find) the policy server. Raises BadInput where the model cannot be served."""
+        """Start (or find) the policy server. Raises BadInput if the model cannot be served."""
         if self._server is not None:
             return
         config = check_config({"model": self.config.model_name, "base_url": self.config.base_url})
@@ -66,7 +66,7 @@ class MultiTurnAgent:
         self.version = self._server.name
 
     async def close(self) -> None:
-        """End the engine, where one was started."""
+        """End the engine, if one was started."""
         self._server = None
         await self._exit.aclose()
 
@@ -95,7 +95,7 @@ class MultiTurnAgent:
         self.version, self.adapter = name, path
 
     async def generate_response(self, messages: str | Sequence[dict[str, Any]]) -> str:
-        """The agent's reply to a conversation, tools included. The customer has the last word."""
+        """The agent's reply to a conversation, after its tool calls. The last message must be the customer's."""
         history = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         conversation = [
             m for m in convert_to_messages(list(history)) if not isinstance(m, SystemMessage)
@@ -145,7 +145,7 @@ class ConversationEnvironment:
 
 
 def default_reward() -> CompositeReward:
-    """What `AutoTrainer` uses where no reward is given."""
+    """The default reward of `AutoTrainer`."""
     return CompositeReward([HelpfulnessReward(0.7), SafetyReward(0.3)])
 
 
@@ -160,11 +160,11 @@ async def train(
     on_step: Callable[[StepLog], None] | None = None,
     **settings: Any,
 ) -> MultiTurnAgent:
-    """GRPO on episodes of the environment; the agent answers with what was learned afterwards.
+    """GRPO on episodes of the environment. Afterwards the agent answers with the trained policy.
 
     Episodes are played in groups of up to ten of one scenario, up to four scenarios a step; `settings` are fields of
     `trainers.config.TrainConfig`, and override what `profile` sets. Raises BadInput for fewer than two episodes, an unknown
-    profile and settings that do not go together.
+    profile and settings that exclude each other.
     """
     from transformers import AutoTokenizer
 
@@ -207,7 +207,7 @@ def _config(
     agent: MultiTurnAgent, environment: ConversationEnvironment, num_episodes: int, profile: Profile,
     settings: dict[str, Any],
 ) -> JobConfig:  # fmt: skip
-    """What `train` trains with. Raises BadInput for settings that it does not read."""
+    """The config of `train`. Raises BadInput for settings that it does not use."""
     group_size = min(10, num_episodes)
     groups = max(1, min(len(environment.scenarios), 4, num_episodes // group_size))
     config = check_config(
@@ -239,9 +239,8 @@ def _config(
 
 @dataclass(kw_only=True)
 class AutoTrainer:
-    """`train` with its choices made: the composite reward of helpfulness and safety by default, settings that follow what is
-    measured (`auto_adjust`), and with `early_stopping` an end where the last `patience` steps were no better than those before
-    them."""
+    """`train` with defaults: the composite reward of helpfulness and safety, settings that adapt to what is measured
+    (`auto_adjust`), and with `early_stopping` an end if the last `patience` steps were not better than those before them."""
 
     num_episodes: int = 50
     profile: Profile = "balanced"

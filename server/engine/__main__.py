@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def _end_when_broken(engine: Engine) -> None:
-    """An engine that can sample no more ends, so that it is started again."""
+    """End the process if the engine cannot sample any more, so that it is restarted."""
     while engine.batcher.broken is None:
         time.sleep(0.5)
     time.sleep(1)  # those who wait are told

@@ -92,7 +92,7 @@ def envelope(
 async def stream_chat(
     engine: Engine, request: batcher.Request, body: dict[str, Any]
 ) -> AsyncIterator[str]:
-    """Chunks as vLLM sends them: text as it is certain, each tool call once it is complete."""
+    """Chunks as vLLM sends them: text as soon as it is certain, each tool call when it is complete."""
     base = envelope("chat.completion.chunk", "chatcmpl", request, [])
     del base["usage"]
     sent, streamed = 0, 0

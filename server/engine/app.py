@@ -1,4 +1,4 @@
-"""The engine's HTTP face: chat and token completions, adapters, health, as vLLM answers them."""
+"""The engine's HTTP endpoints: chat and token completions, adapters, health, as in vLLM."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ from stateset_agents.server.http import Refusal, body_of, install, messages_of
 
 
 def build(engine: Engine, key: str | None = None) -> FastAPI:
-    """The application around an engine."""
+    """The HTTP application of an engine."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -139,7 +139,7 @@ def _ids(engine: Engine, ids: Any, param: str) -> list[int]:
 
 
 def _given(engine: Engine, body: dict[str, Any]) -> list[int] | None:
-    """The prompt as ids, where a call brings it beside its messages: a field of vLLM's."""
+    """The prompt as ids, if a call has it beside its messages, in vLLM's field; else None."""
     given = body.get("kv_transfer_params")
     ids = given.get("prompt_token_ids") if isinstance(given, dict) else None
     return None if ids is None else _ids(engine, ids, "kv_transfer_params.prompt_token_ids")

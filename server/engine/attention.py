@@ -27,7 +27,7 @@ class Slots:
         self.values = [torch.empty(shape) for _ in layers]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Give `target` the first `length` positions of `source`."""
+        """Copy the first `length` positions of `source` into `target`."""
         for pool in (*self.keys, *self.values):
             pool[target, :, :length] = pool[source, :, :length]
 
@@ -96,7 +96,7 @@ def attend(
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """Each sequence is masked by what its slot holds."""
+    """Each sequence attends to the tokens of its own slot."""
 
 
 AttentionInterface.register(NAME, attend)

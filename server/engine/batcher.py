@@ -1,7 +1,7 @@
 """The batcher: every step moves each waiting or running request forward, in one pass per model.
 
-New tokens of all requests lie side by side in one row. What was computed for a conversation stays in
-its slot, so that the next turn computes only its new suffix.
+New tokens of all requests lie side by side in one row. Keys and values of a conversation stay in its slot, so that the next
+turn computes only its new suffix.
 """
 
 import queue
@@ -21,13 +21,13 @@ from stateset_agents.server.engine.attention import Batch, Slots
 
 @dataclass(slots=True, kw_only=True)
 class Request:
-    """One sequence to sample. `ids` and `logprobs` grow as it runs."""
+    """One sequence to sample. `ids` and `logprobs` grow while it runs."""
 
     prompt: list[int]
     version: str
-    """The name that was asked for."""
+    """The requested model name."""
     model: PreTrainedModel
-    """The very weights it samples from, whatever is loaded or dropped under their name meanwhile."""
+    """The weights it samples from, even if others are loaded under this name meanwhile."""
     temperature: float
     top_p: float
     top_k: int
@@ -35,20 +35,20 @@ class Request:
     seed: int | None
     stop_ids: frozenset[int]
     notify: Callable[["Request"], None]
-    """Called in the engine's thread after every token if `stream`, and at the end."""
+    """Called in the engine's thread at the end, and with `stream` after every token."""
     stop: Callable[[list[int]], bool] | None = None
     stops: tuple[str, ...] = ()
-    """The words that `stop` looks for; an answer's text ends before them."""
+    """Stop words; the answer's text ends before them."""
     stream: bool = False
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: int = 0
-    """How many of the likeliest tokens are told beside each that was sampled."""
+    """Number of likeliest tokens to report for each sampled one."""
     likeliest: list[list[tuple[int, float]]] = field(default_factory=list)
-    """Them, and their log-probabilities."""
+    """The likeliest tokens with their log-probabilities."""
     finish_reason: str | None = None
     cached: int = 0
-    """Prompt tokens that were not computed again."""
+    """Prompt tokens from the cache."""
     cancelled: bool = False
     slot: int = -1
     rng: random.Random = field(default_factory=random.Random)
@@ -57,15 +57,15 @@ class Request:
 @dataclass(slots=True)
 class Slot:
     tokens: list[int] = field(default_factory=list)
-    """Tokens whose keys and values are in the slot."""
+    """Tokens in the slot's cache."""
     model: "weakref.ref[PreTrainedModel] | None" = None
-    """Whose keys and values they are."""
+    """The model of these keys and values."""
     busy: bool = False
     used: float = 0.0
 
 
 class Batcher:
-    """Owns the slots; runs in a thread of its own."""
+    """Owns the slots; runs in its own thread."""
 
     def __init__(self, base: PreTrainedModel, *, slots: int, length: int) -> None:
         self.slots = [Slot() for _ in range(slots)]
@@ -78,7 +78,7 @@ class Batcher:
         self.tokens_prompted = 0
         self.tokens_sampled = 0
         self.broken: str | None = None
-        """Why the engine can sample no more."""
+        """Why the engine cannot sample any more."""
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
 
@@ -136,7 +136,7 @@ class Batcher:
             self._forward(model, fresh, going)
 
     def _admit(self, request: Request) -> bool:
-        """Find a slot: the conversation's own if it is still there, else the one unused for longest."""
+        """Find a slot: the conversation's own if it still exists, else the least recently used one."""
         free = [index for index, slot in enumerate(self.slots) if not slot.busy]
         if not free:
             return False
@@ -226,7 +226,7 @@ class Batcher:
 def _sample(
     logits: torch.Tensor, requests: Sequence[Request]
 ) -> tuple[list[int], list[float], torch.Tensor]:
-    """One token a request, its log-probability under the distribution it was drawn from, and that distribution, (B, V).
+    """One token for each request, its log-probability under the sampling distribution, and that distribution, (B, V).
 
     logits is (B, V). A greedy request reports the unscaled distribution.
     """

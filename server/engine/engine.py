@@ -102,8 +102,8 @@ class Engine:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def text_of(self, request: batcher.Request, count: int | None = None) -> str:
-        """The text of an answer, or of its first tokens, up to a word that ends it; of one under way, what surely is not its
-        beginning."""
+        """The text of an answer, or of its first `count` tokens, up to a stop word. For an answer under way, without an end
+        that may become a stop word."""
         text = self.text(request.ids[:count])
         stops = [text.index(stop) for stop in request.stops if stop in text]
         if stops:
@@ -115,12 +115,12 @@ class Engine:
         return text
 
     def stopped_by(self, request: batcher.Request) -> str | None:
-        """The word that ended an answer; None where it was the end of a turn, or no word."""
+        """The stop word that ended an answer; None if none did."""
         text = self.text(request.ids)
         return next((stop for stop in request.stops if stop in text), None)
 
     async def steps(self, request: batcher.Request) -> AsyncIterator[int]:
-        """Yields the number of tokens so far, last when the request has ended."""
+        """Yields the number of tokens so far, until the request has ended."""
         loop = asyncio.get_running_loop()
         changed: asyncio.Queue[int] = asyncio.Queue()
 
@@ -141,7 +141,7 @@ class Engine:
             request.cancelled = request.finish_reason is None
 
     async def run(self, request: batcher.Request, client: Request) -> None:
-        """Sample to the end, or stop when the client leaves."""
+        """Sample to the end, or stop if the client disconnects."""
 
         async def sample() -> None:
             async for _ in self.steps(request):

@@ -1,4 +1,4 @@
-"""Models as the engine holds them: one base in fp32, and a merged copy of it for each adapter."""
+"""The engine's models: one base in fp32, and a merged copy for each adapter."""
 
 import copy
 from pathlib import Path
@@ -18,7 +18,7 @@ from stateset_agents.server.engine import attention
 
 
 def load_base(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in fp32 and its tokenizer. Raises BadInput where it cannot be loaded."""
+    """A causal language model in fp32 and its tokenizer. Raises BadInput if it cannot be loaded."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(
@@ -38,8 +38,8 @@ def load_base(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def with_adapter(base: PreTrainedModel, path: str) -> PreTrainedModel:
-    """A model with the adapter's weights added in fp32. It shares every untouched tensor with `base`. A folder that holds a
-    whole model, as training all weights leaves it, is loaded as it is."""
+    """A model with the adapter's weights added in fp32. It shares every untouched tensor with `base`. A folder with a whole
+    model (from training all weights) is loaded as it is."""
     if not (Path(path) / "adapter_config.json").is_file():
         if (Path(path) / "model.safetensors").is_file():
             return _whole(base, path)
@@ -61,7 +61,7 @@ def with_adapter(base: PreTrainedModel, path: str) -> PreTrainedModel:
 
 
 def _whole(base: PreTrainedModel, path: str) -> PreTrainedModel:
-    """Other weights for the same architecture, since slots are laid out by it."""
+    """A whole model of the same architecture, which the slots need."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, attn_implementation=attention.NAME
     )

@@ -1,4 +1,4 @@
-"""What starts the embedded engine."""
+"""How to start the embedded engine."""
 
 import sys
 
@@ -8,7 +8,7 @@ from stateset_agents.server.supervisor import Launch
 
 
 def launch(model: str, options: ServerOptions) -> Launch:
-    """The engine with the model at a path."""
+    """The launch of the engine for the model at a path."""
     command = [
         sys.executable, "-m", "stateset_agents.server.engine", "--model", model, "--name", options.name,
         "--host", options.host, "--port", str(options.port), "--threads", str(options.threads),

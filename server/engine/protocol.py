@@ -1,4 +1,4 @@
-"""Between OpenAI's chat protocol and token ids: render the prompt, read tool calls out of the answer."""
+"""From OpenAI's chat protocol to token ids and back: render the prompt, parse the answer's tool calls."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def _readable(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_object(call: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as templates expect them: an object, and not the text of one."""
+    """Arguments as templates expect them: an object, not JSON text."""
     function = call["function"]
     try:
         arguments = json.loads(function["arguments"] or "{}")
@@ -55,7 +55,7 @@ def _as_object(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _storable(text: str) -> int:
-    """A whole number of at most 64 bits: larger ones, NaN and Infinity fit into no checkpoint."""
+    """A number that fits into a checkpoint: integers of at most 64 bits, no NaN or Infinity."""
     value = int(text)
     if value.bit_length() > 63:
         raise ValueError(text)
@@ -63,7 +63,7 @@ def _storable(text: str) -> int:
 
 
 def read_answer(text: str) -> tuple[str | None, list[dict[str, Any]]]:
-    """The text before the first tool call, and the calls. Text that is no valid call stays text.
+    """The text before the first tool call, and the calls. Text that is not a valid call stays text.
 
     >>> read_answer('Wait.<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>')[0]
     'Wait.'
@@ -90,7 +90,7 @@ def read_answer(text: str) -> tuple[str | None, list[dict[str, Any]]]:
 
 
 def visible(text: str) -> str:
-    """The part of an unfinished answer that is surely not the beginning of a tool call."""
+    """The part of an unfinished answer that cannot be the beginning of a tool call."""
     mark = "<tool_call>"
     if mark in text:
         return text[: text.index(mark)]

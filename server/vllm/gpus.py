@@ -1,4 +1,4 @@
-"""Which GPUs each server gets, and what a trainer beside them keeps."""
+"""Which GPUs each server gets, and which the trainer keeps."""
 
 import os
 import shutil
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from stateset_agents.errors import BadInput
 
 BESIDE_TRAINING = 0.45
-"""Of the memory of the one GPU that vLLM and the trainer share."""
+"""vLLM's share of the memory of one GPU that the trainer also uses."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """What of the GPUs a server gets."""
+    """A server's part of the GPUs."""
 
     devices: str | None = None
-    """As CUDA_VISIBLE_DEVICES has them; all of them without it."""
+    """As in CUDA_VISIBLE_DEVICES; default: all."""
     memory: float | None = None
-    """Of each one's; vLLM's own measure without it."""
+    """Share of each GPU's memory; default: vLLM's."""
 
 
 def gpus() -> list[str]:
@@ -36,8 +36,8 @@ def gpus() -> list[str]:
 
 
 def share_out(devices: list[str], replicas: int, *, training: bool) -> list[Share]:
-    """A part of the GPUs for each server. A trainer keeps the first one, or, where there is one alone, a part of its memory. Raises
-    BadInput where there are more servers than GPUs: two that start on one mistake each other's memory for their own."""
+    """A part of the GPUs for each server. A trainer keeps the first GPU, or a part of the memory of a single GPU. Raises
+    BadInput for more servers than GPUs: two that start on one GPU would count each other's memory."""
     if not devices or (replicas == 1 and not training):
         return [Share()] * replicas
     own = devices[1:] if training and len(devices) > 1 else devices

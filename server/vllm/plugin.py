@@ -1,7 +1,5 @@
-"""What vLLM loads of ours into each of its processes: its own plugin mechanism, so nothing of its files is touched.
-
-Runs in vLLM's environment, which has none of our packages, and imports nothing of ours.
-"""
+"""Our plugin for vLLM, which loads it into each of its processes; no file of vLLM is changed. It runs in vLLM's environment,
+which does not have this package, so it imports nothing of it."""
 
 import hashlib
 import os
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 
 OPS = ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
-"""vLLM's products of tokens with adapters, on a CPU; the others are made of these."""
+"""vLLM's CPU operations that apply adapters; others are built from these."""
 
 
 def register() -> None:
@@ -24,8 +22,8 @@ def mend_tokens_without_adapter() -> None:
     """Keep adapters off the tokens of the base model, on a CPU.
 
     vLLM marks those with the index -1, and its operations for the CPU take that as the last slot: once every slot was used, the
-    base model answers with an adapter on it (vLLM's pull requests 48421 and 49656). Operations that keep off such tokens are
-    left alone.
+    base model answers with an adapter on it (vLLM's pull requests 48421 and 49656). Operations without the defect are left as
+    they are.
     """
     from vllm.lora.ops import torch_ops
     from vllm.lora.ops.torch_ops import lora_ops
@@ -48,8 +46,7 @@ def touches_tokens_without(expand: Callable[..., None]) -> bool:
 
 
 def where_there_is_one(op: Callable[..., None]) -> Callable[..., None]:
-    """`op` for the tokens that have an adapter; the output of the others stays what it is, or nothing where it would be
-    replaced."""
+    """`op` only for tokens with an adapter; the other outputs are unchanged, or zero if they would be overwritten."""
 
     def mended(
         inputs: Any, weights: Any, output: Any, indices: Any, *more: Any, **named: Any
@@ -66,12 +63,12 @@ def where_there_is_one(op: Callable[..., None]) -> Callable[..., None]:
 
 
 class Weights:
-    """What vLLM's workers can do beside their own (`--worker-extension-cls`)."""
+    """Further methods of vLLM's workers (`--worker-extension-cls`)."""
 
     model_runner: Any
 
     def put_in_place(self, weights: str) -> None:
-        """Replace the model's weights by those in a folder of transformers'."""
+        """Replace the model's weights by those in a folder of transformers."""
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
         from vllm.platforms import current_platform
 
@@ -85,13 +82,13 @@ class Weights:
 
 
 OPEN = ("/v1/", "/health", "/ping", "/version", "/load", "/metrics", "/tokenize", "/detokenize")
-"""What vLLM answers to everybody, or asks its own key for."""
+"""Paths that vLLM answers to everybody, or protects with its own key."""
 KEY, HEADER = "STATESET_WEIGHTS_KEY", b"x-weights-key"
 
 
 class Guard:
-    """Asks for a key before everything else that vLLM answers in development mode (`--middleware`): its own key is for `/v1`
-    alone, and what reaches weights and workers would be open to every process, and web page, of the machine."""
+    """Requires a key for everything else that vLLM answers in development mode (`--middleware`): its own key protects only
+    `/v1`, and endpoints for weights and workers would be open to every process and web page on the machine."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self.app = app

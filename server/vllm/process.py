@@ -1,4 +1,4 @@
-"""What starts vLLM, with the flags that exact training needs, and what its failures mean."""
+"""How to start vLLM with the flags that exact training needs, and how to explain its failures."""
 
 import importlib.util
 import json
@@ -15,9 +15,9 @@ from stateset_agents.server.options import ServerOptions, VllmOptions
 from stateset_agents.server.supervisor import Launch
 
 SUPPORTED = ((0, 32), (0, 34))
-"""From, and below."""
+"""From the first version, below the second."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The bounds on an adapter's rank that vLLM knows."""
+"""The ranks that vLLM allows as a bound."""
 PLUGIN = "stateset_vllm"
 BUILD = (
     "Build its environment with `stateset-agents policy install-vllm` (in a checkout: `make vllm`)."
@@ -34,11 +34,11 @@ PARSERS = (
     ("functools", "phi4_mini_json"),
     ("<start_function_call>", "functiongemma"),
 )
-"""How a chat template writes a tool call, and vLLM's parser that reads it. The first that fits."""
+"""How a chat template writes a tool call, and vLLM's parser for it. The first match counts."""
 
 
 def find_python(environment: Path) -> Path:
-    """The Python that has vLLM: of `environment`, or this very one. Raises BadInput where there is none, or one of another
+    """The Python that has vLLM: of `environment`, or the running one. Raises BadInput if there is none, or vLLM has another
     version."""
     python = environment / "bin" / "python"
     if not python.is_file():
@@ -92,12 +92,12 @@ def chat_template(model: str) -> str | None:
 
 
 def tool_parser(template: str) -> str | None:
-    """vLLM's parser for the tool calls that a chat template writes; None where none is known to fit."""
+    """vLLM's parser for a chat template's tool calls; None if none is known."""
     return next((parser for mark, parser in PARSERS if mark in template), None)
 
 
 def launch(model: str, options: ServerOptions, own: VllmOptions) -> Launch:
-    """vLLM with the model at a path or of the hub. Raises BadInput where no parser of its tool calls is known."""
+    """The launch of vLLM for a model at a path or on the hub. Raises BadInput if no parser of its tool calls is known."""
     cpu = shutil.which("nvidia-smi") is None
     command = [
         *_command(model, options, own),
@@ -140,7 +140,7 @@ def _command(model: str, options: ServerOptions, own: VllmOptions) -> list[str]:
 
 
 def _chat_options(model: str, own: VllmOptions) -> list[str]:
-    """The chat template, where the model has none beside it, and the parser of the tool calls that it writes."""
+    """The options for the chat template, if the model has none, and for the tool-call parser."""
     command = []
     template = chat_template(model)
     if template is None or own.weights is not None:
@@ -222,7 +222,7 @@ MEANINGS = (
     (r"(Can't load tokenizer|Couldn't instantiate the backend tokenizer|Tokenizer class .* does not exist)", "a tokenizer beside the model", "Save it into the same folder: tokenizer.save_pretrained(…)."),
     (r"(is not a local folder and is not a valid model identifier|does not appear to have a file named config\.json|Invalid repository ID)", "a Hugging Face model", "Give its folder."),
 )  # fmt: skip
-"""What lines of the log mean: what was expected, and what to do."""
+"""Explains lines of the log: what was expected, and what to do."""
 
 
 def _explain(code: int, lines: list[str]) -> StatesetError | None:

@@ -17,7 +17,7 @@ app = CommandLine(
 
 
 def main() -> None:
-    """Entry point: an error that we raise on purpose is one line and exit code 2."""
+    """Entry point. Errors raised on purpose are printed as one line, exit code 2."""
     try:
         app(standalone_mode=True)
     except StatesetError as error:

@@ -1,4 +1,4 @@
-"""Whether a command can do what it was told, before anything is written or started."""
+"""Checks whether a command can run, before anything is written or started."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ def check_ready(
 
 
 def missing_for(config: JobConfig, *, training: bool = False, provider: bool = False) -> list[str]:
-    """What a job lacks, each in a sentence: trackers, names, models, engines."""
+    """What a job is missing, each in a sentence: trackers, names, models, engines."""
     from stateset_agents.graphs.names import GRAPHS
     from stateset_agents.jobs import registry
     from stateset_agents.jobs.scenario_sets import find_scenarios
@@ -76,7 +76,7 @@ def _check_model(path: str, *, provider: bool = False) -> None:
 
 
 def quiet_libraries() -> None:
-    """Progress bars and deprecations of the libraries below would tear our own progress apart."""
+    """Silence progress bars and deprecation warnings of libraries, which would break our own progress display."""
     import warnings
 
     from transformers.utils import logging

@@ -63,7 +63,7 @@ def scenarios_generate(
 
 @scenarios.command("check")
 def scenarios_check(file: Path) -> None:
-    """Whether a file's scenarios are valid, and solvable where they have a plan."""
+    """Check that a file's scenarios are valid, and that those with a plan are solvable."""
     from stateset_agents.scenario import load_scenarios
     from stateset_agents.tools.scenarios.mutants import mutants, score_acts
 
@@ -89,7 +89,7 @@ def scenarios_survey(
         typer.Option(help="Whose names, items and phrasings."),
     ] = "train",
 ) -> None:
-    """What share of the candidates of each intent is solved by doing nothing, or by some other mistake."""
+    """The share of candidates of each intent that doing nothing, or another mistake, solves."""
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
@@ -148,7 +148,7 @@ def shop_sell(
         list[str] | None, typer.Option(help="SKU=12.50: another price; can be given several times.")
     ] = None,
 ) -> None:
-    """Let simulated customers buy for some days, to see what prices do."""
+    """Let simulated customers buy for some days, to see the effect of prices."""
     from stateset_agents.errors import BadInput
     from stateset_agents.tools.scenarios.demand import Market
     from stateset_agents.tools.shop.generate import generate
@@ -180,7 +180,7 @@ def shop_sell(
 
 @rules.command("check")
 def rules_check(file: Path) -> None:
-    """Whether a YAML file of rules can be used; each problem with its line."""
+    """Check a YAML file of rules; each problem with its line."""
     from stateset_agents.tools.rules import problems
     from stateset_agents.tools.toolset import SIGNATURES
 
@@ -198,7 +198,7 @@ def rules_show(
         Path | None, typer.Argument(help="YAML file of rules; default: the shop's own.")
     ] = None,
 ) -> None:
-    """What an agent is told of the rules, and cases that trigger each of them."""
+    """The rules as they stand in the prompt, and cases that trigger each of them."""
     from stateset_agents.tools.scenarios.near_misses import near_misses
     from stateset_agents.tools.shop.calendar import NOT_DELIVERED
 

@@ -1,4 +1,4 @@
-"""`rewards`: whether a reward can be gamed, how far it can be trusted, and what weights make of a policy."""
+"""`rewards`: check, audit, calibrate and train rewards, and compare policies."""
 
 from pathlib import Path
 from typing import Annotated
@@ -52,7 +52,7 @@ def rewards_audit(reward: Named) -> None:
 
 @rewards.command("check")
 def rewards_check(reward: Named) -> None:
-    """Whether a reward keeps the protocol and what it declares."""
+    """Check that a reward follows the protocol and its own declaration."""
     import asyncio
 
     from stateset_agents.jobs.registry import find_reward

@@ -1,4 +1,4 @@
-"""What commands are given to work on: a file of rules, and the shop that the tools act in."""
+"""Inputs of commands: a file of rules, the shop, and a trace store."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ Schema = Annotated[str, typer.Option(help="The shop's schema in that database.")
 
 
 def rules_from(file: Path | None) -> Any:
-    """The shop's rules, with a file's in the place of those of the same id, and its others after them."""
+    """The shop's rules; a file's rules replace those of the same id, and the others are added."""
     from stateset_agents.tools.rules import parse_rules, replaced
     from stateset_agents.tools.toolset import SIGNATURES, shop_rules
 
@@ -36,7 +36,7 @@ def rules_from(file: Path | None) -> Any:
 
 
 def shop_from(database: str | None, schema: str, seed: int, meaning: str | None = None) -> Any:
-    """The shop in a database, or else a generated one in memory that is gone with the process."""
+    """The shop in a database, or a generated one in memory."""
     shop = _generated(seed) if database is None else _stored(database, schema)
     if meaning is not None:
         from stateset_agents.tools.shop.embedding_search import Meaning

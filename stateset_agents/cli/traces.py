@@ -1,4 +1,4 @@
-"""`traces`: look into a store, prove it, move it, and forget what has to be forgotten."""
+"""`traces`: read, verify, export, replay and erase recorded traces."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,7 +61,7 @@ def traces_export(
 def traces_import(
     store: Place, file: Annotated[Path, typer.Argument(help="What `traces export` wrote.")]
 ) -> None:
-    """Put exported traces into a store, which is made where there is none."""
+    """Put exported traces into a store; a new store is made if there is none."""
     from stateset_agents.traces.export import load
 
     with open_store(store, create=True) as opened:
@@ -73,7 +73,7 @@ def traces_import(
 
 @traces.command("verify")
 def traces_verify(store: Place) -> None:
-    """Prove that every token is as it was recorded, and that adapters learned from tokens of the version that is named."""
+    """Verify that every token is as recorded, and that each adapter learned from tokens of the recorded version."""
     from stateset_agents.traces.lineage import problems
 
     with open_store(store) as opened:
@@ -99,7 +99,7 @@ def traces_feedback(
     response: Annotated[str, typer.Option(help="The run of this response id.")] = "",
     comment: Annotated[str, typer.Option(help="In words; personal data is redacted.")] = "",
 ) -> None:
-    """Attach what somebody said afterwards; `--reward` can pay for it (rewards/feedback.py)."""
+    """Attach feedback to a trace; `--reward feedback:KEY` can train on it."""
     with open_store(store) as opened:
         count = opened.feedback(
             key, value, trace=trace, thread=thread, response=response, comment=comment
@@ -143,7 +143,7 @@ def traces_prune(
 
 @traces.command("key")
 def traces_key() -> None:
-    """A new key under which tokens of redacted calls can be kept sealed."""
+    """A new key to keep tokens of redacted calls, encrypted."""
     from stateset_agents.traces.redaction import new_key
 
     print(new_key().decode())
@@ -171,7 +171,7 @@ def traces_kpi(
     ] = None,
     phase: Phase = None,
 ) -> None:
-    """Business KPIs of a store with 95 % intervals, grouped by one thing; or the two halves of an A/B test."""
+    """Business KPIs of a store with 95 % intervals, by group or for an A/B test."""
     from rich.console import Console
     from rich.table import Table
 
@@ -308,7 +308,7 @@ def langsmith_import(
     file: Annotated[Path | None, typer.Option(help="An export: .jsonl or .parquet.")] = None,
     redact: Annotated[bool, typer.Option(help="Keep no personal data.")] = True,
 ) -> None:
-    """Put LangSmith's runs into a store, which is made where there is none."""
+    """Put LangSmith's runs into a store; a new store is made if there is none."""
     import asyncio
     import datetime
 
