@@ -2,15 +2,15 @@
 
 
 class StatesetError(Exception):
-    """Anything this package refuses on purpose. The command line prints it as one line, exit 2."""
+    """An error raised on purpose. The command line prints it as one line, exit code 2."""
 
 
 class BadInput(StatesetError):
-    """A file, an option or a value that cannot be used; nothing has been written yet."""
+    """A file, an option or a value that cannot be used; nothing was written."""
 
 
 class PolicyUnreachable(StatesetError):
-    """The policy server did not answer, or answered something that is not its protocol."""
+    """The policy server did not answer, or not in its protocol."""
 
 
 class PolicyRefused(PolicyUnreachable):
@@ -19,19 +19,20 @@ class PolicyRefused(PolicyUnreachable):
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
-        """The HTTP status, where the refusal was one."""
+        """The HTTP status of the refusal, if it has one."""
 
 
 class ContextFull(StatesetError):
-    """The conversation no longer fits into the model's context. The policy caused it, so it is no failure of the run."""
+    """The conversation no longer fits into the model's context. The policy caused it, so the run is truncated and not
+    failed."""
 
 
 class CustomerInvented(StatesetError):
-    """A simulated customer said what it cannot know: the episode says nothing about the agent."""
+    """A simulated customer stated something that it cannot know: the episode is invalid."""
 
 
 class NotExact(StatesetError):
-    """A trace whose token ids or log-probabilities are missing was offered for exact training."""
+    """Exact training got a trace without token ids or log-probabilities."""
 
 
 class RunBroken(StatesetError):

@@ -47,16 +47,14 @@ def shown(interval: Sequence[float] | None, style: str = ".2f") -> str:
 
 
 class Measurement(Frozen):
-    """One policy version on one set of scenarios. Failed and truncated episodes count as no success.
-
-    Where any scenario has no goal (a graph of one's own), all are measured by their reward instead.
-    """
+    """One policy version on one set of scenarios. Failed and truncated episodes are not successes. If any scenario has no goal
+    (in a custom graph), all are measured by their reward instead."""
 
     version: str
     temperature: float
     measured_by: Literal["success", "reward"]
     outcomes: tuple[float | None, ...]
-    """1 or 0 for each scenario in order; the reward, or None, where there is no goal."""
+    """1 or 0 for each scenario in order; without goals the reward, or None."""
     success: float
     ci95: Interval | None
     success_by_intent: dict[str, float]
@@ -107,7 +105,7 @@ def measure(
 
 
 def normal(values: Sequence[float]) -> Interval | None:
-    """The 95 % normal interval of a mean; None for fewer than two values, which tell no spread."""
+    """The 95 % normal interval of a mean; None for fewer than two values."""
     if len(values) < 2:
         return None
     mean = math.fsum(values) / len(values)

@@ -1,4 +1,4 @@
-"""Data that leaves the process: frozen pydantic models that refuse unknown fields."""
+"""The base of data objects: frozen pydantic models that refuse unknown fields."""
 
 from pydantic import BaseModel, ConfigDict
 

@@ -56,7 +56,7 @@ _OFFER = re.compile(
 _DENIED = re.compile(
     r"(?:\b(?:not|cannot|never|nothing|nicht|nie|kein\w*|no|nunca|não|pas|jamais)|n't)\s+(?:\w+\s+){0,2}$"
 )
-"""Stands right before a claim that it takes back: "cannot be refunded", but not "no problem, refunded"."""
+"""Words before a claim that negate it: "cannot be refunded", but not "no problem, refunded"."""
 
 
 _STATES: Mapping[str, str] = {
@@ -84,7 +84,7 @@ _NOT_YET = re.compile(
 
 
 def states(text: str) -> set[str]:
-    """What is said of how far an order is, or that there is nothing; what has not shipped is pending.
+    """States of an order in a text, or that there is nothing; what has not shipped is pending.
 
     >>> states("It has not shipped yet."), states("Es wurde am 3. Mai zugestellt.")
     ({'pending'}, {'delivered'})
@@ -113,7 +113,7 @@ def specifics(text: str) -> set[str]:
 
 
 def claims(text: str) -> set[str]:
-    """Acts that are claimed, unless they are denied or asked.
+    """Claimed acts, unless they are negated or asked.
 
     >>> sorted(claims("Done, your order is cancelled. It cannot be refunded. Shall it be reserved?"))
     ['cancelled', 'done']
@@ -129,7 +129,7 @@ def claims(text: str) -> set[str]:
 
 
 def offers(text: str) -> set[str]:
-    """Offers that cost the shop something."""
+    """Offers with a cost for the shop."""
     return {match.lastgroup or match[0] for match in _OFFER.finditer(text.lower())}
 
 
@@ -183,8 +183,8 @@ _CLAUSES = re.compile(r"(?<=[.!?])\s+|[,:;\n]\s*|\s(?=(?:but|aber|pero|mais|mas)
 
 
 def promised(reply: str, heard: str) -> list[str]:
-    """Offers in what was said that nothing heard supports, unless they are denied, asked, or bound to a condition: what costs the
-    shop something, percentages off, money back, guarantees for ever.
+    """Offers in `said` that `heard` does not support, unless they are negated, asked, or conditional: costs for the shop,
+    percentages off, money back, guarantees for ever.
 
     >>> promised("I cannot offer a discount. You get 40% off, for life!", "")
     ['40%', 'forever']
@@ -227,11 +227,8 @@ def promised(reply: str, heard: str) -> list[str]:
 def unsupported(
     reply: str, *, customer: Iterable[str], tools: Iterable[str], acted: bool
 ) -> list[str]:
-    """What a reply states although neither the customer nor a tool said it.
-
-    `customer` are the customer's words, `tools` the results of tools as text, `acted` whether a write was
-    made. A claim of an act is supported by a write, or by a tool that says the same.
-    """
+    """Statements of a reply that neither the customer nor a tool supports. `customer` is the customer's text, `tools` the
+    results of tools as text, `acted` whether a write was made. A write, or a tool's result, supports a claimed act."""
     reported = " ".join(tools).lower()
     heard = f"{reported} {' '.join(customer)}".lower()
     unsupported_parts = sorted(specifics(reply) - specifics(heard))

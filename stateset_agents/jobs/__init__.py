@@ -1,1 +1,1 @@
-"""Jobs: the wiring of what the command line and the server start."""
+"""Jobs: what the command line and the server start, wired together."""

@@ -1,4 +1,4 @@
-"""Filling a store with episodes of a policy as it is: what `train --from-traces` learns from."""
+"""Fill a store with episodes of a policy, for `train --from-traces`."""
 
 from pathlib import Path
 from typing import Any

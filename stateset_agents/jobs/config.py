@@ -22,13 +22,13 @@ from stateset_agents.trainers.config import (
 
 HELD_OUT_SEED = 90_000
 STARTED = ("engine", "replicas", "gpu_memory_utilization", "max_model_len", "tool_parser")
-"""Fields of an engine that is started; servers that run already do not read them."""
+"""Fields of an engine that is started; not used with servers that run already."""
 STORE_ONLY = ("epochs", "least_ess", "method")
-"""Fields that only training from a store reads."""
+"""Fields that are used only when training from a store."""
 
 
 class JobConfig(TrainConfig):
-    """A job: its settings, and what is trained on what. Written to `config.json` beside its results."""
+    """A job's settings. They are written to `config.json` beside its results."""
 
     graph: str = option("service", panel=EPISODES, played=True)
     """One of the shop's graphs, such as 'service', or package.module:graph."""
@@ -106,24 +106,24 @@ class JobConfig(TrainConfig):
 
 
 def extra_of(name: str) -> dict[str, Any]:
-    """What is marked on a field: its panel, its flag, and whether it says how episodes are played."""
+    """The marks of a field: panel, flag, and whether it is about playing episodes."""
     extra = JobConfig.model_fields[name].json_schema_extra
     return dict(extra) if isinstance(extra, dict) else {}
 
 
 def flag_of(name: str) -> str:
-    """The option of a field on the command line; of a name that is no field, what it would be."""
+    """The command-line option of a field; for any other name, `--name`."""
     flag = extra_of(name).get("flag") if name in JobConfig.model_fields else None
     return str(flag or f"--{name.replace('_', '-')}")
 
 
 def played_fields() -> set[str]:
-    """Fields that say how episodes are played and measured."""
+    """Fields about playing and measuring episodes."""
     return {name for name in JobConfig.model_fields if extra_of(name)["played"]}
 
 
 def check_config(values: dict[str, Any]) -> JobConfig:
-    """A config from options. Raises BadInput that names the option, its value and what it may be."""
+    """A config from options. Raises BadInput with the option, its value and the allowed values."""
     try:
         return JobConfig.model_validate(values)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Measuring a policy on held-out scenarios: as a job of its own, and before, during and after training."""
+"""Measures a policy on held-out scenarios: as its own job, and before, during and after training."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ class Evaluator:
         self, phase: str, version: str, temperature: float, versions: Mapping[str, str] | None = None, *,
         on_episode: Callable[[], None] = lambda: None,
     ) -> Measurement:  # fmt: skip
-        """Play every held-out scenario once and sum up. `versions` are those of nodes that have one of their own; `on_episode`
+        """Play every held-out scenario once and sum up. `versions` are the versions of nodes that have their own; `on_episode`
         is called after each episode."""
         config, reward = self.job.config, self.job.grading.reward
         gate = Gate(config.concurrency)
@@ -79,7 +79,7 @@ class Evaluator:
     async def measure_once(
         self, phase: str, version: str, temperature: float, versions: Mapping[str, str] | None = None
     ) -> Measurement:  # fmt: skip
-        """As `measure`; the result is kept in the run, and read from there where a resumed run comes by again."""
+        """Like `measure`; the result is stored in the run, and a resumed run reads it from there."""
         kept = self.run / f"{phase}.json"
         if kept.is_file():
             return Measurement.model_validate_json(kept.read_text())
@@ -117,7 +117,7 @@ async def evaluate_job(
 async def _evaluated(
     config: JobConfig, adapter: Path | None, run: Path, report: Report
 ) -> AsyncIterator[tuple[BaseChatModel, str]]:
-    """What is measured: a served policy, or a provider's model; and its version."""
+    """The policy to measure (a served one, or a provider's model) and its version."""
     if config.model.startswith(PREFIX):
         name = config.model.removeprefix(PREFIX)
         yield ProviderPolicy(provider_model=name, base_url=config.base_url), name

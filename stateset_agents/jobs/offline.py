@@ -1,4 +1,4 @@
-"""Learning from a store alone, without a policy server."""
+"""Training from a store, without a policy server."""
 
 import json
 from collections.abc import Callable
@@ -25,18 +25,18 @@ IMITATION = {
     "from_traces", "method", "model", "reward", "seed", "threads", "epochs", "learning_rate", "beta", "rank", "lora_alpha",
     "lora_dropout", "full", "precision", "gradient_checkpointing", "max_grad_norm", "log",
 }  # fmt: skip
-"""Fields that SFT and DPO read."""
+"""Fields that SFT and DPO use."""
 
 
 OfflineReport = Callable[[StepLog | ImitationLog], None]
-"""Called with a line for each step, of either kind of learning."""
+"""Called with the log line of each step, of both kinds of training."""
 
 
 async def offline_job(config: JobConfig, run: Path, report: OfflineReport) -> dict[str, Any]:
     """Train on the traces of a store; continue where a killed run stopped. Returns the summary.
 
-    Exact traces are trained on by their rewards; where there are none, text is imitated (SFT), or preferred to worse text (DPO),
-    and the summary says why. Raises BadInput where there is nothing to learn from, with what there is.
+    Exact traces are trained on with their rewards. If there are none, text is imitated (SFT) or preferred to worse text (DPO),
+    and the summary says why. Raises BadInput if nothing can be learned from, with counts of what there is.
     """
     import torch
     from transformers import AutoTokenizer
@@ -96,7 +96,7 @@ async def _by_rewards(
 
 
 def _at_the_start(traces: list[Trace], run: Path) -> list[Trace]:
-    """The traces that a run began with: a store goes on growing, and what is resumed must not."""
+    """The traces that a run began with: the store may grow, but a resumed run must use the same ones."""
     file = run / "traces.json"
     if not file.is_file():
         replace_text(file, json.dumps([trace.id for trace in traces]))

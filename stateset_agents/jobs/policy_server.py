@@ -1,4 +1,4 @@
-"""What serves the policy of a job: servers that run already, or an engine that is started for it and watched."""
+"""The policy server of a job: servers that run already, or an engine that is started and watched."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ from stateset_agents.server.supervisor import Launch, Supervised, free_port, sup
 from stateset_agents.settings import load_settings, policy_key
 
 Say = Callable[[str], None]
-"""Told in a sentence what happens to the servers."""
+"""Called with a sentence for each event of the servers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class PolicyServer:
     """The version to ask for: the base model's, or the loaded adapter's."""
 
     def policy(self, *, exact: bool = True, retry_seconds: float | None = None) -> Policy:
-        """The policy as a chat model. Its calls wait for replicas that do not answer as long as the settings say."""
+        """The policy as a chat model. Its calls wait for unreachable replicas up to `retry_seconds`; default: the setting."""
         seconds = load_settings().retry_seconds if retry_seconds is None else retry_seconds
         return policy_of(self.pool, self.name, exact=exact, retry_seconds=seconds)
 
@@ -61,10 +61,10 @@ async def policy_server(
     config: EngineConfig, folder: Path, say: Say = lambda message: None, *, exact: bool = True,
     weights: Weights | None = None, training: bool = False,
 ) -> AsyncIterator[PolicyServer]:  # fmt: skip
-    """The servers of a config: those that it names, or an engine that is started, beside a trainer or alone. Logs and files of
-    the engine go to `folder`. Where what is sampled has to be known (`exact`), the servers are asked first what they can do.
+    """The servers of a config: the named ones, or an engine that is started, with `training` beside a trainer. Logs and files
+    of the engine go to `folder`. With `exact` the servers are probed first.
 
-    Raises BadInput where an engine cannot be started, PolicyRefused and NotExact where a server cannot do what is needed.
+    Raises BadInput if an engine cannot be started, PolicyRefused and NotExact if a server lacks an ability.
     """
     try:
         if config.base_url is not None:
@@ -109,7 +109,7 @@ async def served_policy(
     config: EngineConfig, adapter: Path | None, folder: Path, say: Say = lambda message: None, *, exact: bool = True,
     later: Sequence[Path] = (),
 ) -> AsyncIterator[PolicyServer]:  # fmt: skip
-    """Like `policy_server`, with an adapter loaded. `later` are adapters that are loaded while it runs."""
+    """Like `policy_server`, with an adapter loaded. `later` are adapters that will be loaded while it runs."""
     whole, adapter = split_weights(config, adapter)
     weights = Weights(whole=whole, later=[*later, *([adapter] if adapter is not None else [])])
     async with policy_server(config, folder, say, exact=exact, weights=weights) as server:
@@ -119,7 +119,7 @@ async def served_policy(
 
 
 def split_weights(config: EngineConfig, adapter: Path | None) -> tuple[Path | None, Path | None]:
-    """A whole model that vLLM is to be started with, and what is loaded once an engine runs."""
+    """A whole model to start vLLM with, and the adapter to load afterwards."""
     if adapter is None or config.base_url is not None:
         return None, adapter
     starts_with_it = engine_of(config.engine) == "vllm" and is_whole_model(adapter)
@@ -130,7 +130,7 @@ def split_weights(config: EngineConfig, adapter: Path | None) -> tuple[Path | No
 async def running(
     launches: Sequence[Launch], folder: Path, say: Say
 ) -> AsyncIterator[list[Supervised]]:
-    """Servers side by side, started at once; where one cannot start, the others are ended."""
+    """Several servers, started at once; if one cannot start, the others are ended."""
     async with contextlib.AsyncExitStack() as stack:
         logs = [folder / f"engine{f'-{n + 1}' if n else ''}.log" for n in range(len(launches))]
         starts = [

@@ -1,4 +1,4 @@
-"""Names on the command line become objects: graphs, rewards and limits, ours by their names and yours as
+"""Resolves names of the command line to objects: graphs, rewards and limits; built-in ones by name, your own as
 `package.module:attribute`."""
 
 import functools
@@ -66,7 +66,7 @@ class ResolvedJob:
 
 
 def resolve(config: JobConfig, *, only_held_out: bool = False) -> ResolvedJob:
-    """A job's objects. `only_held_out`: a file's scenarios are all measured on. Raises BadInput for a name that means nothing."""
+    """Resolve a job. `only_held_out`: measure on all scenarios of a file. Raises BadInput for an unknown name."""
     training, held_out = find_scenarios(config, only_held_out=only_held_out)
     return ResolvedJob(
         config=config,
@@ -115,7 +115,7 @@ def find_rollout(
 def find_forkable(
     graph: str, customer: str | None = None, world: str | None = None
 ) -> PolicyForkable:
-    """As `find_rollout`, for episodes that can be forked."""
+    """Like `find_rollout`, for episodes that can be forked."""
     if graph in GRAPHS:
         return functools.partial(play_forkable, graph=graph, customer=_customer_model(customer))
     custom = CustomGraph(load_object(graph, "--graph"), graph, world=_world(world))
@@ -158,11 +158,11 @@ NAMED: dict[str, Callable[[], Reward]] = {
     "safety": SafetyReward,
     "fairness": objectives.FairnessReward,
 }
-"""Rewards by name, beside `shop`, for `--reward` and the commands below `rewards`."""
+"""Rewards by name, besides `shop`, for `--reward` and the `rewards` commands."""
 
 
 def find_grading(config: JobConfig) -> Grading:
-    """The reward of a config, those of single nodes, and its limits."""
+    """The reward of a config, the rewards of single nodes, and the limits."""
     return Grading(
         reward=find_reward(config.reward),
         node_rewards={node: find_reward(name) for node, name in config.node_rewards.items()},
@@ -172,7 +172,7 @@ def find_grading(config: JobConfig) -> Grading:
 
 def find_reward(name: str | None) -> Reward:
     """The shop's reward, one by its name (`NAMED`), feedback of one kind (`feedback:csat:1:5`), business objectives
-    (`objectives:csat=0.5,gross_margin=0.5`), an object with our protocol, or a function of a trace."""
+    (`objectives:csat=0.5,gross_margin=0.5`), an object with the reward protocol, or a function of a trace."""
     if name is None or name == "shop":
         return shop_reward()
     if name in NAMED:
@@ -211,7 +211,7 @@ def _own_reward(name: str) -> Reward:
 
 
 def _judge(name: str) -> Reward:
-    """A judge within the settings' budget; its answers are kept in `judge.db` beside the runs."""
+    """A judge with the settings' budget; its scores are cached in `judge.db` beside the runs."""
     settings = load_settings()
     budget = Budget(tokens=settings.judge_tokens, usd=settings.judge_usd)
     judge = judge_named(name, budget=budget, concurrency=settings.judge_concurrency)
@@ -245,7 +245,7 @@ def _feedback_reward(name: str) -> Reward:
 
 
 def find_limits(config: JobConfig) -> list[Limit]:
-    """Limits by name, or by a function of a trace that says what it costs."""
+    """Limits by name, or by a function of a trace that returns its cost."""
     limits = []
     for name, share in config.limits.items():
         if name not in COSTS and ":" not in name:

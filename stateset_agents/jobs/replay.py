@@ -1,4 +1,4 @@
-"""`traces replay`: an episode again, an app's thread again, or a policy that continues from another tool result."""
+"""`traces replay`: replays an episode or an app's thread, or lets a policy continue from another tool result."""
 
 import json
 import tempfile
@@ -30,14 +30,14 @@ def parse_swap(text: str) -> Swap:
 
 
 async def replay_episode(trace: Trace) -> tuple[Trace, str | None]:
-    """An episode of a shop's graph again, and where it first differs."""
+    """Replay an episode of a shop's graph. Returns it and its first difference."""
     return await replay.replay(trace)
 
 
 async def replay_app(
     graph: str, traces: Sequence[Trace], swap: Swap | None
 ) -> tuple[Trace, str | None]:
-    """A thread's runs of somebody's graph again, and where they first differ."""
+    """Replay a thread's runs of a custom graph. Returns the messages and the first difference."""
     change = None if swap is None else (swap.tool, swap.result)
     messages, difference = await recorded.replay(load_object(graph, "--graph"), traces, swap=change)
     again = traces[-1].model_copy(update={"messages": tuple(messages), "model_calls": ()})
@@ -47,7 +47,7 @@ async def replay_app(
 async def replay_otherwise(
     trace: Trace, swap: Swap, policy: Path | None, model: str, base_url: str | None
 ) -> Trace:
-    """The counterfactual, with a policy of a run, of a server, or the seed's, sampled as the episode was."""
+    """The counterfactual, with a run's, a server's or the seed policy, sampled like the episode."""
     adapter = find_adapter(policy) if policy else None
     config = check_config({"model": model, "base_url": base_url or load_settings().base_url})
     with tempfile.TemporaryDirectory() as folder:

@@ -16,19 +16,19 @@ from stateset_agents.traces.dataset import LEARNED_FROM, is_measurement
 from stateset_agents.traces.store import TraceStore
 
 Preferences = list[tuple[Trace, Trace]]
-"""A better trace and a worse one, each."""
+"""Pairs of a better trace and a worse one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModelConfig:
-    """What a reward model is trained on."""
+    """The preferences to train a reward model on."""
 
     store: str | None = None
     """A store's path, or a run's folder; default: generated preferences."""
     feedback: str | None = None
-    """The kind of feedback that says what is better; default: the traces' rewards."""
+    """The kind of feedback that decides which is better; default: verified goals."""
     pairs: int = 2000
-    """Preferences, at most."""
+    """The most preferences."""
     model: str = "seed"
     epochs: float = 1.0
     seed: int = 0
@@ -37,8 +37,7 @@ class RewardModelConfig:
 async def reward_model_job(
     config: RewardModelConfig, out: Path, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Train a reward model and write it to `out`. Returns how it does on held-out preferences. Raises BadInput where there are
-    too few."""
+    """Train a reward model and write it to `out`. Returns its results on held-out preferences. Raises BadInput for too few."""
     import torch
 
     from stateset_agents.trainers.reward_model import train_reward_model

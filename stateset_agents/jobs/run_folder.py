@@ -1,4 +1,4 @@
-"""A run's folder: made once, with its config, its clock, and a link to its newest weights."""
+"""A run's folder: its config, its clock, and a link to its newest weights."""
 
 import asyncio
 import itertools
@@ -36,14 +36,14 @@ def write_json(path: Path, values: object) -> None:
 
 
 def link_weights(run: Path, weights: Path) -> None:
-    """`run/adapter`, whatever the last step was."""
+    """Link `run/adapter` to the newest weights."""
     link = run / "adapter"
     if not link.is_symlink():
         link.symlink_to(weights.relative_to(run))
 
 
 class Clock:
-    """Seconds that a run has worked, those before a kill included; every reading is kept in the run."""
+    """Seconds that a run has worked, including the time before a kill; every reading is stored in the run."""
 
     def __init__(self, run: Path) -> None:
         self._file = run / "seconds.json"
@@ -57,7 +57,7 @@ class Clock:
 
 
 def make_room_for_threads(config: JobConfig) -> None:
-    """Synchronous nodes run in threads: one for each episode, where Python has a few more than there are cores. Beside them what is
-    written and trained."""
+    """Allow a thread for each episode, since synchronous nodes run in threads, plus some for writing and training. Python's
+    default is a few more than there are cores."""
     threads = ThreadPoolExecutor((config.concurrency or MAX_EPISODES) + 16)
     asyncio.get_running_loop().set_default_executor(threads)

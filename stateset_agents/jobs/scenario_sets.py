@@ -13,8 +13,8 @@ from stateset_agents.tools.scenarios.generator import intents_of, scenarios
 def find_scenarios(
     config: JobConfig, *, only_held_out: bool = False
 ) -> tuple[list[Scenario], list[Scenario]]:
-    """Training and held-out scenarios: generated, or a file's. In a file those of the splits development and held_out are measured
-    on; where there are none, every fourth, or all with `only_held_out`."""
+    """Training and held-out scenarios: generated, or a file's. In a file, those with split development or held_out are measured
+    on; without splits every fourth, or with `only_held_out` all."""
     if config.scenarios is None:
         return _generated(config)
     every = load_scenarios(Path(config.scenarios))

@@ -1,4 +1,4 @@
-"""Raises the seed policy from generated transcripts and writes its model card."""
+"""Trains the seed policy on generated transcripts and writes its model card."""
 
 import collections
 import json
@@ -52,7 +52,7 @@ def build_seed(out: Path, *, steps: int, seed: int) -> None:
 def model_card(
     config: SeedConfig, seen: "collections.Counter[tuple[str, str]]", minutes: float
 ) -> str:
-    """What it was raised on, flaws included."""
+    """The model card: what it was trained on, including the flaws."""
     intents = sorted({intent for intent, _ in seen})
     rows = []
     for intent in intents:

@@ -34,7 +34,7 @@ from stateset_agents.traces.store import TraceStore
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServedGraph:
-    """One of the shop's graphs, and what it acts on."""
+    """One of the shop's graphs, and the shop that it acts on."""
 
     name: str = "service"
     shop: Database
@@ -51,7 +51,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     key: str | None = None
-    """Default: none on loopback; elsewhere one is made and shown once."""
+    """Default: none on loopback; elsewhere one is made and printed once."""
     state: str | None = None
     """Where conversations are kept; default: memory."""
     traces: str | None = None
@@ -87,7 +87,7 @@ def service_app(
 
 @asynccontextmanager
 async def _recording(traces: str | None) -> AsyncIterator[TraceSink | None]:
-    """A store that records everything without personal data."""
+    """The store as a sink that removes personal data."""
     if traces is None:
         yield None
         return
@@ -126,8 +126,7 @@ def _served(graph: ServedGraph, model: Policy, canary: Canary | None) -> Served:
 
 
 def _is_trouble(state: dict[str, Any] | None) -> bool:
-    """What a canary is guarded by: the turn failed, a person had to take over, or the agent tried what a rule forbids or a tool
-    does not take."""
+    """The guard metric of a canary: the turn failed, was handed to a person, or an attempt was denied or invalid."""
     if state is None or state.get("handed_off"):
         return True
     return any(call["status"] in ("denied", "invalid") for call in state.get("tool_calls", []))
@@ -136,7 +135,7 @@ def _is_trouble(state: dict[str, Any] | None) -> bool:
 async def serve_graph(
     config: JobConfig, adapter: Path | None, graph: ServedGraph, options: ServeOptions
 ) -> None:
-    """Serve until stopped. Beyond loopback a key is needed; without one it is made and shown once."""
+    """Serve until stopped. Beyond loopback a key is needed; if none is set, one is made and printed once."""
     if graph.name not in GRAPHS:
         raise BadInput(f"--graph: expected one of {', '.join(GRAPHS)}, found {graph.name!r}.")
     port_is_free(options.host, options.port)
@@ -173,7 +172,7 @@ async def serve_graph(
 
 
 def _introduce(graph: ServedGraph, options: ServeOptions) -> None:
-    """Say where the graph is, and an order that a first question can be about."""
+    """Print the graph's address, and an order to ask about."""
     example = graph.shop.the(
         "SELECT orders.id, customers.zip FROM orders JOIN customers ON customer_id = customers.id "
         "ORDER BY orders.id LIMIT 1"

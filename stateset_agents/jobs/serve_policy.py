@@ -1,4 +1,4 @@
-"""`policy serve`: a policy on vLLM or the embedded engine, started again when it dies, until it is stopped."""
+"""`policy serve`: a policy on vLLM or the embedded engine, restarted when it dies, until stopped."""
 
 import asyncio
 import contextlib
@@ -28,8 +28,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 async def serve_policy(config: EngineConfig, adapter: Path | None, options: ServerOptions) -> None:
-    """Serve until stopped. Replicas take the ports after `options.port`. Raises BadInput and PolicyUnreachable where one cannot
-    start, and the last error of a server where all are given up."""
+    """Serve until stopped. Replicas take the ports after `options.port`. Raises BadInput and PolicyUnreachable if one cannot
+    start, and the last error if all servers are given up."""
     if options.extra and engine_of(config.engine) != "vllm":
         raise BadInput(f"{options.extra[0]}: vLLM's options need --engine vllm.")
     if options.host not in LOOPBACK and not policy_key():
@@ -72,7 +72,7 @@ def _launches(
 
 
 async def _until_stopped(servers: Sequence[Supervised]) -> None:
-    """Wait for SIGINT or SIGTERM. Raises the last error where every server is given up."""
+    """Wait for SIGINT or SIGTERM. Raises the last error if every server is given up."""
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)

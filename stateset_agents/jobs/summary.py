@@ -1,4 +1,4 @@
-"""The summary of a training run: before and after, and what it took."""
+"""The summary of a training run: success before and after, tokens and time."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +67,7 @@ def summarise(
 
 
 def _pairs(before: Measurement, after: Measurement) -> tuple[list[float], list[float]]:
-    """Outcomes of the scenarios that were measured both times."""
+    """Outcomes of the scenarios that could be measured both times."""
     both = [
         (a, b)
         for a, b in zip(before.outcomes, after.outcomes, strict=True)

@@ -1,4 +1,4 @@
-"""The trainer's tokenizer: it renders prompts for the policy, and has to make the same tokens as the server's."""
+"""The trainer's tokenizer: it renders prompts for the policy, and must agree with the server's tokenizer."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ PROBE: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": 'Is {"zip": "02134"} the caf\u00e9 at 5\u202fth St.?'},
 ]
-"""Messages in which tokenizers differ."""
+"""Messages for which tokenizers differ."""
 
 
 def renderer(tokenizer: Any) -> Render:
@@ -25,7 +25,7 @@ def renderer(tokenizer: Any) -> Render:
 
 
 async def check_tokenizer(pool: ReplicaPool, model: str, tokenizer: Any) -> None:
-    """Raises BadInput where the servers make other tokens of the same messages than the tokenizer that is trained with."""
+    """Raises BadInput if the servers' tokenizer and the trainer's make different tokens of the same messages."""
     body = {"model": model, "messages": PROBE, "max_tokens": 1, "return_token_ids": True}
     answer, _ = await pool.post(
         "/chat/completions", body, retry_seconds=load_settings().retry_seconds

@@ -80,7 +80,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
 
 
 def _timed(report: Report, clock: Clock) -> Report:
-    """The clock is read whenever something is done, so that a killed run knows how long it worked."""
+    """Read the clock at each event, so that a killed run knows how long it worked."""
 
     def timed(event: Event) -> None:
         if isinstance(event, MeasurementEnded | StepEnded):
@@ -102,7 +102,7 @@ class _Training:
         self._metrics = Metrics()
 
     async def run_steps(self, tokenizer: Any) -> tuple[Any, str]:
-        """Every step that is left. Returns the learner, and the version that answers where no adapter does."""
+        """Run the remaining steps. Returns the learner, and the version that answers at nodes without an adapter."""
         from stateset_agents.trainers import loop
 
         job, config = self.job, self.job.config
@@ -148,7 +148,7 @@ class _Training:
         )
 
     async def _measure(self, log: StepLog, served: dict[str, str]) -> None:
-        """What the prefix cache gave in this step, and the held-out scenarios where they are due."""
+        """Add the prefix cache's hits of this step, and measure the held-out scenarios if they are due."""
         from stateset_agents.trainers.loop import versions_by_node
 
         earlier = self._metrics

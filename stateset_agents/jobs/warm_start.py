@@ -20,7 +20,7 @@ from stateset_agents.traces.store import TraceStore
 
 
 def check_warm_start(config: JobConfig) -> None:
-    """Raises BadInput where what is to be imitated is not there."""
+    """Raises BadInput if the traces to imitate do not exist."""
     if config.warm_start not in (None, "oracle"):
         TraceStore(str(config.warm_start), create=False).close()
 
@@ -50,7 +50,7 @@ async def warm_start(
 
 
 async def warm_traces(config: JobConfig) -> list[Trace]:
-    """The oracle's traces, on training scenarios of seeds of their own, or a store's."""
+    """The oracle's traces, on training scenarios with separate seeds, or a store's traces."""
     if config.warm_start != "oracle":
         with TraceStore(str(config.warm_start), create=False) as store:
             dataset = OfflineDataset(list(store.traces(where=LEARNED_FROM)))

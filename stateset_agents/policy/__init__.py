@@ -1,1 +1,1 @@
-"""The client of the policy servers: a chat model that keeps what it sampled, and the replicas behind it."""
+"""The client of the policy servers: a chat model that keeps its sampled tokens, and the replicas behind it."""

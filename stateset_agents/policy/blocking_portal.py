@@ -1,5 +1,5 @@
-"""Async code for callers without a loop, such as synchronous nodes: one loop in a thread of its own, for as long as the process
-lives."""
+"""Runs async code for callers without an event loop, such as synchronous nodes: one loop in its own thread, as long as the
+process lives."""
 
 import asyncio
 import atexit
@@ -19,17 +19,17 @@ ENDED = "Expected an answer, found that the loop of synchronous callers was ende
 
 _lock = threading.Lock()
 _running: dict[int, tuple[asyncio.AbstractEventLoop, threading.Thread]] = {}
-"""By process: a fork has none of its parent's threads."""
+"""By process id: a fork does not have its parent's threads."""
 
 
 def is_here() -> bool:
-    """Whether this is that loop's thread."""
+    """Whether this code runs in that loop's thread."""
     running = _running.get(os.getpid())
     return running is not None and running[1] is threading.current_thread()
 
 
 def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine, in the caller's context. A caller that is interrupted cancels it. Raises RuntimeError on the loop
+    """The result of a coroutine, in the caller's context. An interrupted caller cancels it. Raises RuntimeError on the loop
     itself, which would wait for itself."""
     future = _started(coroutine)
     try:
@@ -42,7 +42,7 @@ def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def iterate(items: AsyncIterator[T]) -> Iterator[T]:
-    """Each item as soon as it is there. A caller that stops reading cancels what makes them."""
+    """Each item as soon as it arrives. A caller that stops reading cancels the iterator."""
     queue: SimpleQueue[tuple[str, Any]] = SimpleQueue()
 
     async def pump() -> None:
@@ -84,7 +84,7 @@ def _started(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
 
 
 def close() -> None:
-    """Cancel what is under way, close its connections, and end the loop. The next call begins another."""
+    """Cancel running work, close the connections, and end the loop. The next call starts another one."""
     with _lock:
         loop, thread = _running.pop(os.getpid(), (None, None))
     if loop is None or thread is None:

@@ -1,4 +1,4 @@
-"""What a policy server can do, asked before anything depends on it."""
+"""Capabilities of policy servers, probed before they are used."""
 
 import asyncio
 from dataclasses import dataclass
@@ -22,25 +22,25 @@ _MESSAGES = [{"role": "user", "content": "Where is my order?"}]
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What the replicas can do. Token ids, log-probabilities of what was sampled, and tools are there, or `probe` refuses."""
+    """Abilities of the replicas. Without token ids, log-probabilities of the sampled tokens, or tools, `probe` refuses."""
 
     model: str
     """The base model's name."""
     adapters: bool
     """Whether adapters can be loaded while it runs."""
     tokenizes: bool
-    """Whether it turns messages into ids (`/tokenize`), and so takes prompts as ids."""
+    """Whether it tokenizes messages (`/tokenize`), and so takes prompts as ids."""
     prompt_ids: tuple[int, ...]
-    """The ids of a fixed message, by which another tokenizer is known."""
+    """The ids of a fixed message, to compare tokenizers."""
 
 
 RETRY_SECONDS = 30.0
-"""How long a replica that answered before may take to answer again."""
+"""How long to wait for a replica that answered before, in seconds."""
 
 
 async def probe(pool: ReplicaPool, *, adapters: bool = False) -> Capabilities:
-    """Ask every replica. `adapters`: refuse one that cannot load any. Raises PolicyUnreachable where one does not answer,
-    PolicyRefused where it refuses to answer or to load adapters, and NotExact where it does not say what it sampled."""
+    """Probe every replica. `adapters`: they must be able to load adapters. Raises PolicyUnreachable if one does not answer,
+    PolicyRefused if it refuses to answer or to load adapters, and NotExact if it gives no exact tokens."""
     results = await asyncio.gather(*(_probe_one(pool, replica) for replica in pool.replicas))
     first = results[0]
     for replica, result in zip(pool.replicas, results, strict=True):
@@ -103,8 +103,8 @@ async def _one_token(pool: ReplicaPool, model: str, temperature: float) -> dict[
 
 
 def check_temperature(url: str, warm: dict[str, Any], hot: dict[str, Any]) -> None:
-    """Twice the temperature halves the distance between two log-probabilities, where they are those of the distribution that is
-    sampled."""
+    """Check that log-probabilities are of the sampling distribution: then twice the temperature halves the distance between two
+    of them."""
     tops = [
         {entry["token"]: entry["logprob"] for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
         for answer in (warm, hot)
@@ -121,7 +121,7 @@ def check_temperature(url: str, warm: dict[str, Any], hot: dict[str, Any]) -> No
 
 
 async def _loads_adapters(pool: ReplicaPool, replica: Replica) -> bool:
-    """It is asked to unload an adapter that nobody has: a server that knows of adapters names it in its refusal."""
+    """Check that adapters can be loaded: a server with adapters names the unknown adapter when it refuses to unload it."""
     try:
         body = {"lora_name": "no-such-adapter"}
         await pool.transport.request(replica.url, "POST", "/unload_lora_adapter", body)

@@ -1,4 +1,4 @@
-"""The policy is a LangChain chat model over the OpenAI protocol that keeps what it sampled, exactly (`completion.py`)."""
+"""The policy: a LangChain chat model over the OpenAI protocol that keeps its exact sampled tokens (`completion.py`)."""
 
 import contextlib
 import itertools
@@ -27,7 +27,7 @@ from stateset_agents.trace import Sampling, agent_of
 Render = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], list[int]]
 
 MAX_STREAMS = 4096
-"""Streamed answers under way whose chunks are kept, of the official client's."""
+"""Streamed answers of the official client whose chunks are kept."""
 
 
 class Policy(ChatOpenAI):
@@ -41,21 +41,21 @@ class Policy(ChatOpenAI):
 
     pool: ReplicaPool = Field(exclude=True)
     retry_seconds: float = 0.0
-    """How long a call is tried again while replicas do not answer."""
+    """How long a call is retried while replicas do not answer, in seconds."""
     sends_ids: bool = True
-    """Whether a later call of a conversation is sent as the ids of the one before it and what was added."""
+    """Whether a later call of a conversation is sent as the ids of the call before it and the new part."""
     render: Render | None = Field(default=None, exclude=True)
-    """Messages and tools as ids, by the chat template of the very model: saves asking a server for it."""
+    """Renders messages and tools to ids with the model's chat template, so that no server has to be asked."""
     session: str = ""
-    """Names a conversation: its calls go to one replica, whose prefix cache holds it."""
+    """The conversation's name: its calls go to one replica, which has its prefix in the cache."""
     exact: bool = True
     """Whether to ask for token ids: an engine decodes every token for them."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Model names to ask for at nodes, or agents below an orchestrator, that have one of their own."""
+    """Versions by node, or by agent below an orchestrator; other nodes use `model`."""
     calls: Iterator[int] = Field(default_factory=itertools.count, exclude=True)
-    """Numbers the calls of a run: each samples with a seed of its own, drawn from the run's."""
+    """Counts the calls of a run: each samples with its own seed, derived from the run's."""
     streams: dict[str, list[dict[str, Any]]] = Field(default_factory=dict, exclude=True)
-    """Chunks of answers that the official client streams, by response id, until they end."""
+    """Chunks of answers that the official client streams, by response id."""
 
     def sampling(self, sampling: Sampling) -> "Policy":
         """This policy with other sampling settings."""
@@ -117,7 +117,7 @@ class Policy(ChatOpenAI):
         return blocking_portal.wait_for(self._answer(messages, payload))
 
     def _is_official(self, payload: dict[str, Any]) -> bool:
-        """Whether the official client takes a call: it reads answers of a given form."""
+        """Whether the official client makes a call: it parses answers with a given form."""
         return "response_format" in payload or self._use_responses_api(payload)
 
     async def _answer(self, messages: Sequence[BaseMessage], payload: dict[str, Any]) -> ChatResult:
@@ -196,8 +196,8 @@ class Policy(ChatOpenAI):
     async def _body(
         self, messages: Sequence[BaseMessage], payload: dict[str, Any]
     ) -> tuple[dict[str, Any], str, PendingCall]:
-        """What is sent, the conversation's name, and what is known of the call. A call that extends one of ours carries its
-        prompt as ids."""
+        """The request's body, the conversation's name, and what is known of the call. A call that extends a known sequence has
+        its prompt as ids."""
         body = payload | (payload.pop("extra_body", None) or {})
         metadata = ensure_config().get("metadata") or {}
         session = self.session or str(metadata.get("thread_id") or "")
@@ -212,7 +212,7 @@ class Policy(ChatOpenAI):
     async def _extended(
         self, sequence: SampledSequence, body: dict[str, Any], session: str
     ) -> list[int] | None:
-        """The prompt that extends a sequence of ours; None where it has to be rendered anew."""
+        """The prompt that extends a known sequence; None if it has to be rendered anew."""
         messages, tools = body["messages"], body.get("tools")
         if self.render is not None:
             prompt = sequence_extension.extend(sequence, self.render(messages, tools))
@@ -235,8 +235,7 @@ class Policy(ChatOpenAI):
     def _receive(
         self, chunk: dict[str, Any], received: list[dict[str, Any]], *, tries: int = 1, call: PendingCall | None = None
     ) -> None:  # fmt: skip
-        """Take in a streamed chunk. At the answer's end its tokens are left for the recorder, and for the call that extends
-        them."""
+        """Add a streamed chunk. At the answer's end its tokens are kept for the recorder and for the next call."""
         if not chunk.get("choices"):
             return
         received.append(chunk)
@@ -253,7 +252,7 @@ class Policy(ChatOpenAI):
     def _create_chat_result(
         self, response: Any, generation_info: dict[str, Any] | None = None
     ) -> ChatResult:
-        """The official client's answers come here."""
+        """Handles the official client's answers."""
         raw = response if isinstance(response, dict) else response.model_dump(warnings=False)
         if self.exact:
             deposit(completion_of(raw))
@@ -265,7 +264,7 @@ class Policy(ChatOpenAI):
         default_chunk_class: type,
         base_generation_info: dict[str, Any] | None,
     ) -> ChatGenerationChunk | None:
-        """The official client's chunks come here, of many streams at once."""
+        """Handles the official client's chunks, of many streams at once."""
         if self.exact and chunk.get("choices"):
             received = self.streams.setdefault(chunk["id"], [])
             self._receive(chunk, received)
@@ -289,7 +288,7 @@ class Policy(ChatOpenAI):
 
 
 def _without_logprobs(result: ChatResult) -> ChatResult:
-    """Log-probabilities have no place in messages, and so in state and checkpoints."""
+    """Remove log-probabilities from a message: they must not get into state and checkpoints."""
     for generation in result.generations:
         generation.message.response_metadata.pop("logprobs", None)
         if generation.generation_info:
@@ -305,8 +304,9 @@ def connect(
     exact: bool = True,
     retry_seconds: float = 0.0,
 ) -> Policy:
-    """A token-exact policy at an OpenAI-compatible URL that ends in `/v1`, or at several with commas between them. Without a key,
-    STATESET_POLICY_KEY is sent where it is set. `retry_seconds`: how long a call is tried again while servers do not answer."""
+    """A token-exact policy at an OpenAI-compatible URL that ends in `/v1`, or at several with commas between them. Without a
+    key, STATESET_POLICY_KEY is sent where it is set. `retry_seconds`: how long a call is retried while servers do not
+    answer."""
     pool = pool_at(base_url, policy_key() if api_key is None else api_key)
     return policy_of(pool, model, exact=exact, retry_seconds=retry_seconds)
 
@@ -328,7 +328,7 @@ def policy_of(
 
 
 def sampling_as(policy: BaseChatModel, sampling: Sampling) -> BaseChatModel:
-    """The policy with other sampling settings; a model that takes none is returned as it is."""
+    """The policy with other sampling settings; other models are returned unchanged."""
     if isinstance(policy, Policy | ProviderPolicy):
         return policy.sampling(sampling)
     return policy
@@ -336,7 +336,7 @@ def sampling_as(policy: BaseChatModel, sampling: Sampling) -> BaseChatModel:
 
 @contextlib.contextmanager
 def pinned(policy: BaseChatModel, sampling: Sampling) -> Iterator[None]:
-    """While an episode runs: the versions it asks for stay served."""
+    """Keep the versions of an episode served while it runs."""
     if not isinstance(policy, Policy):
         yield
         return

@@ -1,4 +1,4 @@
-"""The chat template of the seed policy, and the one that a base model without any is given.
+"""The chat template of the seed policy, also used for base models without one.
 
 Hermes-style: tools as compact signatures, calls as `<tool_call>{...}</tool_call>`.
 """

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_WAITING = 4096
-"""Completions that are kept for a recorder that may never come."""
+"""The most completions that wait for a recorder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """The tokens of one answer, as the engine reports them."""
+    """The tokens of one answer, as the engine reported them."""
 
     response_id: str
     version: str
@@ -26,11 +26,11 @@ class Completion:
     logprobs: tuple[float, ...]
     finish_reason: str
     tries: int = 1
-    """How often the call was sent until this answer came."""
+    """How often the call was sent until this answer arrived."""
 
 
 def completion_of(raw: dict[str, Any], index: int = 0, *, tries: int = 1) -> Completion:
-    """The tokens in a chat completion of vLLM or of the embedded engine, of one of its choices; empty where it has none."""
+    """The tokens of one choice in a chat completion of vLLM or the embedded engine; empty if it has none."""
     choice = raw["choices"][index]
     entries = (choice.get("logprobs") or {}).get("content") or []
     return Completion(
@@ -45,8 +45,7 @@ def completion_of(raw: dict[str, Any], index: int = 0, *, tries: int = 1) -> Com
 
 
 def join_completions(chunks: Sequence[dict[str, Any]], *, tries: int = 1) -> Completion:
-    """The tokens of a streamed answer, of its chunks with one choice each. They are empty where the chunks are of several choices,
-    which cannot be taken apart again."""
+    """The tokens of a streamed answer, from its chunks. Empty for chunks of several choices, which cannot be told apart."""
     parts = [completion_of(chunk) for chunk in chunks]
     prompts = [part.prompt_ids for part in parts if part.prompt_ids]
     whole = {chunk["choices"][0].get("index", 0) for chunk in chunks} == {0} and len(prompts) == 1
@@ -67,7 +66,7 @@ _TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
 
 
 def join_message(chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The assistant message of a streamed answer, of its chunks with one choice each."""
+    """The assistant message of a streamed answer, from its chunks."""
     texts, calls = dict.fromkeys(_TEXTS, ""), dict[int, dict[str, Any]]()
     for chunk in chunks:
         delta = chunk["choices"][0].get("delta") or {}
@@ -89,7 +88,7 @@ _waiting: OrderedDict[str, Completion | None] = OrderedDict()
 
 
 def deposit(completion: Completion) -> None:
-    """Keep a completion for the recorder. Of two answers under one id neither is kept: they cannot be told apart."""
+    """Keep a completion for the recorder. If two answers have the same id, neither is kept."""
     twice = completion.response_id in _waiting
     _waiting[completion.response_id] = None if twice else completion
     while len(_waiting) > MAX_WAITING:
@@ -97,5 +96,5 @@ def deposit(completion: Completion) -> None:
 
 
 def fetch(response_id: str) -> Completion | None:
-    """The completion of a response, once; None where no policy of ours gave it, or gave no tokens."""
+    """Take the completion of a response; None if our policy did not make it, or it has no tokens."""
     return _waiting.pop(response_id, None)

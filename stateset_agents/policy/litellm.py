@@ -1,6 +1,6 @@
-"""Policies that are not ours, of any provider that litellm knows: baselines to measure against. Extra: `judge`.
+"""Models of any provider that litellm knows, as baselines. Extra: `judge`.
 
-They say nothing of their tokens, so their traces are `text`, and are not trained on.
+They give no token ids, so their traces are `text` and are not trained on.
 """
 
 import asyncio
@@ -26,22 +26,22 @@ PREFIX = "litellm:"
 
 
 class ProviderPolicy(BaseChatModel):
-    """`litellm:openai/gpt-4.1-mini`, with the provider's own key in the environment; or a server of yours with `base_url`."""
+    """`litellm:openai/gpt-4.1-mini`, with the provider's own key in the environment; or your own server with `base_url`."""
 
     provider_model: str
-    """litellm's name of the model."""
+    """The model's name in litellm."""
     base_url: str | None = None
     temperature: float = 0.0
     max_tokens: int = 160
     seconds: float = 60.0
-    """How long an answer may take."""
+    """Seconds that an answer may take."""
 
     @property
     def _llm_type(self) -> str:
         return "litellm"
 
     def sampling(self, sampling: Sampling) -> "ProviderPolicy":
-        """This policy with other sampling settings; a provider has no versions of ours."""
+        """This policy with other sampling settings; a provider does not have our versions."""
         update = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
         return self.model_copy(update=update)
 
@@ -109,7 +109,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def load_litellm() -> Any:
-    """litellm, which takes seconds to import and would fetch a list of prices. Raises BadInput where it is not installed."""
+    """Import litellm, which takes seconds, without its download of prices. Raises BadInput if it is not installed."""
     import os
 
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")

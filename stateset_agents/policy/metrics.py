@@ -1,4 +1,4 @@
-"""What policy servers count: Prometheus' text at `/metrics`, under vLLM's names, which the embedded engine uses too."""
+"""Counters of policy servers: Prometheus' text at `/metrics`, with vLLM's names, which the embedded engine also uses."""
 
 import asyncio
 import re
@@ -16,19 +16,19 @@ _LINE = re.compile(r"^vllm:(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Sums over all replicas, since each was started."""
+    """Sums over all replicas since their start."""
 
     running: int = 0
-    """Sequences under way now."""
+    """Running sequences."""
     sampled: int = 0
     """Tokens."""
     prompts: int = 0
-    """Tokens of prompts."""
+    """Prompt tokens."""
     cached: int = 0
-    """Of them, those that came out of the prefix cache."""
+    """Prompt tokens that came out of the prefix cache."""
 
     def since(self, earlier: "Metrics") -> "Metrics":
-        """What was added since `earlier`; all of it where a replica was restarted meanwhile."""
+        """The difference to `earlier`; the whole count if a replica was restarted since."""
         if self.prompts < earlier.prompts or self.sampled < earlier.sampled:
             return self
         return Metrics(
@@ -40,12 +40,12 @@ class Metrics:
 
     @property
     def hit_rate(self) -> float | None:
-        """The share of prompt tokens that came out of the prefix cache; None where there were no prompts."""
+        """The share of prompt tokens that came out of the prefix cache; None without prompts."""
         return self.cached / self.prompts if self.prompts else None
 
 
 async def read_metrics(pool: ReplicaPool) -> Metrics:
-    """Raises PolicyUnreachable where a replica does not answer, or counts nothing."""
+    """Read all replicas. Raises PolicyUnreachable if one does not answer or has no counters."""
     each = await asyncio.gather(*(_read_one(pool, replica) for replica in pool.replicas))
     names = Metrics.__dataclass_fields__
     return Metrics(*(int(sum(getattr(metrics, name) for metrics in each)) for name in names))

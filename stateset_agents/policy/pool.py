@@ -1,9 +1,8 @@
-"""The replicas of one policy: which of them a call goes to, and what happens while one does not answer.
+"""The replicas of one policy: which one gets a call, and what happens while one does not answer.
 
-A call that brought no answer is sent again, with the same seed, to another replica or to the same one once it is back, for as
-long as the caller allows (`retry_seconds`). What a lost answer had sampled is in no trace, since a trace takes its tokens from
-the answer that came; a call that was sent more than once says so (`ModelCall.tries`). An answer that has begun to stream is
-never asked for again.
+A call without an answer is sent again with the same seed, to another replica or to the same one when it is back, as long as the
+caller allows (`retry_seconds`). A trace takes its tokens from the answer that arrived, so tokens of a lost answer are in no
+trace; `ModelCall.tries` counts the sends. An answer that has begun to stream is never requested again.
 """
 
 import asyncio
@@ -22,22 +21,22 @@ from stateset_agents.policy.replica import Replica
 from stateset_agents.policy.transport import Busy, Transport, Unanswered, UnknownModel
 
 MAX_RUNNING = 256
-"""Calls under way at one replica; further ones wait here, where they cost nothing."""
+"""The most calls at one replica; further calls wait here."""
 MAX_CRASHES = 3
-"""How often a call may make replicas fail that stay alive, until it is given up."""
+"""How often a call may fail at healthy replicas until it is given up."""
 MAX_SESSIONS = 65_536
-"""Conversations whose replica is remembered."""
+"""The most conversations whose replica is remembered."""
 ROOM_SECONDS = 5.0
-"""How long a call waits for room at one replica until it looks for another."""
+"""How long a call waits for room at its replica before it looks for another, in seconds."""
 
 Restore = Callable[[Replica, str | None], Awaitable[bool]]
-"""Gives a replica that came back what it should serve: one version by its name, or all that are missing (None). False where that
-version was never published."""
+"""Gives a replica that came back the version with this name, or all missing versions (None). False if that version was never
+published."""
 
 
 @dataclass(slots=True)
 class Sent:
-    """How a call came to its answer."""
+    """Where a call's answer came from."""
 
     replica: str
     """The base URL of the replica that answered."""
@@ -52,9 +51,9 @@ class ReplicaPool:
         self.transport = Transport(key)
         self.max_running = max_running
         self.restore: Restore | None = None
-        """Set by who publishes versions to the replicas (`publishing.Publisher`)."""
+        """Set by the publisher of versions (`publishing.Publisher`)."""
         self.tokenizes = True
-        """Whether the replicas turn messages into ids (`/tokenize`); found out by asking."""
+        """Whether the replicas tokenize messages (`/tokenize`); set after the first try."""
         self._affinity: OrderedDict[str, Replica] = OrderedDict()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._pinned: Counter[str] = Counter()
@@ -67,8 +66,8 @@ class ReplicaPool:
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[None]:
-        """A job's use of the pool. Once it ends, no call that began before waits for unreachable replicas any longer, and none of a
-        synchronous node in a thread of its own, which is told in no other way."""
+        """A job's use of the pool. When it ends, calls that began before stop waiting for unreachable replicas, including those
+        of synchronous nodes in other threads, which cannot be cancelled."""
         try:
             yield
         finally:
@@ -76,7 +75,7 @@ class ReplicaPool:
 
     @contextlib.contextmanager
     def pin(self, versions: Iterable[str]) -> Iterator[None]:
-        """While an episode runs: the versions that it asks for are not unloaded."""
+        """While an episode runs, its versions are not unloaded."""
         names = list(versions)
         with self._lock:
             self._pinned.update(names)
@@ -92,10 +91,8 @@ class ReplicaPool:
     async def post(
         self, path: str, body: dict[str, Any], *, session: str = "", retry_seconds: float = 0.0
     ) -> tuple[dict[str, Any], Sent]:
-        """The answer to a call, and how it came. `session` names the conversation, which stays at one replica.
-
-        Raises PolicyUnreachable where no answer came within `retry_seconds`, PolicyRefused and ContextFull where a replica refused.
-        """
+        """The answer to a call, and where it came from. `session` names the conversation, which stays at one replica. Raises
+        PolicyUnreachable if no answer arrives within `retry_seconds`, PolicyRefused and ContextFull if a replica refuses."""
         attempts = _Attempts(self, session, retry_seconds)
         while True:
             replica = await attempts.next_replica()
@@ -111,8 +108,8 @@ class ReplicaPool:
     async def stream(
         self, path: str, body: dict[str, Any], *, session: str = "", retry_seconds: float = 0.0
     ) -> AsyncGenerator[tuple[dict[str, Any], Sent]]:
-        """The events of a streamed answer, each with how it came. Raises as `post` does, and PolicyUnreachable where an answer
-        breaks off."""
+        """The events of a streamed answer, each with where it came from. Raises like `post`, and PolicyUnreachable if the
+        stream breaks off."""
         attempts = _Attempts(self, session, retry_seconds)
         while True:
             replica, begun = await attempts.next_replica(), False
@@ -135,7 +132,7 @@ class ReplicaPool:
     async def _restored(
         self, replica: Replica, error: Unanswered | Busy | UnknownModel
     ) -> Unanswered | Busy:
-        """What a failure means for the next try. A version that a replica lost is given to it again: nothing was sampled."""
+        """Handle a failure before the next try. A version that a replica lost is published to it again."""
         if not isinstance(error, UnknownModel):
             return error
         try:
@@ -168,8 +165,8 @@ class ReplicaPool:
         )
 
     async def choose(self, attempts: "_Attempts") -> Replica:
-        """A healthy replica that has room and did not just fail: the conversation's own, whose prefix cache holds it, or the
-        one with the fewest calls. Raises PolicyUnreachable where there is none until the caller gives up."""
+        """A healthy replica with room that did not just fail: the conversation's own, which has its prefix in the cache, or the
+        one with the fewest calls. Raises PolicyUnreachable if there is none until the caller gives up."""
         while True:
             healthy = [r for r in self.replicas if r.is_healthy and r not in attempts.failed]
             if healthy:
@@ -204,7 +201,7 @@ class ReplicaPool:
                 self._affinity.popitem(last=False)
 
     async def _room(self) -> None:
-        """Wait until a call has ended, or look again after a while: a replica with room may have failed meanwhile."""
+        """Wait until a call has ended, or check again after a while: a replica with room may have failed meanwhile."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
@@ -233,7 +230,7 @@ class ReplicaPool:
             waiter.set_result(None)
 
     async def _check(self, replica: Replica) -> None:
-        """Whether a replica that failed is healthy again. It is given what it should serve before anybody asks it."""
+        """Check whether a failed replica is healthy again. It gets its versions before it gets calls."""
         replica.checking = True
         try:
             await self.transport.check_health(replica.url)
@@ -250,7 +247,7 @@ class ReplicaPool:
 
 
 class _Attempts:
-    """The tries of one call: which replica comes next, and when it is given up."""
+    """The tries of one call: which replica is next, and when the call is given up."""
 
     def __init__(self, pool: ReplicaPool, session: str, retry_seconds: float) -> None:
         self.pool, self.session = pool, session
@@ -263,7 +260,7 @@ class _Attempts:
         self._pause = 0.05
 
     async def next_replica(self) -> Replica:
-        """The replica to ask. Raises PolicyUnreachable once the call is given up."""
+        """The next replica. Raises PolicyUnreachable if the call is given up."""
         if self._crashes >= MAX_CRASHES:
             raise self.pool.unreachable(self.count)
         fresh = [r for r in self.pool.replicas if r.is_healthy and r not in self.failed]
@@ -277,7 +274,7 @@ class _Attempts:
 
     @property
     def may_wait(self) -> bool:
-        """Whether unreachable replicas are still waited for."""
+        """Whether the call still waits for unreachable replicas."""
         return time.monotonic() < self._deadline and self._leases_ended == self.pool._leases_ended
 
     def record_failure(self, replica: Replica, error: Unanswered | Busy) -> None:
@@ -296,8 +293,8 @@ _sharing = threading.Lock()
 
 
 def pool_at(base_url: str, key: str = "") -> ReplicaPool:
-    """The pool of the replicas at a base URL that ends in `/v1`, or at several with commas between them. Shared by all that
-    name the same ones, for as long as somebody holds it."""
+    """The pool of the replicas at a base URL that ends in `/v1`, or at several with commas between them. All users of the same
+    URLs share one pool, as long as it is in use."""
     urls = tuple(url.strip().rstrip("/") for url in base_url.split(",") if url.strip())
     with _sharing:
         pool = _shared.get((urls, key))

@@ -12,13 +12,13 @@ from stateset_agents.policy.replica import Replica
 from stateset_agents.policy.weight_files import InPlace, check_adapter
 
 RETRY_SECONDS = 300.0
-"""How long a new version waits for a replica that does not answer, which may be starting again."""
+"""How long publishing waits for a replica that does not answer and may be restarting, in seconds."""
 RELOAD_SECONDS = 600.0
-"""How long a replica may take to read a whole model."""
+"""How long a replica may take to load a whole model, in seconds."""
 
 
 class Publisher:
-    """Publishes versions to the replicas of a pool, and gives them again to one that was restarted.
+    """Publishes versions to the replicas of a pool, and again to a restarted one.
 
     `in_place`: whole models are published, and each replica holds one at a time.
     """
@@ -27,7 +27,7 @@ class Publisher:
         self.pool = pool
         self.in_place = in_place
         self.published: dict[str, Path] = {}
-        """Versions that every replica is to serve, with their weights."""
+        """Versions that every replica must serve, with their weights."""
         pool.restore = self.restore
 
     async def publish(
@@ -36,8 +36,8 @@ class Publisher:
         """Serve the weights at `path` as `name`, such as `run-v7`, on every replica. Versions of the same run that no episode
         uses are dropped, but for the `before` last ones: a replica keeps a copy of the model, or a slot, for each.
 
-        A replica that does not answer is given the version when it is back. Raises BadInput where the weights are not whole,
-        PolicyRefused where a replica does not take them, and PolicyUnreachable where none answers within `retry_seconds`.
+        A replica that does not answer gets the version when it is back. Raises BadInput if the weights are incomplete,
+        PolicyRefused if a replica refuses them, and PolicyUnreachable if none answers within `retry_seconds`.
         """
         check_adapter(path)
         if self.in_place is not None:
@@ -87,7 +87,7 @@ class Publisher:
                 continue  # one that starts again does not know it any more
 
     async def restore(self, replica: Replica, name: str | None) -> bool:
-        """Give a replica the version `name`, or all that it lacks. False where `name` is not published."""
+        """Load the version `name`, or all missing versions, into a replica. False if `name` is not published."""
         if name is not None:
             if name not in self.published:
                 return False
@@ -103,7 +103,7 @@ class Publisher:
         return True
 
     async def _load_new(self, replica: Replica, name: str) -> None:
-        """A run that is resumed may find its last version still there. Another adapter under its name is refused."""
+        """Load a new version. After a resume it may still be there; another adapter under its name is refused."""
         for model in (await self._ask(replica, "GET", "/models"))["data"]:
             if model["id"] == name:
                 path = str(self.published[name].resolve())
@@ -115,8 +115,7 @@ class Publisher:
         await self._load(replica, name)
 
     async def _load(self, replica: Replica, name: str) -> None:
-        """Have one replica serve a published version, once for however many ask; a version that was retired meanwhile is left
-        out."""
+        """Load a published version into one replica, only once for concurrent requests; not if it was retired meanwhile."""
         while not replica.loading.acquire(blocking=False):
             await asyncio.sleep(0.02)
         try:
@@ -134,9 +133,9 @@ class Publisher:
     async def _put_in_place(
         self, replica: Replica, weights: Path, in_place: InPlace, name: str
     ) -> None:
-        """Replace a replica's whole model. Other versions' names are unloaded first, answers under way are waited for, and
-        later calls wait. Where it fails the replica stays paused, so that nobody is answered with unknown weights; the next try
-        starts from there."""
+        """Replace a replica's whole model. Other versions' names are unloaded first; running answers are completed, and later
+        calls wait. If it fails the replica stays paused, so that no call is answered with unknown weights; the next try
+        continues from there."""
         for model in (await self._ask(replica, "GET", "/models"))["data"]:
             if model.get("parent"):
                 body = {"lora_name": model["id"]}
@@ -176,7 +175,7 @@ class Publisher:
 
 
 async def served_models(pool: ReplicaPool) -> list[str]:
-    """Names that the first replica which answers serves, its base model first. Raises PolicyUnreachable where none answers."""
+    """Model names of the first replica that answers, its base model first. Raises PolicyUnreachable if none answers."""
     for replica in pool.replicas[:-1]:
         try:
             return await _names_at(pool, replica)

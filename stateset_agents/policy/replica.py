@@ -1,4 +1,4 @@
-"""A replica: one server of a policy, what was seen of it, and its circuit breaker."""
+"""A replica: one server of a policy, its state, and its circuit breaker."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from stateset_agents.policy.transport import Unanswered
 
 MAX_PAUSE = 5.0
-"""Seconds between two health checks of a replica that does not answer, at most."""
+"""The most seconds between two health checks of an unreachable replica."""
 FAILURES_TO_OPEN = 3
 """Failures in a row after which nothing is sent to a replica, until a health check succeeds."""
 
@@ -20,18 +20,18 @@ class Replica:
     running: int = 0
     """Calls under way."""
     failures: int = 0
-    """In a row."""
+    """Failures in a row."""
     retry_at: float = 0.0
-    """The breaker: nothing is sent before this time (`time.monotonic`), and then a health check comes first; 0 where it is
+    """The breaker: no call is sent before this time (`time.monotonic`), and then a health check comes first; 0 if it is
     healthy."""
     last_error: str = ""
     checking: bool = False
     """Whether a health check is under way."""
     loading: threading.Lock = field(default_factory=threading.Lock)
-    """One load of weights at a time, whichever event loop asks for it."""
+    """Held while weights are loaded; one load at a time, across event loops."""
 
     def record_failure(self, error: Unanswered) -> None:
-        """Count a failure; the breaker opens where nobody listens, or after `FAILURES_TO_OPEN`."""
+        """Count a failure; the breaker opens if the connection is refused, or after `FAILURES_TO_OPEN`."""
         self.failures += 1
         self.last_error = str(error)
         if error.refused or self.failures >= FAILURES_TO_OPEN:
@@ -47,5 +47,5 @@ class Replica:
         return not self.retry_at
 
     def is_due(self) -> bool:
-        """Whether it is time for a health check, and nobody makes one."""
+        """Whether a health check is due, and none is under way."""
         return 0 < self.retry_at <= time.monotonic() and not self.checking

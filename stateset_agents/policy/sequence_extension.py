@@ -1,4 +1,4 @@
-"""Prompts as token ids: a later call of a conversation begins with the very ids of the call before it, and adds to them.
+"""Prompts as token ids: a later call of a conversation begins with exactly the ids of the call before it.
 
 A server that renders messages again may come to other ids than were sampled (`{"zip":"1"}` against `{"zip": "1"}`): the model
 then reads what it never wrote, the prefix cache misses, and a row of training breaks in two. So the recorded ids go back as
@@ -25,10 +25,10 @@ from langchain_core.messages import AIMessage, BaseMessage
 from stateset_agents.policy.completion import Completion
 
 MAX_SEQUENCES = 4096
-"""Answers that later calls may extend."""
+"""The most answers that later calls can extend."""
 
 Content = tuple[object, ...]
-"""The text and the tool calls of an assistant message, however they are written down."""
+"""The text and the tool calls of an assistant message, in one form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class SampledTurn:
 
     content: Content
     place: int
-    """Number of assistant messages before it."""
+    """The number of assistant messages before it."""
     start: int
-    """Number of the turn's ids before the first that was sampled."""
+    """The number of the turn's ids before the first sampled one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +49,17 @@ class SampledSequence:
     prompt: tuple[int, ...]
     sampled: tuple[int, ...]
     turns: Mapping[int, SampledTurn] = field(default_factory=dict)
-    """The turns that were sampled and went back as they were, this answer included, by their number."""
+    """Sampled turns by number, including this answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingCall:
-    """What is known of a call before it is answered."""
+    """A call before its answer."""
 
     assistants: int
     """Assistant messages in it."""
     max_tokens: int | None
-    """Tokens that its answer may have."""
+    """The most tokens of its answer."""
     extends: SampledSequence | None = None
     """The sequence that its prompt extends as ids."""
 
@@ -68,7 +68,7 @@ _sequences: OrderedDict[str, SampledSequence] = OrderedDict()
 
 
 def pending_call(payload: dict[str, Any], extends: SampledSequence | None) -> PendingCall:
-    """What `remember` needs of a call."""
+    """The data of a call for `remember`."""
     assistants = sum(message.get("role") == "assistant" for message in payload["messages"])
     max_tokens = payload.get("max_completion_tokens") or payload.get("max_tokens")
     return PendingCall(assistants, max_tokens, extends)
@@ -77,8 +77,8 @@ def pending_call(payload: dict[str, Any], extends: SampledSequence | None) -> Pe
 def remember(
     completion: Completion, message: dict[str, Any], stop_reason: object, call: PendingCall
 ) -> None:
-    """Keep an answer's ids for the call that comes next in its conversation. One that was cut off, or ended by a stop word, is
-    not kept, since its last token ends no turn."""
+    """Keep an answer's ids for the next call of its conversation. An answer that was cut off or ended by a stop word is not
+    kept, since its last token does not end the turn."""
     prompt, sampled = completion.prompt_ids, completion.sampled_ids
     ended = completion.finish_reason in ("stop", "tool_calls") and stop_reason is None
     if not (prompt and sampled and ended) or (call.max_tokens and len(sampled) >= call.max_tokens):
@@ -95,7 +95,7 @@ def remember(
 
 
 def extensible(messages: Sequence[BaseMessage], payload: dict[str, Any]) -> SampledSequence | None:
-    """The sequence that the last assistant message ends, where it and those before it are ours, unchanged and in their places."""
+    """The sequence that ends with the last assistant message; None if an assistant message was changed or is not ours."""
     last = next((m for m in reversed(messages) if isinstance(m, AIMessage)), None)
     sequence = _sequences.get(str(last.response_metadata.get("id"))) if last is not None else None
     if sequence is None or messages[-1] is last:
@@ -108,7 +108,7 @@ def extensible(messages: Sequence[BaseMessage], payload: dict[str, Any]) -> Samp
 
 
 def extend(sequence: SampledSequence, rendered: Sequence[int]) -> list[int] | None:
-    """The next prompt: `sequence`, and what `rendered`, the ids of all messages, has after it; None where they do not fit."""
+    """The next prompt: `sequence` and the rest of `rendered`, the ids of all messages; None if they do not fit."""
     known, ids = [*sequence.prompt, *sequence.sampled], list(rendered)
     before, after = _turns(known, known[-1]), _turns(ids, known[-1])
     if len(after) < len(before):
@@ -133,7 +133,7 @@ def _turns(ids: list[int], stop: int) -> list[list[int]]:
 
 
 def content_of(message: dict[str, Any]) -> Content:
-    """What an assistant message says and calls."""
+    """The text and calls of an assistant message."""
     content = message.get("content") or ""
     if isinstance(content, list):
         content = "".join(part.get("text", "") for part in content if isinstance(part, dict))

@@ -1,4 +1,4 @@
-"""HTTP to one replica: one request, and what its answer means. Connections are pooled, for each event loop its own."""
+"""HTTP requests to one replica, and the errors in its answers. Connections are pooled for each event loop."""
 
 import asyncio
 import contextlib
@@ -12,10 +12,10 @@ import aiohttp
 from stateset_agents.errors import ContextFull, PolicyRefused, PolicyUnreachable
 
 ANSWER_SECONDS = 120.0
-"""How long an answer may take before its replica counts as unreachable."""
+"""Seconds until a replica without an answer counts as unreachable."""
 WEIGHTS_PATHS = ("/pause", "/resume", "/collective_rpc", "/reset_prefix_cache")
 ROOT_PATHS = ("/tokenize", *WEIGHTS_PATHS)
-"""Paths that vLLM has beside `/v1`, and not below it."""
+"""Paths of vLLM that are not below `/v1`."""
 
 _sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = (
     weakref.WeakKeyDictionary()
@@ -23,22 +23,22 @@ _sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSe
 
 
 class Unanswered(Exception):
-    """No answer came: the replica is unreachable, or failed."""
+    """No answer: the replica is unreachable or failed."""
 
     def __init__(self, message: str, *, refused: bool = False, crashed: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
-        """Nobody listens there: one such failure is enough to try another replica."""
+        """The connection was refused: one such failure is enough to try another replica."""
         self.crashed = crashed
-        """The replica is there and failed on this very call (5xx), as it may do each time."""
+        """The replica failed on this call (5xx), perhaps each time."""
 
 
 class Busy(Exception):
-    """The replica is there and asks to come back later."""
+    """The replica is busy (429 or 503): try again later."""
 
 
 class UnknownModel(PolicyRefused):
-    """The replica does not know the model that a call asks for. It may have been restarted since it did."""
+    """The replica does not know the requested model; it may have been restarted."""
 
     def __init__(self, message: str, model: str) -> None:
         super().__init__(message, status=404)
@@ -67,7 +67,7 @@ async def close_connections() -> None:
 
 
 class Transport:
-    """Requests to replicas, with the key that they ask for. A replica is named by its base URL."""
+    """Requests to replicas, with their key. A replica is named by its base URL."""
 
     def __init__(self, key: str = "") -> None:
         self.key = key
@@ -77,8 +77,8 @@ class Transport:
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     async def post(self, url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a call that samples. Raises Unanswered, Busy and UnknownModel, which another try may mend, and
-        PolicyRefused and ContextFull, which it does not."""
+        """The answer to a call that samples. Raises Unanswered, Busy and UnknownModel, where a retry can help, and
+        PolicyRefused and ContextFull, where it cannot."""
         async with self._call(url, path, body) as response:
             answer = await response.json(content_type=None)
             if not isinstance(answer, dict):
@@ -88,8 +88,7 @@ class Transport:
     async def events(
         self, url: str, path: str, body: dict[str, Any]
     ) -> AsyncGenerator[dict[str, Any]]:
-        """The events of a streamed answer. Raises as `post` does, and PolicyUnreachable for an error in the middle of the
-        stream."""
+        """The events of a streamed answer. Raises like `post`, and PolicyUnreachable for an error in the stream."""
         async with self._call(url, path, body) as response:
             async for line in response.content:
                 if not line.startswith(b"data:"):
@@ -111,7 +110,7 @@ class Transport:
     async def _call(
         self, url: str, path: str, body: dict[str, Any]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A request under way: its response where that is 200, else the exception that says what can be done."""
+        """A request under way: its response with status 200, or else an exception."""
         address = address_of(url, path)
         try:
             async with session_here().post(address, json=body, headers=self.headers) as response:
@@ -138,7 +137,7 @@ class Transport:
         self, url: str, method: str, path: str, body: dict[str, Any] | None = None, *,
         headers: Mapping[str, str] | None = None, seconds: float = 60,
     ) -> Any:  # fmt: skip
-        """The answer to a request that samples nothing; None where it is no JSON. Raises PolicyUnreachable and PolicyRefused."""
+        """The answer to a request that does not sample; None if it is not JSON. Raises PolicyUnreachable and PolicyRefused."""
         address = address_of(url, path)
         try:
             async with session_here().request(
@@ -157,7 +156,7 @@ class Transport:
             ) from None
 
     async def check_health(self, url: str) -> None:
-        """Raises Unanswered where the replica is not healthy."""
+        """Raises Unanswered if the replica is not healthy."""
         try:
             async with session_here().get(
                 f"{root_of(url)}/health", timeout=aiohttp.ClientTimeout(total=2), headers=self.headers
@@ -186,7 +185,7 @@ def _reason(text: str) -> str:
 
 
 def _refusal(address: str, status: int, reason: str) -> ContextFull | PolicyRefused:
-    """The error that a refusal of a server is here."""
+    """The exception for a server's refusal."""
     if status == 400 and "maximum context length" in reason:
         return ContextFull(reason)
     if status in (401, 403):

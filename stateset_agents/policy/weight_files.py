@@ -1,4 +1,4 @@
-"""Weights on disk: whether they are whole, which of a run's they are, and a name that their content gives them.
+"""Weights on disk: checks that they are complete, finds those of a run, and names them by their content.
 
 vLLM holds one whole model at a time and names adapters alone. So a whole model is put in the place of the one before it, and an
 adapter that adds nothing is served under its version's name: a replica that was restarted, or holds another version, does not
@@ -16,17 +16,17 @@ from stateset_agents.errors import BadInput
 
 SEED_POLICY = Path(__file__).parents[1] / "seed_policy"
 RANK = 8
-"""Of an adapter that adds nothing: the smallest that vLLM has room for."""
+"""The rank of an adapter that adds zero: the smallest that vLLM allows."""
 
 
 @dataclass(frozen=True)
 class InPlace:
-    """What it takes to put whole models in place of one another."""
+    """What is needed to replace a server's whole model."""
 
     nothing: Path
-    """An adapter that adds nothing."""
+    """An adapter that adds zero."""
     key: str
-    """What the replicas ask for before they let anybody change their weights."""
+    """The key that replicas require for replacing weights."""
 
 
 def model_path(model: str) -> str:
@@ -35,7 +35,7 @@ def model_path(model: str) -> str:
 
 
 def model_folder(model: str) -> Path:
-    """Where a model's files lie; one of the hub's is fetched."""
+    """The folder of a model; a model of the hub is downloaded."""
     path = Path(model_path(model))
     if path.is_dir():
         return path
@@ -45,7 +45,7 @@ def model_folder(model: str) -> Path:
 
 
 def is_whole_model(weights: Path) -> bool:
-    """Whether a folder that training left holds a whole model, and no adapter."""
+    """Whether a folder has a whole model instead of an adapter."""
     return not (weights / "adapter_config.json").is_file()
 
 
@@ -68,7 +68,7 @@ def find_adapter(policy: Path) -> Path:
 
 
 def name_of(weights: Path) -> str:
-    """A name for an adapter, or a whole model, made from its content. Raises BadInput where it is not whole."""
+    """A name for an adapter or a whole model, made from its content. Raises BadInput if it is incomplete."""
     check_adapter(weights)
     digest = hashlib.sha256()
     for path in sorted(weights.glob("*model*.safetensors")):
@@ -78,7 +78,7 @@ def name_of(weights: Path) -> str:
 
 
 def check_adapter(path: Path) -> None:
-    """Raises BadInput where the folder holds no whole adapter, or whole model: a server may take half of one without an error."""
+    """Raises BadInput if the folder has no complete adapter or model: a server may load half of one without an error."""
     if not path.is_dir():
         raise BadInput(f"Expected a PEFT adapter at {str(path)!r}, found no such folder.")
     config = path / "adapter_config.json"
@@ -111,8 +111,8 @@ def check_adapter(path: Path) -> None:
 
 
 def read_header(file: Path) -> dict[str, Any] | None:
-    """The header of a safetensors file (`dtype`, `shape`, `data_offsets` of each tensor by name); None where the file is not
-    whole."""
+    """The header of a safetensors file (`dtype`, `shape`, `data_offsets` of each tensor by name); None if the file is
+    incomplete."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -126,8 +126,7 @@ def read_header(file: Path) -> dict[str, Any] | None:
 
 
 def adapter_of_nothing(weights: Path, folder: Path) -> Path:
-    """Make `folder` an adapter that adds zero to one layer of the model at `weights`. Raises BadInput where it has no layer
-    that is known.
+    """Make `folder` an adapter that adds zero to one layer of the model at `weights`. Raises BadInput if it has no known layer.
 
     A layer of attention, where there is one: experts take adapters in a form of their own.
     """
