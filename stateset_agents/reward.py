@@ -1,4 +1,4 @@
-"""A reward reads traces and says what each was worth; what it cannot score it says nothing about.
+"""A reward scores traces; a trace that it cannot score gets None.
 
     class Polite(EachTrace):                       # one trace at a time
         name, declaration = "polite", Declaration(low=0.0, high=1.0, reads=("messages",))
@@ -6,8 +6,8 @@
         def score(self, trace: Trace) -> Score | None:
             return Score(value=float("please" in trace.agent_text))
 
-A reward that compares the traces of a group has `__call__` itself. `stateset-agents rewards check MODULE:NAME` says whether it
-keeps what it declares, and `rewards audit` what it can be talked into.
+A reward that compares the traces of a group defines `__call__` itself. `stateset-agents rewards check MODULE:NAME` checks its
+declaration, and `rewards audit` attacks it.
 """
 
 import abc
@@ -24,7 +24,7 @@ from stateset_agents.trace import Trace
 
 
 class Score(Frozen):
-    """What one trace was worth, and why."""
+    """The score of one trace, with reasons."""
 
     value: float
     parts: Mapping[str, float] = Field(default_factory=dict)
@@ -40,17 +40,17 @@ class Score(Frozen):
 
 
 class Declaration(Frozen):
-    """What a reward declares of itself."""
+    """A reward's declaration."""
 
     version: str = "1"
-    """Changes when the same trace may score otherwise; scores are cached by it."""
+    """Must change when the same trace may get another score; part of the cache's key."""
     low: float = -1e9
     high: float = 1e9
-    """Its values lie from `low` to `high`. One that never pays (`high` 0) only takes away."""
+    """Its values are from `low` to `high`. With `high` 0 it only subtracts."""
     reads: tuple[str, ...] = ()
-    """Fields of a trace; () for any."""
+    """Fields of a trace that it reads; () for any."""
     cost: Literal["offline", "model", "network"] = "offline"
-    """What a score costs: nothing but CPU, a forward pass of a model, or calls that are billed."""
+    """The cost of a score: CPU only, a forward pass of a model, or billed calls."""
     compares: bool = False
     """Whether a trace's score depends on the others of its group."""
 
@@ -66,10 +66,8 @@ def checked_weight(weight: float, name: str) -> float:
 
 
 class Reward(Protocol):
-    """Scores traces, a group at once. None: expected but could not be scored; never read as 0.
-
-    It may have an `declaration`; without one it declares nothing (`declaration_of`).
-    """
+    """Scores traces, a group at once. None: could not be scored; never read as 0. It can have a `declaration` (see
+    `declaration_of`)."""
 
     @property
     def name(self) -> str: ...
@@ -78,13 +76,13 @@ class Reward(Protocol):
 
 
 def declaration_of(reward: Any) -> Declaration:
-    """What a reward declares of itself, or that it declares nothing."""
+    """A reward's declaration, or the empty one."""
     declaration = getattr(reward, "declaration", None)
     return declaration if isinstance(declaration, Declaration) else Declaration()
 
 
 def version_of(reward: Any) -> str:
-    """What a reward's scores are kept by: its class, declared version and settings, with those of the rewards in it."""
+    """The cache key of a reward: its class, declared version and settings, including inner rewards."""
     return hashlib.sha256(json.dumps(_settings(reward), sort_keys=True).encode()).hexdigest()
 
 
@@ -111,7 +109,7 @@ def _settings(value: Any) -> Any:
 
 
 class EachTrace(abc.ABC):
-    """A reward that scores each trace for itself."""
+    """A reward that scores each trace separately."""
 
     name: str
     declaration = Declaration()
@@ -121,10 +119,10 @@ class EachTrace(abc.ABC):
 
     @abc.abstractmethod
     def score(self, trace: Trace) -> Score | None:
-        """What a trace was worth that is `scorable`; None where this reward has nothing to say of it."""
+        """The score of a `scorable` trace; None if this reward cannot score it."""
 
 
 def scorable(trace: Trace) -> bool:
-    """Whether a trace says anything of its policy: not one that failed, broke off, or holds nothing."""
+    """Whether a trace can be scored: not if it failed, was interrupted, or is empty."""
     happened = trace.messages or trace.model_calls or trace.tool_calls or trace.output
     return bool(happened) and trace.status not in ("failed", "interrupted")

@@ -1,10 +1,8 @@
-"""A scenario is one customer with one request in one shop, and the goal that settles if it was met.
+"""A scenario is one customer with one request in one shop, and a goal. A goal is checked by what happened, never by how it sounded:
 
-A goal is judged by what happened, never by how it sounded:
-
-    required   ("orders", "W20417", "status", "cancelled")
-    happened   ("orders", "W20417", "status", "cancelled"), ("orders", "W31188", "status", "cancelled")
-    change_f1  2 * (1/2) * (1/1) / (1/2 + 1/1) = 0.67, and no success: something else changed too
+required   ("orders", "W20417", "status", "cancelled")
+happened   ("orders", "W20417", "status", "cancelled"), ("orders", "W31188", "status", "cancelled")
+change_f1  2 * (1/2) * (1/1) / (1/2 + 1/1) = 0.67, and no success: something else changed too
 """
 
 import json
@@ -20,7 +18,7 @@ from stateset_agents.frozen import Frozen
 
 
 class Change(Frozen):
-    """One cell of the shop that differs from before. A removed row has column `*` and no value."""
+    """One changed cell of the shop. A removed row has column `*` and no value."""
 
     table: str
     key: str
@@ -34,7 +32,7 @@ class Fact(Frozen):
     name: str
     any_of: tuple[str, ...] = Field(min_length=1)
     none_of: tuple[str, ...] = ()
-    """What would contradict it: who says "shipped or delivered" has told neither."""
+    """Phrasings that contradict it: "shipped or delivered" states neither."""
 
     def said_in(self, text: str) -> bool:
         plain = _plain(text)
@@ -47,7 +45,7 @@ class Fact(Frozen):
 
 
 class GoalScore(Frozen):
-    """How a run compares with its goal. `success` is the strict bit, the rest explains it."""
+    """A run compared with its goal. `success` is strict, the rest explains it."""
 
     success: bool
     change_f1: float
@@ -56,14 +54,14 @@ class GoalScore(Frozen):
 
 
 class Goal(Frozen):
-    """What must be different afterwards, what must have been said, what must not be attempted."""
+    """The required changes, the required facts, and forbidden attempts."""
 
     changes: tuple[Change, ...] = ()
     facts: tuple[Fact, ...] = ()
     forbidden: tuple[str, ...] = ()
-    """Names of tools whose attempt alone fails the goal, even where the executor stops it."""
+    """Tools whose attempt alone fails the goal, even if the executor stops it."""
     consulted: tuple[tuple[str, ...], ...] = ()
-    """Of each group of tools, one must have answered: a right guess is no success."""
+    """One tool of each group must have answered: a right guess is not a success."""
 
     def score(
         self,
@@ -75,12 +73,9 @@ class Goal(Frozen):
         denied: Iterable[str] = (),
         finished: bool = True,
     ) -> GoalScore:
-        """Compare a run with this goal.
-
-        `said` is all the agent's text to the customer, `attempted` the tools it called, `done` those
-        that answered, `denied` the ids of the rules that stopped it. An attempt that a rule denied is a
-        forbidden act as well.
-        """
+        """Compare a run with this goal. `text` is all the agent's text to the customer, `attempted` the tools it called, `done`
+        those that answered, `denied` the ids of the rules that stopped it. An attempt that a rule denied is also a forbidden
+        act."""
         answered = set(done)
         looked = all(answered.intersection(group) for group in self.consulted)
         happened, required = set(changes), set(self.changes)
@@ -105,24 +100,23 @@ class Act(Frozen):
 
 
 class Customer(Frozen):
-    """Who asks: how they open, what they know, and which writes they would agree to."""
+    """The customer: the opening, what they know, and which writes they agree to."""
 
     opening: str = ""
     slots: dict[str, str] = Field(default_factory=dict)
-    """What the customer can tell when asked, by slot name (order_id, zip, street, item, ...)."""
+    """What the customer knows, by slot name (order_id, zip, street, item, ...)."""
     approves: tuple[Act, ...] = ()
     """The writes this customer says yes to; any other proposal is refused."""
     answers: dict[str, str] = Field(default_factory=dict)
     """How this customer words an answer, by slot name; `{}` stands for the value."""
     locale: Literal["en", "de", "es", "fr", "pt"] = "en"
-    """The language that this customer writes and understands."""
+    """The customer's language."""
     patience: int | None = Field(default=None, ge=0)
-    """How many questions this customer answers before they leave; None for any number."""
+    """The number of questions this customer answers before leaving; None: any number."""
     slips: dict[str, str] = Field(default_factory=dict)
-    """What this customer says the first time instead of the right value, by slot name."""
+    """A wrong value that this customer gives first, by slot name."""
     then: tuple[str, ...] = ()
-    """What this customer says, one after the other, once they would have left: they push back, or tell the
-    agent to break its rules."""
+    """Further messages before this customer leaves, in order: push-back, or attempts to make the agent break its rules."""
     user_responses: tuple[str, ...] = ()
     """Scripted turns, in order, instead of the rule-based customer."""
 
@@ -133,20 +127,20 @@ class Scenario(Frozen):
     id: str
     intent: str = "open"
     graph: str = "service"
-    """The agent whose business it is."""
+    """The graph that handles it."""
     split: Literal["train", "development", "held_out", "user"] = "user"
     shop_seed: int = 0
     customer: Customer = Customer()
     goal: Goal | None = None
     plan: tuple[Act, ...] = ()
     complications: tuple[str, ...] = ()
-    """What makes it harder than others of its intent, by name."""
+    """Its complications, by name."""
     arranged: dict[str, dict[str, str | int]] = Field(default_factory=dict)
-    """What is different about orders of the shop before the conversation starts, by order id."""
+    """Changes of the shop's orders before the conversation starts, by order id."""
     max_turns: int = Field(default=8, ge=1, le=100)
-    """Customer turns; a conversation that is not over by then is truncated."""
+    """The most customer turns; a longer conversation is truncated."""
     input: dict[str, Any] | None = None
-    """For a graph of one's own: the state it starts from, passed to it unchanged."""
+    """For a custom graph: its input, passed unchanged."""
 
 
 def _plain(text: str) -> str:
@@ -156,7 +150,7 @@ def _plain(text: str) -> str:
 def load_scenarios(path: Path) -> list[Scenario]:
     """Read a JSON list (or JSON lines) of scenarios. Errors name the file, the index, the field.
 
-    The short form `{"id": ..., "user_responses": [...]}` is a scripted customer, `{"prompt": ...}` one who says that and no more.
+    The short form `{"id": ..., "user_responses": [...]}` is a scripted customer, `{"prompt": ...}` a customer with one message.
     """
     try:
         text = path.read_text(encoding="utf-8")

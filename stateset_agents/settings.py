@@ -12,7 +12,7 @@ from stateset_agents.errors import BadInput
 
 
 class Settings(BaseSettings):
-    """What stays the same from one command to the next."""
+    """Settings for all commands."""
 
     model_config = SettingsConfigDict(
         env_prefix="STATESET_", env_ignore_empty=True, frozen=True, extra="forbid"
@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     judge_tokens: int | None = Field(default=None, ge=1)
     """Tokens that `--reward judge:…` may read and write, at most."""
     judge_usd: float | None = Field(default=None, gt=0)
-    """What it may cost, at most."""
+    """The most US dollars that it may cost."""
     judge_concurrency: int = Field(default=8, ge=1)
     base_url: str | None = None
     """An OpenAI-compatible policy server, or several with commas between them; default: one is started (`engine`)."""
@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     retry_seconds: float = Field(default=240.0, ge=0)
     """How long a job's call waits for an unreachable policy server; vLLM restarts within two minutes on two cores."""
     engine: Literal["embedded", "vllm", "auto"] = "embedded"
-    """What serves the policy: `auto` is vLLM where it is installed."""
+    """The engine that serves the policy: `auto` is vLLM if it is installed."""
     vllm: Path = Path(".venv-vllm")
     """The environment that vLLM is installed in (`policy install-vllm`)."""
 
@@ -70,6 +70,6 @@ def load_settings() -> Settings:
 
 
 def policy_key() -> str:
-    """The policy server's key; '' where there is none."""
+    """The policy server's key, or ''."""
     key = load_settings().policy_key
     return key.get_secret_value() if key else ""

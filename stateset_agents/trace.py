@@ -1,4 +1,4 @@
-"""A trace is the record of one graph run: what was asked, said, called and sampled, in order.
+"""A trace is the record of one graph run: messages, tool calls and sampled tokens, in order.
 
 call 1   prompt P1           sampled C1    node "policy"
 call 2   prompt P1 C1 T1     sampled C2    node "policy"      T1: a tool's answer
@@ -17,12 +17,12 @@ from stateset_agents.scenario import Change, GoalScore, Scenario
 
 Exactness = Literal["exact", "rendered", "text"]
 Status = Literal["completed", "truncated", "failed", "waiting", "interrupted"]
-"""`waiting` for the answer to an interrupt; `interrupted` where the record has no end: the process died, or the run
-is still under way."""
+"""`waiting`: for the answer to an interrupt. `interrupted`: the record has no end, because the process died or the run is still
+under way."""
 
 
 def words(message: dict[str, Any]) -> str:
-    """What a message says; of blocks, the texts."""
+    """The text of a message, or of its text blocks."""
     content = message.get("content")
     if isinstance(content, list):
         texts = (part if isinstance(part, str) else part.get("text") for part in content if part)
@@ -31,34 +31,34 @@ def words(message: dict[str, Any]) -> str:
 
 
 class Sampling(Frozen):
-    """How a run samples: which policy version, how hot, and from which seed."""
+    """How a run samples: policy version, temperature and seed."""
 
     version: str = ""
-    """Model name to ask the engine for; every model call records the one that answered."""
+    """The requested version; every model call records the one that answered."""
     temperature: float = Field(default=1.0, ge=0.0, le=2.0)
     seed: int = 0
     max_tokens: int = Field(default=160, ge=1)
     versions: dict[str, str] = Field(default_factory=dict)
-    """Model names to ask for at nodes, or agents below an orchestrator, that have one of their own."""
+    """Versions by node, or by agent below an orchestrator; other nodes use `version`."""
 
 
 def agent_of(namespace: str) -> str:
-    """The agent below an orchestrator, by its node there; '' where there is one agent alone."""
+    """The agent below an orchestrator, by its node there; '' for a single agent."""
     above, inside, _ = namespace.partition("|")
     return above.partition(":")[0] if inside else ""
 
 
 class Forked(Frozen):
-    """Where a run was forked from: it goes on from another's checkpoint, on a clone of its shop."""
+    """The origin of a fork, which continues from another run's checkpoint on a clone of its shop."""
 
     trace: str
-    """Id of the other."""
+    """Id of that run's trace."""
     calls: int
-    """Its first model calls, which the other made; what it sampled itself comes after them."""
+    """Number of model calls that come from that run; the fork's own calls follow."""
 
 
 class ModelCall(Frozen):
-    """One request to the policy and what it sampled."""
+    """One request to the policy, with its sampled tokens."""
 
     response_id: str
     node: str = ""
@@ -66,39 +66,39 @@ class ModelCall(Frozen):
     namespace: str = ""
     """LangGraph's checkpoint namespace, which tells parallel branches apart."""
     attempt: int = 1
-    """Which attempt of the node it was, where the node was tried again."""
+    """The attempt of the node, counted from 1; more than 1 after a retry."""
     turn: int = 0
     """The number of the customer's message that it answers, counted from 1; 0 where it is not known."""
     discarded: bool = False
-    """Of an attempt that failed: what came of it went nowhere."""
+    """It belongs to an attempt that failed: its result was not used."""
     messages: tuple[dict[str, Any], ...] = ()
-    """What the model was sent, as OpenAI messages; not kept of episodes, whose tokens say the same."""
+    """The request's messages, in OpenAI's form; not kept for episodes, whose tokens are kept."""
     tools: tuple[dict[str, Any], ...] = ()
-    """What the model was offered, as OpenAI tools."""
+    """The request's tools, in OpenAI's form."""
     answer: dict[str, Any] | None = None
-    """What it answered, as an OpenAI message."""
+    """The answer, as an OpenAI message."""
     version: str = ""
-    """Policy version that the engine says it sampled from."""
+    """The policy version that sampled, as the engine reports it."""
     prompt_ids: tuple[int, ...] = ()
     sampled_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     """Log-probability of each sampled token under the distribution it was drawn from."""
     finish_reason: str = ""
     temperature: float | None = 1.0
-    """None where the request named none: the server's own default, which nobody here knows."""
+    """None if the request named none: then the server's default applies, which is not known here."""
     sampling: dict[str, Any] = Field(default_factory=dict)
-    """What else the request said of how to sample, such as `top_p`."""
+    """Further sampling parameters of the request, such as `top_p`."""
     seconds: float = 0.0
     tries: int = 1
-    """How often it was sent: more than once where a server was away. The tokens are those of the one answer that came."""
+    """How often it was sent; more than once if a server was unreachable. The tokens are those of the answer that arrived."""
     error: str | None = None
     sealed: str = ""
-    """Its tokens, encrypted, where they would tell what was redacted."""
+    """Its tokens, encrypted, if they contain redacted data."""
 
     @field_validator("logprobs")
     @classmethod
     def _single(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        """Kept as float32, what engines compute in: stored and read back they are the same."""
+        """Rounded to float32, as engines compute: stored and read back they are equal."""
         return tuple(array("f", values))
 
     @model_validator(mode="after")
@@ -126,11 +126,11 @@ class ToolCall(Frozen):
     rule: str | None = None
     """The rule that denied it."""
     facts: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """What the executor knew when it decided, so that rules can be checked again on the trace."""
+    """The facts of the executor's decision, so that rules can be checked again on the trace."""
 
 
 class Feedback(Frozen):
-    """What somebody said of a run afterwards: a customer, a colleague, a metric of yours."""
+    """Feedback on a run: from a customer, a colleague, or your own metric."""
 
     key: str
     """Such as `thumbs`, `csat`, `resolved`."""
@@ -145,32 +145,32 @@ class Trace(Frozen):
 
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
     thread: str = ""
-    """LangGraph's thread, which later runs may go on with."""
+    """LangGraph's thread, which later runs may continue."""
     customer: str = ""
-    """Whose conversation it is, so that it can be forgotten."""
+    """The customer's id, so that the trace can be erased on request."""
     scenario: Scenario | None = None
     graph: str = ""
     status: Status = "completed"
     error: str | None = None
     sampling: Sampling = Sampling()
     input: Any = None
-    """What a recorded run was started with, as plain data: messages as OpenAI's, a resume as `{"resume": …}`."""
+    """The input of a recorded run, as plain data: messages in OpenAI's form, a resume as `{"resume": …}`."""
     messages: tuple[dict[str, Any], ...] = ()
     """The conversation as OpenAI messages, without the system prompt."""
     model_calls: tuple[ModelCall, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     changes: tuple[Change, ...] = ()
-    """What the run changed in the shop."""
+    """The run's changes in the shop."""
     books: dict[str, float] = Field(default_factory=dict)
-    """What that came to, in minor units and counts (`revenue`, `refunded`, …): business objectives read it."""
+    """The financial effect, in minor units and counts (`revenue`, `refunded`, …), for business objectives."""
     segment: dict[str, str] = Field(default_factory=dict)
-    """Whose conversation it was: `locale`, `tier`, `persona`, or groups of yours."""
+    """The customer's groups: `locale`, `tier`, `persona`, or your own."""
     output: dict[str, Any] | None = None
-    """The final state of a graph of one's own, where it is plain data."""
+    """The plain data in the final state of a custom graph."""
     feedback: tuple[Feedback, ...] = ()
     forked: Forked | None = None
     lost: int = 0
-    """Calls that could not be stored, or not be read again; what is left of such a run is `text`."""
+    """Number of calls that could not be stored or read; the rest of such a run is `text`."""
     started: float = 0.0
     seconds: float = 0.0
 
@@ -186,12 +186,12 @@ class Trace(Frozen):
 
     @property
     def agent_text(self) -> str:
-        """All the agent's words to the customer."""
+        """All the agent's text to the customer."""
         return "\n".join(words(m) for m in self.messages if m.get("role") == "assistant")
 
     @property
     def request(self) -> str:
-        """What was asked for: the scenario's id, or else the first message of the customer."""
+        """The request: the scenario's id, or else the customer's first message."""
         if self.scenario is not None:
             return self.scenario.id
         first = next((m.get("content") for m in self.messages if m.get("role") == "user"), "")
@@ -208,18 +208,18 @@ class Trace(Frozen):
 
     @property
     def tokens_sampled(self) -> int:
-        """By this run itself: not those of the run that it was forked from."""
+        """Tokens sampled by this run itself, without those of the run that it was forked from."""
         first = self.forked.calls if self.forked else 0
         return sum(len(call.sampled_ids) for call in self.model_calls[first:])
 
     @property
     def tokens_in_all(self) -> int:
-        """Sampled in the whole run, those of the run it was forked from included: what a reward charges for."""
+        """Tokens sampled in the whole run, including those of the run it was forked from; rewards for length use it."""
         return sum(len(call.sampled_ids) for call in self.model_calls)
 
     @property
     def goal_score(self) -> GoalScore | None:
-        """What happened against the scenario's goal; None where there is no goal to compare with."""
+        """The comparison with the scenario's goal; None without a goal."""
         if self.scenario is None or self.scenario.goal is None:
             return None
         return self.scenario.goal.score(

@@ -16,7 +16,7 @@ from stateset_agents.trace import Trace, agent_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One model call: what was read, what was sampled, and how likely that was."""
+    """One model call: prompt ids, sampled ids, and their log-probabilities."""
 
     prompt: tuple[int, ...]
     sampled: tuple[int, ...]
@@ -24,7 +24,7 @@ class Row:
     node: str
     version: str
     number: int = 0
-    """Which of its trace's model calls it is."""
+    """Its number among the trace's model calls."""
     namespace: str = ""
     turn: int = 0
 
@@ -53,10 +53,10 @@ class Trajectory:
 
 
 def trajectory(trace: Trace, *, nodes: Sequence[str] | None = None) -> Trajectory:
-    """The exact rows of a trace, of all nodes or of the named ones (nodes, or agents below an orchestrator). Of a fork those that
-    it sampled itself: the others are rows of the run it was forked from.
+    """The exact rows of a trace, of all nodes or of the named ones (nodes, or agents below an orchestrator). A fork has only
+    the rows that it sampled itself; the others belong to the run it was forked from.
 
-    Raises NotExact where token ids or log-probabilities of a call are missing, or a call is.
+    Raises NotExact if a call, or its token ids or log-probabilities, are missing.
     """
     if trace.lost:
         raise NotExact(

@@ -1,1 +1,1 @@
-"""What a run shows: the page, the terminal, the KPIs."""
+"""What users see of a run: the page, the terminal, the KPIs."""

@@ -1,4 +1,4 @@
-"""What a job reports while it works: one dataclass for each event."""
+"""Events that a job reports: one dataclass each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class CollectionStarted:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeEnded:
-    """One of those that a measurement or a collection is made of."""
+    """An episode of a measurement or a collection has ended."""
 
 
 @dataclass(frozen=True, slots=True)

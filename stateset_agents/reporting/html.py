@@ -33,7 +33,7 @@ font-size:.82rem;color:var(--one)}.tool{font-family:ui-monospace,monospace;font-
 
 
 def write_report(run: Path) -> Path:
-    """Draw `report.html` from what the run left behind."""
+    """Write `report.html` from a run's files."""
     summary = json.loads((run / "summary.json").read_text())
     newest = max((run / "steps").glob("[0-9]*"))
     log = json.loads((newest / "log.json").read_text())
@@ -147,7 +147,7 @@ def _facts(summary: dict[str, Any]) -> str:
 def _limits(
     steps: Sequence[int], log: Sequence[dict[str, Any]], limits: dict[str, float]
 ) -> list[str]:
-    """For each limit how often what it limits happened, beside the limit; and its multiplier."""
+    """For each limit: the limited share, the limit, and the multiplier."""
     charts = []
     for name, share in limits.items():
         happened = [line.get("limits", {}).get(name) for line in log]
@@ -162,7 +162,7 @@ def _many(
     title: str, steps: Sequence[int], log: Sequence[dict[str, Any]], key: str, inner: str | None = None,
     *, percent: bool = False,
 ) -> str:  # fmt: skip
-    """A line for each name below `key`, at most four; nothing where there is none."""
+    """A line for each name below `key`, at most four; empty if there is none."""
     names = list(dict.fromkeys(name for line in log for name in line.get(key, {})))[:4]
     series = []
     for name in names:
@@ -189,7 +189,7 @@ def chart(
     *,
     percent: bool = False,
 ) -> str:
-    """Lines over steps as inline SVG, axes labelled, from 0 where the values are shares."""
+    """Lines over steps as inline SVG with labelled axes; the y axis begins at 0 for shares."""
     points = [v for _, values in series for v in values if v is not None]
     if len(xs) < 2 or not points:
         return ""

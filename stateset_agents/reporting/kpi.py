@@ -1,4 +1,4 @@
-"""KPIs over stored traces: by intent, persona, tier, language, policy version; two halves of an A/B test side by side."""
+"""KPIs over stored traces: by intent, persona, tier, language, policy version; and A/B tests."""
 
 import hashlib
 import math
@@ -18,7 +18,7 @@ KEYS: Mapping[str, Callable[[Trace], str]] = {
     "tier": lambda trace: trace.segment.get("tier", ""),
     "locale": lambda trace: trace.segment.get("locale", ""),
 }
-"""What traces can be told apart by."""
+"""Keys to group traces by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +28,13 @@ class Kpi:
     name: str
     mean: float | None
     ci95: Interval | None
-    """Student's, of the mean; None for fewer than two traces that tell it."""
+    """95 % interval of the mean (Student's t); None for fewer than two values."""
     traces: int
-    """How many told it."""
+    """Number of traces with a value."""
 
 
 def bucket(thread: str, test: str, share: float = 0.5) -> str:
-    """`A` or `B` of an A/B test, always the same for a thread: a hash of both, B for `share` of all threads.
+    """`A` or `B` of an A/B test, always the same for a thread: a hash of thread and test; `share` of all threads are B.
 
     >>> bucket("t1", "greeting") == bucket("t1", "greeting")
     True
@@ -47,7 +47,7 @@ _STUDENT = (
     12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09, 2.09,
     2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05,
 )  # fmt: skip
-"""Of 1 to 29 degrees of freedom, at 97.5 %."""
+"""Student's t for 1 to 29 degrees of freedom, at 97.5 %."""
 
 
 def _quantile(freedom: int) -> float:
@@ -55,7 +55,7 @@ def _quantile(freedom: int) -> float:
 
 
 class Tally:
-    """Sums of objectives, a trace at a time: a store of any size is read in constant memory."""
+    """Running sums of objectives, so that a store of any size needs constant memory."""
 
     def __init__(self, names: Sequence[str] = tuple(OBJECTIVES)) -> None:
         self._sums: dict[str, dict[str, list[float]]] = {}
@@ -98,7 +98,7 @@ class Tally:
     def difference(
         self, name: str, first: str = "A", other: str = "B"
     ) -> tuple[float, Interval] | None:
-        """Mean of `other` less that of `one`, with its 95 % interval (Welch, normal); None where one tells nothing."""
+        """Difference of two means, with its 95 % interval (Welch, normal); None without values."""
         a, b = self.kpi(first, name), self.kpi(other, name)
         if a.mean is None or b.mean is None or a.ci95 is None or b.ci95 is None:
             return None
@@ -119,7 +119,7 @@ class Point:
 
 
 def point(name: str, traces: Iterable[Trace], objectives: Sequence[str]) -> Point:
-    """Raises ValueError where no trace tells all of the objectives."""
+    """Raises ValueError if no trace has all of the objectives."""
     rows = []
     for trace in traces:
         values = [OBJECTIVES[objective].of(trace) for objective in objectives]
@@ -139,7 +139,7 @@ def point(name: str, traces: Iterable[Trace], objectives: Sequence[str]) -> Poin
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The points, those marked that another one dominates."""
+    """The points, with a mark on dominated ones."""
 
     def beats(point: Point, other: Point) -> bool:
         pairs = list(zip(point.means, other.means, strict=True))

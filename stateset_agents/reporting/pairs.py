@@ -7,8 +7,7 @@ from stateset_agents.traces.store import TraceStore
 
 
 def best_pair(run: Path) -> tuple[Trace, Trace] | None:
-    """The same scenario before and after: a failure that became a success where there is one; None where nothing was measured
-    twice."""
+    """The same scenario before and after: if possible a failure that became a success; None if nothing was measured twice."""
     with TraceStore(run / "traces.db", create=False) as store:
         after = {t.scenario.id: t for t in store.traces(phase="after") if t.scenario}
         pairs = [

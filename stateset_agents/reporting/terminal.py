@@ -1,4 +1,4 @@
-"""What the terminal shows: progress while a run works, its result, and traces to read."""
+"""The terminal: progress of a run, its result, and traces."""
 
 from pathlib import Path
 from types import TracebackType
@@ -127,7 +127,7 @@ class TrainingView:
         self.console.print(f"traces in {run / 'traces.db'}")
 
     def conclude(self, run: Path, summary: dict[str, Any]) -> None:
-        """Before and after, two transcripts of one scenario, and where things are."""
+        """The result: success before and after, two transcripts of one scenario, and paths."""
         console = self.console
         table = Table(title="before and after, on held-out scenarios", title_justify="left")
         for column in ("", "before", "after"):

@@ -1,1 +1,1 @@
-"""Traces kept: recorded from any LangGraph graph, stored exactly, verified, forgotten, exported."""
+"""Traces: recorded from any LangGraph graph, stored exactly, verified, erased, exported."""

@@ -1,4 +1,4 @@
-"""What a model call adds to an earlier one: storage grows with the conversation, not with its square.
+"""Codes a model call by what it adds to an earlier one, so that storage grows linearly with the conversation.
 
 call 0   prompt P1           sampled C1     stored: P1, C1
 call 1   prompt P1 C1 T1     sampled C2     stored: base 0, shared |P1 C1|, then T1, C2
@@ -20,33 +20,33 @@ from pydantic_core import PydanticSerializationError
 from stateset_agents.trace import Exactness, ModelCall
 
 LOOKS_BACK = 8
-"""Earlier calls that may be continued, beside the last one of the same node."""
+"""Number of recent calls that a call may continue, besides the last one of the same node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coded:
-    """A call as it is stored."""
+    """A stored call."""
 
     base: int
     """Number of the call that it continues, -1 for none."""
     shared: int
-    """How many tokens of the base's prompt and answer it begins with."""
+    """Number of tokens in common with the base's prompt and answer."""
     prompt: bytes
-    """The rest of the prompt, as are `sampled`: int32, little-endian."""
+    """The rest of the prompt; like `sampled`, little-endian int32."""
     sampled: bytes
     logprobs: bytes
     """float32, little-endian."""
     about: bytes
-    """All else, as compressed JSON; messages as what they add to those of the base."""
+    """The other fields, as compressed JSON; messages only as far as they differ from the base's."""
     digest: str
 
 
 @dataclass(slots=True)
 class _Known:
-    """What is remembered of a call: later ones may continue it."""
+    """The data of a call that later ones may continue."""
 
     tokens: bytes = b""
-    """Prompt and answer, int32."""
+    """Prompt and answer as int32."""
     messages: tuple[dict[str, Any], ...] = ()
 
 
@@ -66,13 +66,13 @@ class Coder:
 
     @property
     def exactness(self) -> Exactness | None:
-        """Of the calls so far that were answered, None where there are none."""
+        """The exactness of the answered calls so far; None if there are none."""
         if not self._exact:
             return None
         return "exact" if self._exact == {True} and not self.lost else "text"
 
     def encode(self, call: ModelCall, number: int) -> Coded:
-        """A call as it is stored. Those of earlier numbers that never came are continued by none."""
+        """Code a call. Calls with earlier numbers that are missing are not continued."""
         self._skip(number)
         prompt, sampled = _ints(call.prompt_ids), _ints(call.sampled_ids)
         logprobs = _bytes(array("f", call.logprobs))
@@ -95,7 +95,7 @@ class Coder:
         )
 
     def decode(self, coded: Coded, number: int) -> ModelCall:
-        """The call again. Raises ValueError where it does not follow from the calls before it."""
+        """Decode a call. Raises ValueError if it does not fit the calls before it."""
         self._skip(number)
         base = self._known[coded.base] if 0 <= coded.base < number else _Known()
         shared = base.tokens[: coded.shared * WIDTH]
@@ -118,7 +118,7 @@ class Coder:
         return call
 
     def restart(self) -> None:
-        """Something was not stored: what comes next continues nothing that came before."""
+        """After a failed write: later calls do not continue earlier ones."""
         self.lost += 1
         self._known = [_Known() for _ in self._known]
         self._tools, self._by_node = {}, {}
@@ -128,8 +128,7 @@ class Coder:
             self._known.append(_Known())
 
     def _base(self, call: ModelCall, prompt: bytes) -> tuple[int, int]:
-        """The earlier call that this one continues the longest, and by how many bytes of tokens (none where there are
-        messages alone)."""
+        """The earlier call with the longest common prefix, and its length in bytes of tokens."""
         last = len(self._known) - 1
         tried = [self._by_node[call.node]] if call.node in self._by_node else []
         best, longest = -1, 0
@@ -162,7 +161,7 @@ _APART = {"prompt_ids", "sampled_ids", "logprobs", "messages", "tools"}
 
 
 def as_json(value: Any) -> bytes:
-    """JSON in UTF-8, escaped where a text is not Unicode: models do say half a surrogate pair."""
+    """JSON in UTF-8, escaped if a text is not valid Unicode: models do sample half a surrogate pair."""
     try:
         return json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -170,7 +169,7 @@ def as_json(value: Any) -> bytes:
 
 
 def model_json(model: BaseModel, **options: Any) -> bytes:
-    """The same of a pydantic model."""
+    """The same for a pydantic model."""
     try:
         return model.model_dump_json(**options).encode()
     except PydanticSerializationError:
@@ -178,7 +177,7 @@ def model_json(model: BaseModel, **options: Any) -> bytes:
 
 
 def digest(call: ModelCall) -> str:
-    """What stands for a call's tokens in a certificate: SHA-256 of its ids and log-probabilities."""
+    """The digest of a call's tokens in a certificate: SHA-256 of ids and log-probabilities."""
     logprobs = _bytes(array("f", call.logprobs))
     return _hashed(_ints(call.prompt_ids), _ints(call.sampled_ids), logprobs)
 
@@ -189,7 +188,7 @@ def _hashed(prompt: bytes, sampled: bytes, logprobs: bytes) -> str:
 
 
 def _common(left: tuple[Any, ...], other: tuple[Any, ...]) -> int:
-    """How many items two tuples begin with in common."""
+    """Number of equal items at the beginning of two tuples."""
     longest = min(len(left), len(other))
     if left[:longest] == other[:longest]:
         return longest
@@ -197,7 +196,7 @@ def _common(left: tuple[Any, ...], other: tuple[Any, ...]) -> int:
 
 
 def _common_tokens(left: bytes, other: bytes) -> int:
-    """How many bytes of whole tokens two sequences begin with in common; slices are compared, in C."""
+    """Length of the common prefix of two token sequences, in bytes; compares slices, in C."""
     low, high = 0, min(len(left), len(other))
     if left[:WIDTH] != other[:WIDTH]:
         return 0

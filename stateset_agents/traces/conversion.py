@@ -1,4 +1,4 @@
-"""What a recorder heard, made into the parts of a trace: later, and by whoever keeps it."""
+"""Converts a recorder's events into the parts of a trace; called later, by the writer."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from stateset_agents.trace import ModelCall, Status, ToolCall, Trace
 
 @dataclass(slots=True)
 class RecordedRequest:
-    """A model that was called, and where."""
+    """A called model, with its place in the run."""
 
     node: str
     namespace: str
@@ -30,11 +30,11 @@ SAMPLING = (
     "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias",
     "response_format", "guided_json", "structured_outputs",
 )  # fmt: skip
-"""What else than the temperature changes the distribution that is sampled from."""
+"""Parameters besides temperature that change the sampling distribution."""
 
 
 def sampling(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a request, what it says of how to sample: its temperature, None where it names none, and the rest."""
+    """A request's sampling parameters: the temperature (None if not given) and the others."""
     settings = {**parameters, **(parameters.get("extra_body") or {})}
     temperature = settings.get("temperature")
     rest = {name: _plain(settings[name]) for name in SAMPLING if settings.get(name) is not None}
@@ -140,7 +140,7 @@ def finished(
 
 
 def _own_tools(attempts: Any) -> tuple[ToolCall, ...]:
-    """The attempts in the state of an agent of ours, whose tools are not LangChain's."""
+    """The tool calls in the state of a shop agent, whose tools are not LangChain's."""
     if not isinstance(attempts, list) or not all(
         isinstance(attempt, dict)
         and {"id", "name", "arguments", "status", "result"} <= attempt.keys()
@@ -173,7 +173,7 @@ def _result(output: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Data that JSON can hold; what it cannot is told in words."""
+    """The value as JSON data; other objects as text."""
     if isinstance(value, str | int | float | bool) or value is None:
         return value
     if isinstance(value, dict):
@@ -192,7 +192,7 @@ _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"
 
 
 def openai_message(message: Any) -> dict[str, Any]:
-    """A message of OpenAI's or LangChain's, as a constructor or plain, in OpenAI's form."""
+    """A message of OpenAI or LangChain, as an object or a dict, in OpenAI's form."""
     source = message
     if isinstance(source, dict) and source.get("lc") and source.get("type") == "constructor":
         source = {

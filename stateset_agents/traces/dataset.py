@@ -1,4 +1,4 @@
-"""What a store holds that can be trained on, and how.
+"""The traces of a store that can be trained on, and the method.
 
 exact traces of one request      by their rewards
 text, answered better and worse  the better is preferred
@@ -16,11 +16,11 @@ from stateset_agents.trace import ModelCall, Trace
 
 Method = Literal["auto", "rl", "sft", "dpo"]
 LEARNED_FROM = "phase IN ('', 'train')"
-"""Which of a store's traces are no evaluations: recorded runs, and what training and `collect` played."""
+"""Phases that are not evaluations: recorded runs, and episodes of training and `collect`."""
 
 
 class OfflineDataset:
-    """What a store holds that can be trained on."""
+    """The traces of a store that can be trained on."""
 
     def __init__(self, every: Sequence[Trace]) -> None:
         self.every = list(every)
@@ -37,7 +37,7 @@ class OfflineDataset:
         ]
 
     def method(self, requested: Method) -> tuple[Literal["rl", "sft", "dpo"], str]:
-        """How to learn from it, and why so. Raises BadInput where there is nothing."""
+        """The training method and the reason. Raises BadInput if no trace can be used."""
         if requested != "auto":
             return requested, "as requested"
         if self.exact:
@@ -56,7 +56,7 @@ class OfflineDataset:
         return "sft", reason + "no request was answered twice, so the better ones are imitated"
 
     def groups(self) -> list[list[Trace]]:
-        """Exact traces that answer the same request. Raises BadInput where there are none."""
+        """Groups of exact traces that answer the same request. Raises BadInput if there are none."""
         grouped: dict[tuple[str, ...], list[Trace]] = defaultdict(list)
         for trace in self.plain:
             grouped[_start_of(trace)].append(trace)
@@ -70,7 +70,7 @@ class OfflineDataset:
         return groups
 
     def temperature(self) -> float:
-        """The one at which all were sampled. Raises BadInput where there are several."""
+        """The temperature of all groups. Raises BadInput if there are several."""
         temperatures = sorted({c.temperature for t in self.plain for c in t.calls}, key=str)
         if len(temperatures) != 1 or not temperatures[0]:
             raise BadInput(
@@ -81,12 +81,12 @@ class OfflineDataset:
 
 
 def is_measurement(trace: Trace) -> bool:
-    """Whether it was played to measure a policy: what is measured on is never learned from."""
+    """Whether it was played to measure a policy: such traces are never trained on."""
     return trace.scenario is not None and trace.scenario.split not in ("train", "user")
 
 
 def _start_of(trace: Trace) -> tuple[str, ...]:
-    """What makes traces comparable: they began with the very same tokens, at the same node, in the same scenario."""
+    """The key of comparable traces: same scenario, same node, and the same first prompt tokens."""
     first = trace.calls[0]
     prompt = hashlib.sha256(array("i", first.prompt_ids)).hexdigest()
     return trace.scenario.id if trace.scenario else "", first.node, prompt
@@ -99,7 +99,7 @@ _NEUTRAL = {
 
 
 def modifies_distribution(call: ModelCall) -> bool:
-    """Whether a call was sampled from another distribution than softmax(logits / temperature), which a trainer computes."""
+    """Whether a call was sampled from another distribution than softmax(logits / temperature), such as with top_p."""
     for name, value in call.sampling.items():
         neutral = _NEUTRAL.get(name, ())
         if value not in (neutral if isinstance(neutral, tuple) else (neutral,)):

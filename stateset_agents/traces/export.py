@@ -1,4 +1,4 @@
-"""Traces as files: JSON lines or Parquet, out of a store and back into one, equal."""
+"""Export and import of traces as JSON lines or Parquet, without loss."""
 
 import json
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from stateset_agents.traces.codec import model_json
 from stateset_agents.traces.store import TraceStore
 
 BATCH = 200
-"""Traces of a Parquet row group, which is what is held in memory."""
+"""Traces in a Parquet row group, which is held in memory."""
 
 
 class Entry(BaseModel):
-    """A trace with what a store knows of it."""
+    """A trace with its columns in the store."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -30,8 +30,8 @@ class Entry(BaseModel):
 
 
 def export(store: TraceStore, file: Path, *, phase: str | None = None) -> int:
-    """Write a store's traces, oldest first; how many. The kind of file is told by its ending. What is there is replaced
-    when all is written."""
+    """Write a store's traces, oldest first; returns their number. The file's ending selects the format. An existing file is
+    replaced when everything is written."""
     beside = file.with_name(f"{file.name}.writing")
     write = {".jsonl": _to_lines, ".parquet": _to_parquet}.get(file.suffix)
     if write is None:
@@ -42,9 +42,9 @@ def export(store: TraceStore, file: Path, *, phase: str | None = None) -> int:
 
 
 def load(store: TraceStore, file: Path) -> tuple[int, int]:
-    """Put a file's traces into a store; how many, and how many were left out: those that were there already, and
-    those of customers who were forgotten since. All are read before the first is
-    stored. Raises BadInput with the line for a file that is cut off or not ours."""
+    """Put a file's traces into a store. Returns how many were new, and how many were left out: already there, or of erased
+    customers. All are read before the first is stored. Raises BadInput with the line for a file that is cut off or has another
+    format."""
     count = sum(1 for _ in read(file))
     there = {str(row[0]) for row in store.ids()}
     new = 0
@@ -140,7 +140,7 @@ def _to_parquet(stored: Iterator[Entry], file: Path) -> int:
 
 
 def _columns(entry: Entry) -> dict[str, Any]:
-    """What a reader without us can filter by, and the whole as JSON."""
+    """Columns for filtering with other tools, and the whole trace as JSON."""
     trace, goal = entry.trace, entry.trace.goal_score
     return {
         "id": trace.id,

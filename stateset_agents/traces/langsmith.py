@@ -1,9 +1,9 @@
-"""LangSmith both ways: its runs become traces of stated exactness, our traces become its runs, with feedback.
+"""LangSmith: import of runs as traces, and export of traces as runs, with feedback.
 
     stateset-agents traces langsmith import traces.db --project shop --days 7     # or --file export.jsonl | .parquet
     stateset-agents traces langsmith export traces.db --project shop
 
-LangSmith keeps messages and no token ids: what comes from there is `text`.
+LangSmith stores messages and no token ids: imported traces are `text`.
 """
 
 import datetime
@@ -29,7 +29,7 @@ SELECTS: list[Any] = [
 
 
 async def fetched(client: Client, project: str, *, since: datetime.datetime) -> AsyncIterator[Run]:
-    """The runs of a project since a time. Raises BadInput for a project that is not there."""
+    """The runs of a project since a time. Raises BadInput for an unknown project."""
     from langsmith.utils import LangSmithError
 
     try:
@@ -46,7 +46,7 @@ async def fetched(client: Client, project: str, *, since: datetime.datetime) -> 
 
 
 def read(file: Path) -> Iterator[Run]:
-    """The runs of an export, JSON lines or Parquet. Raises BadInput with the line for what is none."""
+    """The runs of an export, JSON lines or Parquet. Raises BadInput with the line for anything else."""
     if file.suffix == ".parquet":
         from stateset_agents.traces.export import pyarrow
 
@@ -77,7 +77,7 @@ def read(file: Path) -> Iterator[Run]:
 
 
 def traces_of(runs: Iterable[Run]) -> Iterator[Trace]:
-    """Runs as traces: a trace for each root, its model and tool calls in their order."""
+    """Runs as traces: a trace for each root, with its model and tool calls in order."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         plain = {name: _decoded(value) for name, value in run.items()}
@@ -156,7 +156,7 @@ def _tool(run: dict[str, Any]) -> ToolCall:
 
 
 def _answer(outputs: dict[str, Any]) -> dict[str, Any] | None:
-    """An answer as LangChain writes it, as OpenAI does, or as a bare message."""
+    """An answer in LangChain's form, in OpenAI's, or as a plain message."""
     generations, choices = outputs.get("generations"), outputs.get("choices")
     if generations:
         first = generations[0][0] if isinstance(generations[0], list) else generations[0]
@@ -182,7 +182,7 @@ def _feedback(stats: dict[str, Any]) -> Iterator[Feedback]:
 
 
 def _decoded(value: Any) -> Any:
-    """What a Parquet export has as JSON text."""
+    """A field that a Parquet export has as JSON text."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         try:
             return json.loads(value)
@@ -203,8 +203,8 @@ def _seconds(value: Any) -> float:
 
 
 def store_all(store: TraceStore, imported: Iterable[Trace]) -> tuple[int, int]:
-    """Put traces into a store; how many, and how many were left out: those that were there already, and those of
-    customers who were forgotten. One that was under way when it was imported is replaced by its whole."""
+    """Put traces into a store. Returns how many were new, and how many were left out: already there, or of erased customers. A
+    trace that was incomplete at its first import is replaced."""
     there = {str(row[0]): row[1] for row in store.read("SELECT id, status FROM runs")}
     pending = []
     known = 0
@@ -220,7 +220,7 @@ def store_all(store: TraceStore, imported: Iterable[Trace]) -> tuple[int, int]:
 
 
 def upload(store: TraceStore, client: Client, project: str, *, phase: str | None = None) -> int:
-    """Send a store's traces to a project as runs, with scores, policy versions and feedback; how many."""
+    """Send a store's traces to a project as runs, with scores, policy versions and feedback. Returns their number."""
     count = 0
     there = client.create_project(project, upsert=True).id
     for trace_phase, step, score, trace in store.graded(phase=phase):
@@ -284,7 +284,7 @@ def _uploaded(client: Client, project: str, trace: Trace, about: dict[str, Any])
 
 
 def _uuid(name: str) -> uuid.UUID:
-    """A trace's id where it is one; else one that is always the same for it."""
+    """The trace's id as a UUID, or a UUID made from it."""
     try:
         return uuid.UUID(name)
     except ValueError:

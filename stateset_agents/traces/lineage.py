@@ -1,4 +1,4 @@
-"""What proves that the tokens an adapter learned from were sampled by the version that is named.
+"""Lineage: proves that the tokens an adapter learned from were sampled by the recorded version.
 
 response id -> hash of ids and log-probabilities -> trace and call -> policy version -> adapter
 """
@@ -17,7 +17,7 @@ _LEARN = (
 )
 _DESCEND = "INSERT INTO adapters VALUES(?, ?) ON CONFLICT DO NOTHING"
 Kept = dict[int, tuple[str, str, str]]
-"""Digest, response id and version of a run's calls, by number, as they were written beside the tokens."""
+"""Digest, response id and version of a run's calls, by number."""
 
 _CERTIFICATES = (
     "SELECT trained.adapter, trained.run, trained.number, trained.response_id, trained.digest, trained.version, "
@@ -31,7 +31,7 @@ _CERTIFICATES = (
 def certify(
     store: TraceStore, adapter: str, rows: Sequence[tuple[str, int, ModelCall]], *, parent: str = ""
 ) -> Written:
-    """Queue that an adapter, which was trained on from `parent`, learned from calls, given as trace, number and call."""
+    """Record that an adapter, trained from `parent`, learned from calls, given as (trace, number, call)."""
     learned = [
         (_LEARN, (run, number, adapter, call.response_id, digest(call), call.version, run))
         for run, number, call in rows
@@ -40,10 +40,8 @@ def certify(
 
 
 def problems(store: TraceStore) -> Iterator[str]:
-    """What is wrong with a store, and with the certificates of adapters trained from it, one by one.
-
-    A run that was forgotten or pruned is no problem: what an adapter learned from it is still named.
-    """
+    """The problems of a store and of its adapters' certificates, one by one. An erased run is not a problem: its certificate
+    stays."""
     for row in store.rows():
         kept = {
             int(number): (str(hashed), str(response), str(version))

@@ -1,4 +1,4 @@
-"""Reading a trace store: whole traces, one by one, and plain columns of many."""
+"""Reads a trace store: whole traces one by one, or columns of many."""
 
 import json
 import zlib
@@ -103,16 +103,15 @@ class TraceReader:
         return self._tables.read("SELECT id, status, head FROM runs ORDER BY started, id")
 
     def read(self, sql: str, *values: object) -> Iterator[Row]:
-        """Rows of a query of one's own, for who knows the tables (`traces/tables.py`)."""
+        """Rows of your own query on the tables (`traces/tables.py`)."""
         return self._tables.read(sql, *values)
 
     def trace_of(self, row: Row) -> Trace:
-        """The trace whose id, status and head these are. What of it cannot be read is counted in `lost`, and told in
-        its error."""
+        """The trace of a row of id, status and head. Parts that cannot be read are counted in `lost` and named in its error."""
         return self.inspected(row)[0]
 
     def inspected(self, row: Row) -> tuple[Trace, dict[int, ModelCall], list[str]]:
-        """A trace as it can be read, its model calls by number, and what cannot be read of it."""
+        """The readable part of a trace, its model calls by number, and the problems."""
         run, status, head = row
         calls, problems = self._calls(run)
         try:
@@ -144,7 +143,7 @@ class TraceReader:
         return trace.model_copy(update=update), calls, problems
 
     def _calls(self, run: str) -> tuple[dict[int, ModelCall], list[str]]:
-        """The model calls of a run by number, and what is wrong with each that cannot be read."""
+        """The model calls of a run by number, and the problems of unreadable ones."""
         coder = Coder()
         calls: dict[int, ModelCall] = {}
         problems = []

@@ -1,9 +1,9 @@
-"""The recorder listens to runs of any LangGraph graph and keeps every model call and tool call with its node.
+"""The recorder listens to runs of any LangGraph graph and records every model call and tool call with its node.
 
-    graph = record(graph, store)        # the same graph, with the same results; what it does is in the store
+    graph = record(graph, store)        # the same graph, with the same results; its runs are in the store
 
-It is a callback handler, works in the event loop, and only takes references (of a list or a dict, a shallow copy: the
-app goes on with its own): whatever costs more is done by whom it hands them to.
+It is a callback handler in the event loop and only takes references (of lists and dicts shallow copies, because the app may
+change them); the sink does the rest of the work.
 """
 
 import os
@@ -44,16 +44,16 @@ class _Run:
     calls: int = 0
     waiting: bool = False
     customer: str = ""
-    """Whose it turned out to be."""
+    """The customer, as soon as it is known."""
     attempts: dict[str, int] = field(default_factory=dict)
-    """How often each task was tried, by checkpoint namespace."""
+    """Number of attempts of each task, by checkpoint namespace."""
     open: set[int] = field(default_factory=set)
-    """Ids of the model and tool calls that began in it and have not ended."""
+    """Ids of running model and tool calls."""
 
 
 @dataclass(slots=True)
 class _Attempt:
-    """One try of one node, perhaps inside one of another graph."""
+    """One attempt of one node, perhaps inside another graph's node."""
 
     node: str
     namespace: str
@@ -64,16 +64,16 @@ class _Attempt:
 
 @dataclass(slots=True)
 class _Place:
-    """Where in a run something happens."""
+    """The place of an event in a run."""
 
     run: _Run
     attempt: _Attempt | None
     opens: bool
-    """Whether this very call is the attempt's own."""
+    """Whether this call is the attempt itself."""
 
 
 class Recorder(GraphCallbackHandler):
-    """Pass it in `config["callbacks"]`, or use `record`. `texts` says whether messages are kept of each call."""
+    """Pass it in `config["callbacks"]`, or use `record`. `texts`: whether each call's messages are kept."""
 
     run_inline = True  # in the event loop: a hop to a thread costs ten times the work
 
@@ -150,7 +150,7 @@ class Recorder(GraphCallbackHandler):
         self, serialized: dict[str, Any] | None, prompts: list[str], *, run_id: UUID,
         parent_run_id: UUID | None = None, metadata: dict[str, Any] | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        """A model that completes texts."""
+        """A text-completion model starts."""
         self._model_starts([HumanMessage(prompts[0])], run_id, parent_run_id, metadata, kwargs)
 
     def _model_starts(
@@ -227,7 +227,7 @@ class Recorder(GraphCallbackHandler):
         self, serialized: dict[str, Any] | None, query: str, *, run_id: UUID, parent_run_id: UUID | None = None,
         metadata: dict[str, Any] | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        """What looks documents up is a tool that is given a query."""
+        """A retriever counts as a tool with a query."""
         self.on_tool_start(
             serialized, query, run_id=run_id, parent_run_id=parent_run_id, metadata=metadata, inputs={"query": query},
             **kwargs,
@@ -266,7 +266,7 @@ class Recorder(GraphCallbackHandler):
     def _place(
         self, run_id: UUID, parent: UUID | None, about: dict[str, Any], options: dict[str, Any]
     ) -> _Place:
-        """Where a call happens; a call outside every graph is a run of its own."""
+        """The place of a call; a call outside a graph is a run of its own."""
         above = self._places.get(parent.int) if parent is not None else None
         if above is not None:
             return above
@@ -318,18 +318,16 @@ class Recorder(GraphCallbackHandler):
 
 
 def _copied(value: Any) -> Any:
-    """The value as it is now: lists and dicts of an app's state go on changing."""
+    """A shallow copy: an app's lists and dicts change later."""
     if isinstance(value, dict):
         return {key: list(v) if isinstance(v, list) else v for key, v in value.items()}
     return list(value) if isinstance(value, list) else value
 
 
 def record(graph: Graph, sink: TraceSink, *, redact: Redactor | bool = True) -> Graph:
-    """The same graph; what its runs do is kept in a TraceStore. Raises BadInput for what is no LangGraph graph.
-
-    Whose conversation it is, so that it can be forgotten, is read from `customer` or `user_id` in the metadata of a
-    run's config, and from the session of an agent of ours. Personal data is redacted unless `redact` is False.
-    """
+    """Returns the same graph, whose runs are recorded into a TraceStore. Raises BadInput for anything but a LangGraph graph.
+    The customer's id, for erasing on request, is read from `customer` or `user_id` in the metadata of a run's config, or from a
+    shop agent's session. Personal data is redacted unless `redact` is False."""
     configured = getattr(graph, "with_config", None)
     if configured is None:
         raise BadInput(f"Expected a compiled LangGraph graph, found {type(graph).__name__}.")
@@ -344,7 +342,7 @@ _never: ContextVar[Any] = ContextVar("stateset_agents_recorder", default=None)
 
 
 class ProcessRecorder(Recorder):
-    """Every LangChain run of a process. LangChain makes one whenever a run begins; they are all the same."""
+    """Every LangChain run of a process. LangChain makes one for each run; all share the same state."""
 
     _instance: ClassVar[Any] = None
 
@@ -361,8 +359,8 @@ class ProcessRecorder(Recorder):
 
 
 def record_process() -> None:
-    """Record every run of this process where `STATESET_RECORD` is set: into the store that it names (a file or
-    `postgresql://…`), or into traces.db where it is 1. `import stateset_agents` does it."""
+    """Record every run of this process if `STATESET_RECORD` is set: into the store that it names (a file or `postgresql://…`),
+    or into traces.db if it is 1. `import stateset_agents` does it."""
     register_configure_hook(
         _never, inheritable=True, handle_class=ProcessRecorder, env_var=VARIABLE
     )

@@ -1,4 +1,4 @@
-"""What a store's tables hold: runs, calls, tool calls and feedback as rows, and the statements that write them."""
+"""Rows of a store's tables (runs, calls, tool calls, feedback) and the statements that write them."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ _AT_END = (
 )  # fmt: skip
 RUN = f"INSERT INTO runs({', '.join(COLUMNS)}) VALUES({', '.join('?' * len(COLUMNS))})"
 END = f"{RUN} ON CONFLICT(id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _AT_END)}"
-"""Where the beginning could not be stored, the end still is."""
+"""If the beginning could not be stored, the end still is."""
 CALL = "INSERT INTO calls VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 TOOL = "INSERT INTO tools VALUES(?, ?, ?)"
 DISCARD = "UPDATE calls SET discarded = 1 WHERE run = ? AND number = ?"
@@ -63,7 +63,7 @@ def call_row(run: str, number: int, coder: Coder, call: ModelCall) -> Statement:
 
 
 def migrate(tables: Tables) -> None:
-    """Traces of a store of version 1, which kept each as one body."""
+    """Traces of a store of version 1, which had one body each."""
     try:
         old = list(tables.read("SELECT phase, step, reward, score, body FROM traces_1"))
     except Exception as error:
@@ -84,7 +84,7 @@ def migrate(tables: Tables) -> None:
 
 
 def is_forgotten(tables: Tables, trace: Trace) -> bool:
-    """Whether a trace is of a customer who was forgotten after it began: it must not come back, by an import or otherwise."""
+    """Whether a trace belongs to a customer who was erased after it began: it must not come back, for example by an import."""
     if not trace.customer:
         return False
     rows = tables.read("SELECT at FROM forgotten WHERE customer = ?", customer_hash(trace.customer))

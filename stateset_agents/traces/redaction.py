@@ -1,8 +1,6 @@
-"""Personal data is taken out before anything is stored: e-mail addresses, phones, cards, IBANs, streets.
-
-What is found becomes `[email]`, `[phone]`, `[card]`, `[iban]`, `[address]`. The tokens of a call in which something was found
-are dropped with it, since they say the same: such a call is `text`, and nothing is trained on it as sampled. With a
-key they are kept, encrypted, for `unseal`.
+"""Removes personal data before anything is stored: e-mail addresses, phones, cards, IBANs, streets become `[email]`, `[phone]`,
+`[card]`, `[iban]`, `[address]`. The tokens of such a call are dropped too, since they contain the same data: the call is `text`
+and is not trained on. With a key the tokens are kept, encrypted, for `unseal`.
 
 Phones: the library phonenumbers. Cards and IBANs: the checksums of python-stdnum.
 """
@@ -24,11 +22,11 @@ from stateset_agents.trace import ModelCall, ToolCall, Trace
 from stateset_agents.traces.sink import TraceSink
 
 LONG = 10_000_000
-"""A number from which on it may be a phone's or a card's."""
+"""The least digits of a phone's or card's number."""
 REGIONS = ("US", "GB", "DE", "FR", "ES", "PT", "BR")
-"""Where a phone number without a country's code may be from."""
+"""Countries of phone numbers without a country code."""
 BLOB = 2000
-"""Characters of base64 in a row from which on a text is data, such as a picture's, in which nobody's phone is looked for."""
+"""Base64 texts of this length or more are data, such as a picture, and are not searched."""
 # Every repetition has a bound, or begins where nothing like it is before: time is linear in the text.
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
 _CARD = re.compile(r"(?<![\w-])(?:\d[ .\u2013-]?){12,18}\d(?![\w-])(?! ?\d)")
@@ -36,18 +34,18 @@ _ISSUER = re.compile(
     r"4\d{12,18}|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|(?:6011|64[4-9]\d|65\d\d|35\d\d)\d{12}|"
     r"3(?:0[0-5]|[68]\d)\d{11}|(?:50|5[6-9]|6[0-9])\d{10,17}|62\d{14,17}"
 )
-"""How the numbers of cards begin, by their issuers, and how long they are."""
+"""Prefixes and lengths of card numbers, by issuer."""
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{2,4}){3,8}\b")
 _SPELT = re.compile(
     r"\b[\w.+-]{2,40} ?(?: at |\(at\)|\[at\]| arroba | arobase ) ?[\w-]{2,40} ?(?: dot |\(dot\)|\[dot\]| punkt |\(punkt\)| punto | point | ponto ) ?[a-z]{2,8}\b",
     re.IGNORECASE,
 )
-"""An e-mail address that is spelt out."""
+"""An e-mail address in words."""
 _CALLED = re.compile(
     r"\b(?i:tel|phone|call|mobile|handy|telefon|teléfono|téléphone|telefone|telemóvel|celular|móvil|portable)\w*[.:]? {0,2}"
     r"(?:[a-zà-ü]{2,8} ){0,3}((?!0?[89]00|01[38]\d)\+?\d(?:[ ()/.-]{0,2}\d){6,14})"
 )
-"""A number that is said to be one to call, however it is written."""
+"""A number that the text calls a phone number, in any format."""
 _DIGITS = re.compile(r"(?:\d[\s()./+-]{0,4}){8}")
 _STREET = re.compile(
     r"\b[A-ZÄÖÜÉ][\wäöüßéèàçñãõ'-]{2,30} \d{1,4}[a-z]?, \d{4,5} [A-ZÄÖÜÉ]\w+|\b\d{1,4},? (?:[\wéèà'-]{2,20} ){2,5}?\d{5} [A-ZÉ]\w+|"
@@ -60,7 +58,7 @@ _STREET = re.compile(
 
 
 class Redactor:
-    """Takes personal data out of texts, calls and traces. With `key` (of `new_key`) dropped tokens are kept sealed."""
+    """Removes personal data from texts, calls and traces. With `key` (of `new_key`) dropped tokens are kept, encrypted."""
 
     def __init__(self, *, key: bytes | None = None) -> None:
         self._seal = None if key is None else _fernet(key)
@@ -70,7 +68,7 @@ class Redactor:
         return self._known(text)
 
     def value(self, value: Any) -> Any:
-        """A text, a number, or every one in lists and dicts, their keys included. A text that is JSON stays JSON."""
+        """A text or number, or all of them in lists and dicts, including keys. JSON text stays JSON."""
         if isinstance(value, str):
             return self._inside(value) if value[:1] in ("{", "[") else self._known(value)
         if isinstance(value, dict):
@@ -83,13 +81,13 @@ class Redactor:
         return value
 
     def thread(self, thread: str) -> str:
-        """A thread's id, in whose place stands a hash where it tells who somebody is: threads stay apart."""
+        """A thread's id, or a hash of it if it contains personal data, so that threads stay separate."""
         if self._known(thread) == thread:
             return thread
         return f"redacted-{hashlib.sha256(thread.encode(errors='replace')).hexdigest()[:24]}"
 
     def _inside(self, text: str) -> str:
-        """Of JSON, what is escaped in it as well."""
+        """JSON text, including its escaped strings."""
         try:
             value = json.loads(text)
         except ValueError:
@@ -118,7 +116,7 @@ class Redactor:
         )
 
     def trace(self, trace: Trace) -> Trace:
-        """A whole trace. Where its conversation holds personal data, no call of it keeps its tokens."""
+        """A whole trace. If its conversation contains personal data, no call keeps its tokens."""
         messages = self.value(trace.messages)
         calls = tuple(self.call(call) for call in trace.model_calls)
         if messages != trace.messages:
@@ -159,7 +157,7 @@ class Redactor:
 
 
 class Redacted:
-    """A sink that hears everything without personal data."""
+    """A sink that gets everything without personal data."""
 
     def __init__(self, sink: TraceSink, redactor: Redactor) -> None:
         self._sink, self._redactor = sink, redactor
@@ -193,7 +191,7 @@ class Redacted:
 
 
 def unseal(trace: Trace, key: bytes) -> Trace:
-    """The trace with the tokens that were sealed under this key. Raises BadInput where it is another key."""
+    """The trace with its sealed tokens, decrypted. Raises BadInput for another key."""
     from cryptography.fernet import InvalidToken
 
     fernet = _fernet(key)
@@ -216,7 +214,7 @@ def unseal(trace: Trace, key: bytes) -> Trace:
 
 
 def new_key() -> bytes:
-    """A key to seal tokens under. Extra: `seal`."""
+    """A new key for sealing tokens. Extra: `seal`."""
     from cryptography.fernet import Fernet
 
     return Fernet.generate_key()
@@ -234,7 +232,7 @@ def _fernet(key: bytes) -> Any:
 
 
 def personal(text: str) -> list[tuple[str, str]]:
-    """Personal data in a text, as pairs of a kind (email, card, iban, phone, address) and what stands there.
+    """Personal data in a text, as pairs of kind (email, card, iban, phone, address) and text.
 
     >>> personal("Mail ann@example.com, card 4111 1111 1111 1111.")
     [('email', 'ann@example.com'), ('card', '4111 1111 1111 1111')]
@@ -256,7 +254,7 @@ def _redacted(text: str) -> str:
 
 
 def _matches(text: str) -> list[tuple[int, int, str]]:
-    """Where personal data is, in order; what is found first by kind is not found again as another."""
+    """Positions of personal data, in order; each is matched by the first kind only."""
     if len(text) > BLOB and (parts := _BLOB.split(text))[1:]:  # every second one is a blob
         between, at = list[tuple[int, int, str]](), 0
         for number, part in enumerate(parts):
@@ -305,7 +303,7 @@ _NOBODYS = {
     phonenumbers.PhoneNumberType.SHARED_COST,
     phonenumbers.PhoneNumberType.UAN,
 }
-"""Kinds of numbers that belong to companies."""
+"""Kinds of company numbers."""
 
 
 def _phones(text: str) -> list[tuple[int, int]]:

@@ -1,8 +1,6 @@
-"""A recorded run of somebody's graph again, with the recorded answers of its models and tools instead of theirs.
-
-Models are answered through LangChain's cache, tools in place of their own `run`; whatever is asked that the record does not
-hold is the first divergence. For a process of its own (`traces replay --graph`): both hooks are the process's.
-"""
+"""Replays a recorded run of any graph with the recorded answers of its models and tools. Models are answered through
+LangChain's cache, tools instead of their `run`; the first request that is not in the record is the divergence. Both hooks are
+process-wide, so it needs its own process (`traces replay --graph`)."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -27,11 +25,11 @@ from stateset_agents.traces.conversion import openai_message
 
 
 class Diverged(StatesetError):
-    """The run asks for what the record does not hold."""
+    """The run makes a request that is not in the record."""
 
 
 class _Script(BaseCache):
-    """What the record says, each thing once, whoever asks first. After a swap, what it does not hold is really asked."""
+    """The recorded answers, each given once. After a swap, requests that are not in the record are really made."""
 
     def __init__(self, traces: Sequence[Trace], swap: tuple[str, Any] | None) -> None:
         self.calls = [call for trace in traces for call in trace.calls]
@@ -55,7 +53,7 @@ class _Script(BaseCache):
     def clear(self, **kwargs: Any) -> None: ...
 
     def use(self, name: str, arguments: Any) -> ToolCall | None:
-        """The recorded call, None where the tool is to be really used."""
+        """The recorded call; None if the tool must really run."""
         given = arguments if isinstance(arguments, dict) else {"input": arguments}
         for call in self.tools:
             if call.name == name and call.arguments == given:
@@ -72,12 +70,9 @@ class _Script(BaseCache):
 async def replay(
     graph: Any, traces: Sequence[Trace], *, swap: tuple[str, Any] | None = None
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """Run `graph` from the inputs of a thread's runs, in order; the messages at the end of the last, and the first
-    divergence, None where it is the same. With `swap`, a tool's first result is another one, and models and tools
-    that the record does not know are really used.
-
-    Raises BadInput for a run that has no input on record.
-    """
+    """Run `graph` from the inputs of a thread's runs, in order; the messages at the end of the last, and the first divergence,
+    or None if it is identical. With `swap`, a tool's first result is replaced, and calls that are not in the record are really
+    made. Raises BadInput for a run without a recorded input."""
     script = _Script(traces, swap)
     config: Any = {"configurable": {"thread_id": f"replay-{traces[0].id}"}, "recursion_limit": 100}
     state: Any = {}
@@ -140,7 +135,7 @@ def _scripted(script: _Script) -> Iterator[None]:
 
 
 def _hands_over(call: ToolCall) -> bool:
-    """A tool that answers with a command to the graph: that is the graph's own doing, and done again."""
+    """A tool that returns a command to the graph: it is run again."""
     return isinstance(call.result, dict) and "command" in call.result
 
 
@@ -160,7 +155,7 @@ def _answer(call: ModelCall) -> AIMessage:
 
 
 def _comparable(message: dict[str, Any]) -> dict[str, Any]:
-    """What counts of a message: who says what, and calls by name and arguments."""
+    """The compared parts of a message: role, text, and calls by name and arguments."""
     calls = [
         (call["function"]["name"], json.loads(call["function"]["arguments"] or "{}"))
         for call in message.get("tool_calls") or []

@@ -1,4 +1,4 @@
-"""What is erased from a store, and stays erased: a customer's runs, and the oldest ones."""
+"""Erases a customer's runs, or the oldest ones, for good."""
 
 import time
 
@@ -11,7 +11,7 @@ _THEIRS = (
     "(customer = ? OR (customer = '' AND thread <> '' AND thread IN "
     "(SELECT thread FROM runs WHERE customer = ?)))"
 )
-"""A customer's runs, with those of their threads from before it was known who speaks."""
+"""A customer's runs, including earlier ones of the same threads, before the customer was known."""
 _LEARNED = (
     "WITH RECURSIVE learned(name) AS (SELECT adapter FROM trained WHERE customer = ? OR run IN "
     f"(SELECT id FROM runs WHERE {_THEIRS}) UNION SELECT adapters.name FROM adapters JOIN learned ON "
@@ -26,8 +26,8 @@ SIZES = (
 
 
 def forget(store: TraceStore, customer: str) -> tuple[int, list[str]]:
-    """Erase every run of a customer. Returns how many there were, and the adapters that learned from them, with those that were
-    trained from these adapters."""
+    """Erase every run of a customer. Returns their number, and the adapters that learned from them, including adapters trained
+    from those."""
     if not customer:
         raise BadInput("Expected a customer's id, found ''.")
     both = (customer, customer)
@@ -52,8 +52,8 @@ def forget(store: TraceStore, customer: str) -> tuple[int, list[str]]:
 
 
 def prune(store: TraceStore, *, days: float | None = None, megabytes: float | None = None) -> int:
-    """Erase the oldest runs: those that began more than `days` days ago, and then as many as exceed `megabytes`. Returns how
-    many."""
+    """Erase the oldest runs: those that began more than `days` days ago, and then as many as exceed `megabytes`. Returns their
+    number."""
     erased = 0
     if days is not None:
         erased += _erase(store, "started < ?", (time.time() - days * 86_400,))

@@ -1,4 +1,4 @@
-"""Where a recorder leaves what it records."""
+"""Receivers of a recorder's events."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -7,7 +7,7 @@ from stateset_agents.trace import ModelCall, ToolCall, Trace
 
 
 class TraceSink(Protocol):
-    """A TraceStore is one. What `make` gives is made later, by whoever stores it."""
+    """What a recorder writes to, such as a TraceStore. `make` is called later, by the writer."""
 
     def begin(self, trace: Trace) -> object: ...
 
@@ -22,7 +22,7 @@ class TraceSink(Protocol):
 
 
 class CallBuffer:
-    """A sink in memory, of the calls alone: for roll-outs, which know the rest."""
+    """A sink in memory for model calls only: roll-outs know the rest."""
 
     def __init__(self) -> None:
         self._calls: dict[tuple[str, int], ModelCall] = {}

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Open:
-    """A run that was begun here and has not ended."""
+    """A run that began in this process and has not ended."""
 
     coder: Coder
     phase: str
@@ -54,11 +54,8 @@ class _Open:
 
 
 class TraceStore(TraceReader):
-    """A store at a path or a `postgresql://` URL. One that a newer version wrote is refused.
-
-    A store that nobody closes is closed when it is collected, or when the process ends, with all that was queued. A
-    process that forks has its own in the child.
-    """
+    """A store at a path or a `postgresql://` URL. A store of a newer version is refused. An unclosed store is closed, with
+    everything queued, when it is collected or the process ends. After a fork the child has its own connection."""
 
     def __init__(self, place: Path | str, *, create: bool = True) -> None:
         self._at = place
@@ -70,13 +67,13 @@ class TraceStore(TraceReader):
         self.place = self._tables.place
         self._runs: dict[str, _Open] = {}
         self._forgotten: set[str] = set()
-        """Runs that were erased while they were under way."""
+        """Running runs that were erased."""
         migrate(self._tables)
         self._writer = Writer(self._tables, lost=partial(_not_stored, self._runs))
         self._closing = weakref.finalize(self, self._writer.close)
 
     def _forked(self) -> None:
-        """In a child: its parent's thread is not there, and its parent's connection must be left alone."""
+        """In a forked child: the parent's thread does not exist, and the parent's connection must not be touched."""
         _parents.append((self._tables, self._writer))
         self._closing.detach()
         self._start(create=False)
@@ -150,7 +147,7 @@ class TraceStore(TraceReader):
         return [(TOOL, (run, coder.tools, body))]
 
     def _coder(self, run: str) -> Coder | None:
-        """Of a run that was begun here; None where it was erased since."""
+        """An open run of this process; None if it was erased."""
         if run in self._forgotten:
             return None
         if run not in self._runs:
@@ -184,7 +181,7 @@ class TraceStore(TraceReader):
         return self._writer.put(rows, run=run)
 
     def grade(self, run: str, score: Score | None) -> Written:
-        """Queue another score for a run, in the place of the one it has; None for none."""
+        """Queue a new score for a run, which replaces the old one; None removes it."""
         value = None if score is None else score.value
         encoded = None if score is None else json.dumps(score.model_dump(mode="json"))
         return self._writer.put(lambda: [(GRADE, (value, encoded, run))])
@@ -193,9 +190,8 @@ class TraceStore(TraceReader):
         self, key: str, value: float, *, trace: str = "", thread: str = "", response: str = "",
         comment: str = "",
     ) -> int:  # fmt: skip
-        """Attach feedback to a trace, to all runs of a thread, or to the run that a response id (a model's, or our
-        endpoint's) belongs to; how many traces got it. Personal data in the comment is redacted. Raises BadInput
-        where there is none."""
+        """Attach feedback to a trace, to all runs of a thread, or to the run with a response id (a model's, or our endpoint's).
+        Returns the number of traces. Personal data in the comment is redacted. Raises BadInput if there is none."""
         from stateset_agents.traces.redaction import Redactor  # what it needs takes long to import
 
         given = [name for name in (trace, thread, response) if name]
@@ -224,7 +220,7 @@ class TraceStore(TraceReader):
         return len(runs)
 
     def discard_from(self, phase: str, step: int) -> None:
-        """Remove traces of steps that were never committed, and what was learned from them."""
+        """Remove traces of steps that were never committed, with their certificates."""
         uncommitted = "SELECT id FROM runs WHERE phase = ? AND step >= ?"
 
         def erase() -> None:
@@ -239,20 +235,19 @@ class TraceStore(TraceReader):
         self._writer.alone(erase)
 
     def exclusively(self, work: Callable[[Tables], T]) -> T:
-        """Do something on the tables in the writer's turn: after all that was queued, and before anything else. Returns what `work`
-        does."""
+        """Run `work` on the tables in the writer's thread, after everything queued. Returns its result."""
         results: list[T] = []
         self._writer.alone(lambda: results.append(work(self._tables)))
         return results[0]
 
     def abandon(self, runs: Iterable[str]) -> None:
-        """Runs that are erased while they are under way: nothing more of them is written. To be called in the writer's turn."""
+        """Mark running runs as erased: nothing more of them is written. Call it in the writer's thread."""
         for run in self._runs.keys() & set(runs):
             self._forgotten.add(run)
             del self._runs[run]
 
     def is_forgotten(self, trace: Trace) -> bool:
-        """Whether a trace is of a customer who was forgotten after it began."""
+        """Whether a trace belongs to a customer who was erased after it began."""
         return is_forgotten(self._tables, trace)
 
     def put(self, statements: Sequence[Statement]) -> Written:
@@ -260,11 +255,11 @@ class TraceStore(TraceReader):
         return self._writer.put(lambda: list(statements))
 
     def flush(self) -> None:
-        """Wait until all that was queued is on disk."""
+        """Wait until everything queued is on disk."""
         self._writer.put(list).result()
 
     def close(self) -> None:
-        """Write what waits, then close."""
+        """Write everything queued, then close."""
         self._closing()
 
 
@@ -283,6 +278,6 @@ if hasattr(os, "register_at_fork"):
 
 
 def _not_stored(runs: dict[str, _Open], run: str) -> None:
-    """What comes next of the run may not go on from what is not there."""
+    """Later calls of the run must not continue a call that was not stored."""
     if run in runs:
         runs[run].coder.restart()

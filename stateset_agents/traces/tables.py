@@ -1,4 +1,4 @@
-"""Where traces lie: one schema in SQLite (write-ahead log) or PostgreSQL, with its migrations."""
+"""The tables of a store: one schema in SQLite (write-ahead log) or PostgreSQL, with migrations."""
 
 import abc
 import sqlite3
@@ -41,9 +41,9 @@ CREATE TABLE adapters(name TEXT PRIMARY KEY, parent TEXT NOT NULL);
 CREATE TABLE forgotten(customer TEXT PRIMARY KEY, at REAL NOT NULL);
 CREATE TABLE about(version INTEGER NOT NULL);
 """
-"""`trained` is the certificate: it says of every row that an adapter learned from whose tokens they were, and stays
-when a run is forgotten or pruned. `adapters` says which adapter training went on from. `forgotten` holds hashes of
-customers' ids, so that an old export does not bring them back."""
+"""`trained` is the certificate: the rows that each adapter learned from; it stays when a run is erased. `adapters` has the
+adapter that training started from. `forgotten` has hashes of erased customers' ids, so that an old export does not bring them
+back."""
 MIGRATIONS = {
     2: (
         "ALTER TABLE trained ADD COLUMN customer TEXT NOT NULL DEFAULT ''",
@@ -54,44 +54,43 @@ MIGRATIONS = {
         "UPDATE about SET version = 3",
     )
 }
-"""What makes a store of a version into one of the next."""
+"""Migrations from each version to the next."""
 
 Row = tuple[Any, ...]
 
 
 class Tables(abc.ABC):
-    """A connection that writes, and others that read beside it."""
+    """A writing connection, and separate ones for reading."""
 
     place: str
-    """As an error names it; without a password."""
+    """Its place for error messages, without a password."""
 
     @abc.abstractmethod
     def read(self, sql: str, *values: object) -> Iterator[Row]:
-        """Rows one by one, on a connection of its own: readers never block the writer."""
+        """Rows one by one, on a separate connection: readers never block the writer."""
 
     @abc.abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
-        """What is written inside is on disk afterwards, or not at all."""
+        """A transaction: everything written inside is on disk afterwards, or nothing."""
 
     @abc.abstractmethod
     def write(self, sql: str, rows: Sequence[Sequence[object]]) -> int:
-        """A statement for each row, inside a transaction; how many rows of the tables it changed."""
+        """Execute a statement for each row. Returns the number of changed rows."""
 
     @abc.abstractmethod
     def close(self) -> None: ...
 
     @abc.abstractmethod
     def shrink(self) -> None:
-        """Give the room of deleted rows back, so that nothing of them is left. Raises RunBroken where a reader is in
-        the way for too long."""
+        """Overwrite and free the space of deleted rows. Raises RunBroken if a reader blocks it for too long."""
 
     @abc.abstractmethod
     def passes(self, error: Exception) -> bool:
-        """Whether it is worth trying again: the database is locked, or the connection broke and another can be had."""
+        """Whether a retry can help: the database is locked, or the connection broke."""
 
     @abc.abstractmethod
     def explained(self, error: Exception) -> Exception:
-        """The error as whoever waits should read it."""
+        """The error for those who wait."""
 
 
 class SqliteTables(Tables):
@@ -265,7 +264,7 @@ def _typed(sql: str) -> str:
 
 
 def _placed(sql: str) -> Any:
-    """Question marks as psycopg has them; our statements hold no other."""
+    """Replace question marks by psycopg's placeholders."""
     return sql.replace("%", "%%").replace("?", "%s")
 
 

@@ -1,4 +1,4 @@
-"""One thread writes: what waits is written in one transaction, and acknowledged when it is on disk."""
+"""The writer thread: it writes queued records in one transaction and acknowledges them when they are on disk."""
 
 import asyncio
 import logging
@@ -16,15 +16,15 @@ Statement = tuple[str, Sequence[object]]
 Make = Callable[[], list[Statement]]
 BATCH = 512
 GATHERS = 0.01
-"""Seconds in which more may come before a batch is written. A writer that woke for every call would take the
-interpreter from whoever records, each time."""
+"""Seconds to wait for more records before a batch is written. Waking up for every call would take the interpreter lock from the
+recording threads."""
 PATIENCE = 60.0
-"""Seconds for which a database that is locked, or that cannot be reached, is tried again."""
+"""Seconds of retries while a database is locked or unreachable."""
 
 
 class Written:
-    """What was queued to be written. Wait for it with `result`, or `await` it: it is on disk then, or the error is
-    raised. Light, since every recorded call is one: they all wait on the writer's one condition."""
+    """A queued record. Wait for it with `result`, or `await` it: then it is on disk, or the error is raised. All of them share
+    the writer's one condition, because there is one for every recorded call."""
 
     __slots__ = ("_done", "_error", "_news", "alone", "make", "run", "statements")
 
@@ -33,14 +33,14 @@ class Written:
         self._error: BaseException | None = None
         self.make, self.alone = make, alone
         self.run = run
-        """Whose record it is: the next one of this run may go on from it."""
+        """The run that it belongs to."""
         self.statements: Sequence[Statement] = ()
 
     def done(self) -> bool:
         return self._done
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The error it ended with, None where it is on disk. Raises TimeoutError while it is neither."""
+        """Its error, or None if it is on disk. Raises TimeoutError while it is queued."""
         with self._news:
             if not self._news.wait_for(self.done, timeout):
                 raise TimeoutError(f"Expected it to be written within {timeout} seconds.")
@@ -57,7 +57,7 @@ class Written:
         self.result()
 
     def end(self, error: BaseException | None = None) -> None:
-        """The writer's word on it, which it tells all that wait when a batch is done."""
+        """Set by the writer, which then wakes all waiters."""
         self._error, self._done = error, True
         self.make, self.statements = _made, ()
 
@@ -70,7 +70,7 @@ class Writer:
     """Takes work from any thread, in order. It owns the tables, and closes them when it ends."""
 
     def __init__(self, tables: Tables, *, lost: Callable[[str], None]) -> None:
-        """`lost` is told the run of every record that could not be written."""
+        """`lost` is called with the run of every record that could not be written."""
         self._tables, self._lost = tables, lost
         self._waiting: queue.SimpleQueue[Written | None] = queue.SimpleQueue()
         self._open = True
@@ -92,7 +92,7 @@ class Writer:
         return work
 
     def alone(self, work: Callable[[], None]) -> None:
-        """Do something on the writer's connection outside a batch, after all that was queued, and wait for it."""
+        """Run `work` on the writer's connection outside a batch, after everything queued, and wait for it."""
 
         def make() -> list[Statement]:
             work()
@@ -101,7 +101,7 @@ class Writer:
         self.put(make, alone=True).result()
 
     def close(self) -> None:
-        """Write what waits, and end. May be called again."""
+        """Write everything queued, and end. Can be called again."""
         with self._entering:
             if self._open:
                 self._open = False
@@ -138,7 +138,7 @@ class Writer:
         self._tables.close()
 
     def _do(self, work: list[Written]) -> None:
-        """Write together; where that fails, one by one, so that what is wrong with one is not the others' loss."""
+        """Write together; if that fails, one by one, so that one bad record does not affect the others."""
         made: list[Written] = []
         for item in work:
             try:
@@ -172,7 +172,7 @@ class Writer:
                 item.end()
 
     def _write(self, statements: Sequence[Statement]) -> None:
-        """In one transaction. A database that is in another's hands, or away, is waited for."""
+        """Write in one transaction. A locked or unreachable database is waited for."""
         if not statements:
             return
         began, wait, again = time.monotonic(), 0.05, False
@@ -195,7 +195,7 @@ class Writer:
             wait = min(2 * wait, 2.0)
 
     def _fail(self, item: Written, error: BaseException) -> None:
-        """Who does not wait for it still finds it in the log."""
+        """Log the error for callers that do not wait."""
         logging.getLogger(__name__).error(
             "a record was not stored: %s: %s", type(error).__name__, error
         )
