@@ -1,4 +1,4 @@
-"""A backend is where a graph's tools act: a shop of ours in this process or in PostgreSQL, or somebody's over MCP."""
+"""A backend is where a graph's tools act: a shop in this process or in PostgreSQL, or another shop over MCP."""
 
 import abc
 import asyncio
@@ -11,25 +11,22 @@ from stateset_agents.tools.executor import Executor, Outcome, declined, refused
 from stateset_agents.tools.tool import Session, Tool
 
 Ability = Literal["clone", "rollback", "changes", "audit"]
-"""What a backend may be able to do beside running tools: be copied for an episode, undo a failed act, tell
-cell by cell what became different, and show its audit log."""
+"""Optional abilities of a backend: cloning for an episode, rollback of a failed act, changes cell by cell, and an audit log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A tool as a graph sees it."""
+    """A tool as a graph gets it."""
 
     schema: dict[str, Any]
-    """OpenAI's `tools` entry."""
+    """Its entry in OpenAI's `tools`."""
     writes: bool
-    """Whether it waits for the customer's word."""
+    """Whether it needs the customer's confirmation."""
 
 
 class Backend(Protocol):
-    """Two steps for every act: `propose` runs a read at once and leaves a write waiting, `commit` makes it.
-
-    A backend that lacks an ability says so in `can`; training needs `clone` and `changes`.
-    """
+    """Two steps for every act: `propose` runs a read at once and leaves a write pending, `commit` makes it. `can` has its
+    abilities; training needs `clone` and `changes`."""
 
     @property
     def can(self) -> frozenset[Ability]:
@@ -40,7 +37,7 @@ class Backend(Protocol):
         """Its tools by name."""
 
     async def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
-        """Run a read; check a write and leave it proposed."""
+        """Run a read; check a write and leave it pending."""
 
     async def commit(
         self,
@@ -52,23 +49,21 @@ class Backend(Protocol):
         key: str,
         approved: bool = False,
     ) -> Outcome:
-        """Make a proposed write, once for each key."""
+        """Make a proposed write, only once for each key."""
 
     async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
-        """The customer said no to a proposal."""
+        """The customer refused a proposal."""
 
 
 class Foreign(abc.ABC):
-    """Tools that act outside a shop of ours: they run or are refused, and nothing about them can be undone.
-
-    A kind of them says how a call is checked and how it is made; the two steps are the same for all.
-    """
+    """Tools outside our shop: they run or are refused, and cannot be undone. Subclasses define how a call is checked and made;
+    the two steps are the same for all."""
 
     can: frozenset[Ability] = frozenset()
     offers: Mapping[str, Offer]
 
     def check(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome | None:
-        """Why a call is refused before it is made, or None."""
+        """The reason to refuse a call before it is made, or None."""
         if name not in self.offers:
             return refused(session, "no_such_tool", "use one of the tools offered")
         return None
@@ -77,7 +72,7 @@ class Foreign(abc.ABC):
     async def act(
         self, session: Session, name: str, arguments: dict[str, Any], key: str | None
     ) -> Outcome:
-        """Make a call: a write under its key, a read without one."""
+        """Make a call: a write with its key, a read without."""
 
     async def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
         wrong = self.check(session, name, arguments)
@@ -110,12 +105,12 @@ class Foreign(abc.ABC):
 
 @functools.lru_cache(maxsize=1024)
 def _offer(tool: Tool) -> Offer:
-    """Made once for a tool: a schema takes longer than an act."""
+    """Cached: making a schema takes longer than running a tool."""
     return Offer(schema=tool.schema(), writes=tool.confirm)
 
 
 class ShopBackend:
-    """A shop of ours behind its executor. `threads` for a database that one has to wait for."""
+    """Our shop behind its executor. `threads`: run calls in a thread, for a database on the network."""
 
     def __init__(self, executor: Executor, *, threads: bool = False) -> None:
         self.executor = executor

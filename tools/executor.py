@@ -1,6 +1,6 @@
-"""The executor is the only way to the shop: it checks arguments and rules, acts once, and writes it down.
+"""The executor is the only way to the shop: it checks arguments and rules, acts once, and writes an audit log.
 
-propose(issue_refund)              -> denied by a rule, or a proposal that waits for the customer
+propose(issue_refund)              -> denied by a rule, or a proposal that waits for the customer's confirmation
 commit(issue_refund, confirmed)    -> the change, exactly as proposed, once per key
 one audit row per attempt, chained by hash; a failed act leaves nothing else behind
 """
@@ -21,24 +21,24 @@ from stateset_agents.tools.tool import Arguments, Desk, Session, Tool, ToolError
 from stateset_agents.tools.toolset import shop_rules
 
 SEEN = 400
-"""Ids of a conversation that are remembered, the newest."""
+"""The most ids of a conversation that are remembered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of an attempt. `result` is what the model reads."""
+    """The outcome of an attempt. `result` is for the model."""
 
     status: Literal["done", "proposed", "denied", "invalid", "declined"]
     result: dict[str, Any]
     session: Session
     rule: str | None = None
-    """The rule that denied it, or that asks for a person's approval."""
+    """The rule that denied it, or that requires a person's approval."""
     facts: Facts = field(default_factory=dict)
-    """What the rules were checked against."""
+    """The facts that the rules were checked against."""
 
 
 def refused(session: Session, code: str, help: str) -> Outcome:
-    """An attempt that is impossible as asked: what is wrong, and what would help."""
+    """The result of an impossible attempt: the problem, and what would help."""
     return Outcome(status="invalid", result={"error": code, "help": help}, session=session)
 
 
@@ -49,11 +49,8 @@ def declined(session: Session) -> Outcome:
 
 
 class Executor:
-    """Runs tools on one shop under rules. Holds no state of its own: sessions are passed through.
-
-    With `approvals` somebody can be asked: a rule whose effect is approval leaves a proposal that names it.
-    Without, it denies.
-    """
+    """Runs tools on one shop under rules. It has no state; sessions are passed through. With `approvals` a person can be asked:
+    a rule with effect `approval` leaves a proposal that names it. Without, it denies."""
 
     def __init__(
         self,
@@ -70,7 +67,7 @@ class Executor:
         self._rules_of: dict[str, list[Rule]] = {}
 
     def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
-        """Run a read at once; check a write and leave it waiting for the customer's word."""
+        """Run a read at once; check a write and leave it pending for the customer's confirmation."""
         return self._attempt(session, name, arguments, self._propose)
 
     def _attempt(
@@ -80,7 +77,7 @@ class Executor:
         arguments: dict[str, Any],
         work: Callable[[Session, str, dict[str, Any]], Outcome],
     ) -> Outcome:
-        """`work` as one transaction. A bug in a tool is an answer to the model, and never ends a run."""
+        """Run `work` in one transaction. A bug in a tool becomes an answer to the model and never ends a run."""
         try:
             return self.shop.attempt(lambda: work(session, name, arguments))
         except Exception:
@@ -135,7 +132,7 @@ class Executor:
     def made(
         self, session: Session, name: str, arguments: dict[str, Any], *, key: str
     ) -> Outcome | None:
-        """What a commit with this key led to, or None where there has been none and may be one."""
+        """The outcome of an earlier commit with this key, or None if there was none."""
 
         def work() -> Outcome | None:
             parsed = self._parse(session, name, arguments)
@@ -159,7 +156,7 @@ class Executor:
     def settle(
         self, session: Session, name: str, arguments: dict[str, Any], *, agreed: bool, key: str
     ) -> Outcome:
-        """`propose`, then `commit` or `decline` at once: for who knows the customer's word beforehand."""
+        """`propose`, then `commit` or `decline` at once, when the customer's answer is already known."""
         outcome = self.propose(session, name, arguments)
         if outcome.status != "proposed":
             return outcome
@@ -218,7 +215,7 @@ class Executor:
     def _check(
         self, session: Session, tool: Tool, call: Arguments, *, confirmed: bool, approved: bool
     ) -> Outcome | Facts:
-        """What the first rule that denies this call leads to; the facts where all allow it."""
+        """The outcome of the first rule that denies this call; the facts if all allow it."""
         desk = Desk(shop=self.shop, session=session, rules=self.rules)
         facts = facts_for(desk, tool, call, (), confirmed=confirmed, approved=approved)
         for rule in self._rules(tool):
@@ -244,7 +241,7 @@ class Executor:
         return self._rules_of[tool.name]
 
     def _asks_approval(self, tool: Tool, facts: Facts) -> str | None:
-        """The first rule that holds only because a person approved."""
+        """The first rule that allows it only with a person's approval."""
         alone = {**facts, "call": {**facts["call"], "approved": False}}
         asking = (r.id for r in self._rules(tool) if r.effect == "approval" and not r.allows(alone))
         return next(asking, None)
@@ -265,12 +262,12 @@ class Executor:
 
 
 def _fingerprint(session: Session, name: str, arguments: dict[str, Any]) -> str:
-    """What a key stands for: the same call by the same customer."""
+    """The identity of a call: tool, arguments and customer."""
     return json.dumps([session["customer"], name, arguments], sort_keys=True)
 
 
 def _text(name: str) -> str:
-    """What a model calls a tool may be anything; a database takes neither NUL nor half a character."""
+    """A tool name of a model, made safe for a database: no NUL, no half characters."""
     return name.encode("ascii", "backslashreplace").decode().replace("\0", "\\0")
 
 
@@ -279,7 +276,7 @@ def _chained(previous: str, row: tuple[str, str, str, str | None]) -> str:
 
 
 def audit_holds(shop: Database) -> bool:
-    """Whether every audit row still hashes to what was written."""
+    """Whether the hash chain of the audit log is intact."""
     previous = ""
     for row in shop.all("SELECT * FROM audit ORDER BY seq"):
         entry = (row["tool"], row["arguments"], row["outcome"], row["rule"])

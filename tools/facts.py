@@ -1,7 +1,7 @@
-"""What the executor finds out about a call, for the rules: the order, the line, the product, the customer.
+"""Facts about a call for the rules: the order, the line, the product, the customer.
 
-A fact is gathered only where a rule reads it, and from the call's own arguments: `order` from `order_id`,
-`product` from `sku`. `rules.FACTS` says which there are.
+A fact is looked up only if a rule uses it, from the call's arguments: `order` from `order_id`,
+`product` from `sku`. `rules.FACTS` lists them.
 """
 
 import re
@@ -15,7 +15,7 @@ from stateset_agents.tools.tool import Arguments, Desk, Tool, ToolError
 
 _ID = re.compile(r"\b[A-Z]{1,4}-?\w*\d\w*(?:-\w+)*\b")
 MONEY = frozenset({"amount", "price", "total"})
-"""Arguments that are amounts: written '12.50', compared in minor units."""
+"""Arguments that are amounts: given as '12.50', compared in minor units."""
 
 
 def facts_for(
@@ -27,7 +27,7 @@ def facts_for(
     confirmed: bool,
     approved: bool,
 ) -> dict[str, dict[str, Any]]:
-    """The facts of a call by name. Raises ToolError where an id leads nowhere."""
+    """The facts of a call by name. Raises ToolError for an unknown id."""
     arguments = call.model_dump()
     call_facts: dict[str, Any] = {
         name: cents(value) if name in MONEY else value for name, value in arguments.items()
@@ -56,7 +56,7 @@ def facts_for(
 
 
 def order_facts(shop: Database, order_id: str) -> dict[str, Any]:
-    """Whose order it is, its status and hold, and the days since it was delivered."""
+    """The order's customer, status, hold, and days since delivery."""
     order = shop.first("SELECT customer_id, status, hold FROM orders WHERE id = ?", order_id)
     if order is None:
         raise ToolError("not_found", "use an order of the verified customer")
@@ -94,12 +94,12 @@ def _customer(shop: Database, customer: str) -> dict[str, Any]:
 
 
 def ids_in(text: str) -> set[str]:
-    """Ids that a tool's result shows: 'P21', 'W20417', 'S-W20417'."""
+    """Ids in a tool's result: 'P21', 'W20417', 'S-W20417'."""
     return set(_ID.findall(text))
 
 
 def _skus(value: Any) -> set[str]:
-    """Every sku among arguments, however deep."""
+    """Every sku among arguments, at any depth."""
     if isinstance(value, dict):
         own = {v for k, v in value.items() if k.endswith("sku") and isinstance(v, str) and v}
         return own.union(*(_skus(v) for v in value.values()))

@@ -15,12 +15,9 @@ from stateset_agents.tools.tool import Session
 
 
 class HostTools(Foreign):
-    """LangChain tools of an app that has its own database and its own rules.
-
-    Those named in `writes` wait for the customer's word. A tool reads from its `RunnableConfig` for whom it
-    acts and under which key: `configurable["customer"]` and, for a write, `configurable["idempotency_key"]`.
-    Making a write once for its key is the app's part.
-    """
+    """LangChain tools of an app with its own database and rules. Those named in `writes` need the customer's confirmation. A
+    tool gets the customer and the key in its `RunnableConfig`: `configurable["customer"]` and, for a write,
+    `configurable["idempotency_key"]`. The app must make a write only once for its key."""
 
     def __init__(self, tools: Sequence[BaseTool], *, writes: Collection[str] = ()) -> None:
         self.tools = {tool.name: tool for tool in tools}
@@ -49,7 +46,7 @@ class HostTools(Foreign):
 
 
 class Several:
-    """Backends side by side: each tool acts where it comes from."""
+    """Several backends as one: each tool runs in its own backend."""
 
     def __init__(self, *backends: Backend) -> None:
         self.where: dict[str, Backend] = {}

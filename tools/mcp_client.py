@@ -1,4 +1,4 @@
-"""Somebody's shop over MCP: its tools behind our two steps. What it cannot do for us, it says."""
+"""Another shop over MCP: its tools behind our two steps."""
 
 import asyncio
 import datetime
@@ -17,15 +17,13 @@ from stateset_agents.tools.tool import Session
 
 TIMEOUT = datetime.timedelta(seconds=60)
 KEY = "idempotency_key"
-"""Where a write's key travels, in the request's metadata."""
+"""The field of a write's key in the request's metadata."""
 
 
 class McpBackend(Foreign):
-    """Tools of an MCP server. A tool that is not marked as read-only waits for the customer's word.
-
-    It can neither be cloned nor rolled back, nor tell what changed: enough to serve, not to train on.
-    Who is verified is known to the server, for the length of the connection.
-    """
+    """Tools of an MCP server. A tool that is not marked as read-only needs the customer's confirmation. The backend cannot be
+    cloned or rolled back and does not report changes: enough to serve, not to train on. The server keeps the verified customer
+    as long as the connection."""
 
     def __init__(self) -> None:
         self.offers = {}
@@ -60,7 +58,7 @@ class McpBackend(Foreign):
     async def _elicited(
         self, mcp_context: Any, params: types.ElicitRequestParams, context: Any
     ) -> types.ElicitResult:
-        """The server asks the user to confirm: yes, if it is the call that they agreed to."""
+        """Answer the server's question for confirmation: yes, if it is the confirmed call."""
         if self._agreed:
             return types.ElicitResult(action="accept", content={"confirmed": True})
         return types.ElicitResult(action="decline")

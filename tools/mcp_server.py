@@ -1,8 +1,5 @@
-"""The shop's tools as an MCP server: any MCP client may use them, under the rules that agents are under.
-
-A write is put to the client's user (MCP elicitation) and made only if they agree to these arguments. A
-client that cannot ask is refused, as every unconfirmed write is.
-"""
+"""The shop's tools as an MCP server, under the same rules as for agents. The client's user is asked to confirm each write (MCP
+elicitation). A client that cannot ask is refused, like every unconfirmed write."""
 
 import json
 import uuid
@@ -26,8 +23,8 @@ _CAN_ASK = types.ClientCapabilities(elicitation=types.ElicitationCapability())
 
 
 def shop_server(executor: Executor, *, customer: str = "") -> "Server[Any, Any]":
-    """A server of the executor's tools. Each client is a conversation of its own, verified on its own;
-    `customer` is who has signed in already, if anybody."""
+    """A server of the executor's tools. Each client is a separate conversation with its own verification; `customer` is the
+    signed-in customer, if any."""
     server: Server[Any, Any] = Server("stateset-shop")
     sessions: weakref.WeakKeyDictionary[ServerSession, tuple[str, Session]] = (
         weakref.WeakKeyDictionary()
@@ -85,7 +82,7 @@ async def _put_to_user(
 
 
 async def serve_stdio(executor: Executor, *, customer: str = "") -> None:
-    """Answer one client over standard input and output until it leaves."""
+    """Answer one client over standard input and output until it disconnects."""
     server = shop_server(executor, customer=customer)
     async with stdio_server() as (read, write):
         await server.run(read, write, server.create_initialization_options())

@@ -1,7 +1,7 @@
-"""What an agent keeps of a customer from one conversation to the next: what they agreed to, until it expires.
+"""An agent's notes of a customer for later conversations, with the customer's consent, until they expire.
 
-Notes live in LangGraph's store under ("customers", id). Each is kept only after the customer confirmed its very
-words, is gone when its time is over, and all are gone when the customer asks.
+Notes live in LangGraph's store under ("customers", id). Each is kept only after the customer confirmed its exact words, and
+expires; `forget_me` deletes all.
 """
 
 import time
@@ -18,7 +18,7 @@ from stateset_agents.tools.tool import Session
 
 DAY = 24 * 60 * 60
 MOST = 20
-"""Notes of a customer; the oldest makes room."""
+"""The most notes of a customer; the oldest is replaced."""
 
 
 def _offer(name: str, description: str, **properties: Any) -> Offer:
@@ -28,7 +28,7 @@ def _offer(name: str, description: str, **properties: Any) -> Offer:
 
 
 class Memory(Foreign):
-    """The tools `remember` and `forget_me`, and what they kept. Both wait for the customer's word."""
+    """The tools `remember` and `forget_me`, and their notes. Both need the customer's confirmation."""
 
     offers: Mapping[str, Offer] = {
         "remember": _offer(
@@ -53,7 +53,7 @@ class Memory(Foreign):
         return [str(item.value["note"]) for item in await self._items(customer)]
 
     async def prompt(self, customer: str) -> str:
-        """The notes as a part of what the agent is told."""
+        """The notes as a part of the prompt."""
         notes = await self.recall(customer)
         return "".join(f"\nKept from earlier, in the customer's words: {fenced(n)}" for n in notes)
 

@@ -1,4 +1,4 @@
-"""A rule is a row of data: whom it applies to, the condition that must hold, and what to say if not.
+"""A rule is a row of data: its tools, the condition that must hold, and the sentence if it does not.
 
     - id: return-window
       applies_to: [issue_refund]
@@ -6,8 +6,8 @@
       limits: {days: 30}
       text: Delivered items can be refunded for {days} days.
 
-One row is read in four ways: `rules_text` for the model, `Rule.allows` in the executor, `broken` over what
-a trace recorded, and `complications.near_misses` for situations in which it bites.
+One row is used in four ways: `rules_text` for the prompt, `Rule.allows` in the executor, `broken` on a recorded trace, and
+`near_misses` for situations that trigger it.
 """
 
 import ast
@@ -34,14 +34,13 @@ FACTS: Mapping[str, frozenset[str]] = {
     "product": frozenset({"price", "cost", "floor", "age", "days_since_change"}),
     "customer": frozenset({"tier", "marketing", "refunded_30"}),
 }
-"""What the executor can find out for a condition, beside `call` (the arguments) and `limit`."""
+"""Facts that a condition can use, besides `call` (the arguments) and `limit`."""
 
 NEEDS: Mapping[str, str] = {"order": "order_id", "product": "sku"}
-"""The argument that a tool must have for a fact about it."""
+"""The argument that a fact is looked up with."""
 
 ABOUT_CALL = frozenset({"confirmed", "approved", "seen"})
-"""What is known of every call beside its arguments: the customer agreed; a person approved; a tool has
-shown every sku in it."""
+"""Facts of every call besides its arguments: confirmed by the customer; approved by a person; every sku was shown by a tool."""
 
 _ADD: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -60,7 +59,7 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 
 
 class Rule(BaseModel):
-    """Holds unless the expression `unless` is true of the facts of a call."""
+    """Denies a call unless the expression `unless` is true for its facts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,9 +68,9 @@ class Rule(BaseModel):
     applies_to: tuple[str, ...]
     unless: str
     limits: Mapping[str, int] = {}
-    """Numbers that `unless` reads as `limit.name` and `text` as `{name}`: changed in one place."""
+    """Numbers, used in `unless` as `limit.name` and in `text` as `{name}`."""
     effect: Literal["deny", "approval"] = "deny"
-    """What follows where it does not hold: no, or a person's approval where one can be asked."""
+    """The effect: denial, or a person's approval if one can be asked."""
     code: str
     help: str
     text: str
@@ -105,17 +104,14 @@ class Rule(BaseModel):
 
 
 def rules_text(rules: Iterable[Rule], tools: Iterable[str]) -> str:
-    """What an agent with these tools is told of the rules, a line each."""
+    """The rules of these tools for the prompt, one a line."""
     offered = set(tools)
     return "\n".join(f"- {rule.prompt}" for rule in rules if offered.intersection(rule.applies_to))
 
 
 def broken(rules: Sequence[Rule], calls: Iterable[ToolCall]) -> tuple[str, ...]:
-    """Ids of the rules that what was done broke, by the facts recorded with it.
-
-    On a trace of our own executor this is empty. It is not where rules have been tightened since, or
-    where somebody else's backend acted.
-    """
+    """Ids of the rules that completed calls broke, by their recorded facts. Empty for a trace of our executor, unless rules
+    were tightened since or another backend acted."""
     denied = []
     for call in calls:
         if call.status != "done" or not call.facts:
@@ -182,13 +178,13 @@ def compile_condition(expression: str) -> Callable[[Facts], bool]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """What a rule can read of a tool's calls."""
+    """What a rule can use of a tool's calls."""
 
     arguments: frozenset[str]
     quoted: bool
-    """Whether there is one right amount for each call."""
+    """Whether each call has one right amount."""
     writes: bool
-    """Whether it waits for confirmation; `applies_to: [writes]` means all that do."""
+    """Whether it needs confirmation; `applies_to: [writes]` means all such tools."""
 
     def tells(self, thing: str, name: str) -> bool:
         """Whether `thing.name` is known of every call."""
@@ -200,10 +196,8 @@ class Signature:
 
 
 def problems(text: str, *, tools: Mapping[str, Signature]) -> list[tuple[int, str]]:
-    """What is wrong with rules as YAML: (line, what was expected and found), in order of lines.
-
-    `tools` are the tools that `applies_to` may name, with what their calls tell.
-    """
+    """The problems of rules in YAML: (line, what was expected and found), in order of lines. `tools` are the tools that
+    `applies_to` may name."""
     try:
         document = yaml.compose(text)
     except yaml.MarkedYAMLError as error:
@@ -269,6 +263,6 @@ def named(rule: Rule, tools: Mapping[str, Signature]) -> tuple[str, ...]:
 
 
 def replaced(rules: Sequence[Rule], own: Sequence[Rule]) -> tuple[Rule, ...]:
-    """`rules` with those of `own` in the place of rules of the same id, and the others after them."""
+    """`rules` with those of `own`: they replace rules of the same id, and the others are added."""
     mine = {rule.id: rule for rule in own}
     return (*(mine.pop(rule.id, rule) for rule in rules), *mine.values())

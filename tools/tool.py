@@ -1,4 +1,4 @@
-"""A tool is one typed act on the shop: a name, its arguments, and the function that does it."""
+"""A tool is one typed action on the shop: a name, arguments, and a function."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ Role = Literal["customer", "staff", "merchant"]
 
 
 class Session(TypedDict):
-    """What the executor knows of a conversation; plain data, so that it lives in graph state."""
+    """The executor's session of a conversation; plain data, so that it fits into graph state."""
 
     customer: str
     """Id of the verified customer, or '' before verification."""
     role: NotRequired[Role]
-    """For whom the agent acts; the customer, where nothing is said."""
+    """The role that the agent acts for; default: the customer."""
     seen: NotRequired[list[str]]
     """Ids that tools have shown in this conversation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desk:
-    """Where a tool stands: the shop, what is known of the conversation, and the rules in force."""
+    """The context of a tool: the shop, the session, and the rules."""
 
     shop: Database
     session: Session
@@ -49,22 +49,22 @@ def _money(text: str) -> str:
 
 
 Word = Annotated[str, Field(max_length=80), AfterValidator(_one_line)]
-"""An id, a code, a name: short and on one line."""
+"""An id, a code or a name: short and on one line."""
 Money = Annotated[str, Field(max_length=80), AfterValidator(_money)]
 """An amount such as '12.50'. Never a float."""
 Text = Annotated[str, Field(max_length=500)]
-"""What somebody wrote."""
+"""Free text."""
 Count = Annotated[int, Field(ge=1, le=100)]
 
 
 class Arguments(BaseModel):
-    """Typed arguments of a tool. Unknown names and wrong types are refused, not coerced."""
+    """Typed arguments of a tool. Unknown names and wrong types are refused, not converted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ToolError(Exception):
-    """The act is impossible as asked. `code` and `help` go back to the model."""
+    """The call is impossible. `code` and `help` go back to the model."""
 
     def __init__(self, code: str, help: str) -> None:
         super().__init__(f"{code}: {help}")
@@ -78,11 +78,11 @@ class Tool:
     description: str
     arguments: type[Arguments]
     run: Callable[[Desk, Any], dict[str, Any]]
-    """Acts and returns the result that the model reads. May set `desk.session['customer']`."""
+    """Runs, and returns the result for the model. May set `desk.session['customer']`."""
     confirm: bool = False
     """A write that the customer must confirm before it is committed."""
     quote: Callable[[Desk, Any], int] | None = None
-    """The only right amount for a call, in minor units: `quote.amount` for the rules."""
+    """The right amount of a call, in minor units: `quote.amount` in rules."""
 
     def schema(self) -> dict[str, Any]:
         """The tool as OpenAI's `tools` entry."""
@@ -99,7 +99,7 @@ class Tool:
 
 
 def _strip(parameters: dict[str, Any]) -> None:
-    """Leave out what a model needs no tokens for: titles, and limits that the executor explains anyway."""
+    """Leave out parts that cost tokens without use: titles, and limits that the executor explains."""
     for noise in (
         "title",
         "description",

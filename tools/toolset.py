@@ -1,4 +1,4 @@
-"""Which tools exist, and which of them an agent is offered."""
+"""The tools of the shop, and those of each agent."""
 
 import functools
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ SIGNATURES: Mapping[str, Signature] = {
     )
     for tool in ALL_TOOLS
 }
-"""What a rule may read of each tool's calls."""
+"""What a rule can use of each tool's calls."""
 
 
 @functools.cache
@@ -62,7 +62,7 @@ SERVICE_TOOLS: tuple[Tool, ...] = choose(
     "quote_cart",
     "escalate_to_human",
 )
-"""What the seed policy was raised with. Frozen: the shop may grow, this set does not."""
+"""The tools that the seed policy was trained with. Frozen: the shop may get more tools, this set does not."""
 
 
 SERVICE_PROMPT = (

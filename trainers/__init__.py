@@ -1,1 +1,1 @@
-"""Training: from exact rows to a better adapter, and the seed policy's first schooling."""
+"""Training: from exact rows to a better adapter, and the seed policy's pre-training."""

@@ -1,4 +1,4 @@
-"""A step is committed whole or not at all: written beside, synced, then renamed into place."""
+"""Checkpoints: a step is written to a new folder, synced, then renamed into place, so it is complete or absent."""
 
 import json
 import os
@@ -26,7 +26,7 @@ class Committed:
     random: torch.Tensor
     """torch's global random state, which LoRA's dropout draws from."""
     state: dict[str, Any]
-    """What else the run needs to resume: multipliers, plans, settings."""
+    """Further state for a resume: multipliers, plans, settings."""
     log: list[StepLog]
 
 
@@ -37,7 +37,7 @@ class Checkpoints:
     def __init__(self, run: Path, keep: int = 3, every: int = 0) -> None:
         self.folder = run / "steps"
         self.keep, self.every = keep, every
-        """Committed steps whose weights are kept: the last `keep`, and each `every`-th; others leave only their line in the log."""
+        """Committed steps whose weights are kept: the last `keep`, and each `every`-th; of others only the log line is kept."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".writing-*"):
             shutil.rmtree(leftover)
@@ -54,7 +54,7 @@ class Checkpoints:
         state: dict[str, Any],
         log: list[StepLog],
     ) -> None:
-        """Write step `step` and make it the newest. Raises OSError where the disk is full."""
+        """Write step `step` and make it the newest. Raises OSError if the disk is full."""
         beside = self.folder / f".writing-{step:06d}"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
@@ -76,7 +76,7 @@ class Checkpoints:
                 shutil.rmtree(old)
 
     def rewrite_log(self, step: int, log: list[StepLog]) -> None:
-        """Put another log in the place of a committed step's, whole or not at all."""
+        """Replace the log of a committed step atomically."""
         replace_text(self.folder / f"{step:06d}" / "log.json", _lines(log))
 
     def newest(self) -> Committed | None:

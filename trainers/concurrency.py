@@ -1,4 +1,5 @@
-"""How many episodes play at once. More fill the engine's batch better, until they only wait for it, or for the graphs' own work."""
+"""Concurrency of episodes. More episodes fill the engine's batch better, until they only wait for it, or for the graphs' own
+work."""
 
 import asyncio
 import time
@@ -8,22 +9,22 @@ from contextlib import asynccontextmanager
 
 FIRST = 16
 MAX_EPISODES = 256
-"""Where the search begins and ends."""
+"""Bounds of the search."""
 WORTH = 1.05
-"""By what a doubling has to raise the tokens a second to be kept."""
+"""The least gain in tokens a second for which a doubling is kept."""
 
 
 class Gate:
-    """Lets episodes in, the first that came first. `concurrency` many at once; 0 finds the number: twice as many as long as
-    that pays, measured only while as many play as are let in, so that what is waited for between steps does not count."""
+    """Admits episodes in order of arrival, `concurrency` at once. 0 searches the number: it doubles as long as that pays,
+    measured only while the gate is full, so that waiting between steps does not count."""
 
     def __init__(self, concurrency: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self.limit = concurrency or FIRST
         self.is_settled = concurrency > 0
-        """Whether the number stands."""
+        """Whether the search has ended."""
         self.running = 0
         self.rates: dict[int, float] = {}
-        """Tokens a second that were measured, by how many played."""
+        """Measured tokens a second, by concurrency."""
         self._clock = clock
         self._queue: deque[asyncio.Future[None]] = deque()
         self._began: float | None = None
@@ -32,7 +33,7 @@ class Gate:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[Callable[[int], None]]:
-        """A place for one episode; call what it gives with the tokens that the episode sampled."""
+        """A place for one episode. Call the yielded function with the number of tokens that the episode sampled."""
         await self._enter()
         try:
             yield self._played

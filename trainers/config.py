@@ -1,4 +1,4 @@
-"""How a policy is trained: every setting, what it may be, and what goes together."""
+"""Training settings: values, bounds, and combinations that are refused."""
 
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ from stateset_agents.frozen import Frozen
 from stateset_agents.trainers.algorithms import ALGORITHMS
 
 DEFAULT_ADAPTER = "default"
-"""The adapter's name where there is one, which is PEFT's."""
+"""The name of a single adapter, as in PEFT."""
 Precision = Literal["fp32", "bf16", "fp16"]
 AlgorithmName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "rejection"]
 Credit = Literal["trajectory", "node", "turn"]
@@ -18,12 +18,13 @@ PROFILES: dict[Profile, dict[str, Any]] = {
     "balanced": {"learning_rate": 1e-3},
     "aggressive": {"learning_rate": 2e-3},
 }
-"""What a profile sets, unless an option says otherwise: how fast a policy moves, and what holds it back."""
+"""The settings of a profile: learning rate and KL weight."""
 
 
 def option(default: Any, *, panel: str, played: bool = False, flag: str = "", **limits: Any) -> Any:
-    """A field that is an option of the command line too: under `panel`, as `flag` where its own name does not fit. Its docstring is
-    the help. `played`: it says how episodes are played and measured, so training from a store does not read it."""
+    """A field that is an option of the command line too: under `panel`, as `flag` where its own name does not fit. Its
+    docstring is the help. `played`: it is about playing and measuring episodes, so it is not used when training from a
+    store."""
     extra: dict[str, JsonValue] = {"panel": panel, "played": played, "flag": flag}
     if isinstance(default, dict):
         return Field(default_factory=dict, json_schema_extra=extra, **limits)
@@ -37,7 +38,7 @@ EPISODES, STORE, LEARNING, CREDIT, MODEL, RUN = (
 
 
 class TrainConfig(Frozen):
-    """How a policy is trained. Every field is read, or refused; the defaults are what the demo runs with."""
+    """Training settings. A field that a mode does not use is refused; the defaults are the demo's."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -54,7 +55,7 @@ class TrainConfig(Frozen):
     max_tokens: int = option(96, panel=EPISODES, played=True, ge=1)
     """Tokens that a model call may sample."""
     concurrency: int = option(64, panel=EPISODES, played=True, ge=0, le=1024)
-    """Episodes at a time; 0: as many as raise the tokens a second, found by measuring."""
+    """Episodes at once; 0: the number is found by measuring tokens a second."""
     staleness: int = option(0, panel=EPISODES, played=True, ge=0, le=8)
     """Steps by which the policy that samples may be older than the one that trains; above 0, roll-outs and training overlap."""
     resample: int = option(0, panel=EPISODES, played=True, ge=0, le=8)
@@ -81,7 +82,7 @@ class TrainConfig(Frozen):
     importance_cap: float = option(2.0, panel=LEARNING, gt=0)
     """Where a token's weight is truncated (decoupled)."""
     overlong: tuple[int, int] | None = option(None, panel=LEARNING)
-    """FROM,TO: sampled tokens of an episode from which it pays, and from which it pays 1 (dapo)."""
+    """FROM,TO: an episode with more than FROM sampled tokens is penalised, with TO or more by 1 (dapo)."""
     auto_adjust: bool = option(False, panel=LEARNING, played=True)
     """Adapt learning rate, KL weight, temperature, group size and the choice of scenarios to what is measured."""
     early_stopping: bool = option(False, panel=LEARNING, played=True)
@@ -93,14 +94,14 @@ class TrainConfig(Frozen):
     shuffle_rewards: bool = option(False, panel=LEARNING, played=True)
     """A control: shuffle rewards within each group, so that there is nothing to learn."""
     credit: Credit = option("trajectory", panel=CREDIT)
-    """What is compared: whole episodes, episodes at each node that they reached, or at each turn."""
+    """What is compared within a group: whole episodes, their parts at each node, or at each turn."""
     nodes: tuple[str, ...] = option((), panel=CREDIT, flag="--node")
     """Train only this node of the graph, or this agent of the orchestrator; can be given several times. Default: all."""
     adapters: dict[str, tuple[str, ...]] = option({}, panel=CREDIT, flag="--adapter")
-    """NAME=NODE,NODE: an adapter of these nodes' own; can be given several times. Default: one adapter for all."""
+    """NAME=NODE,NODE: a separate adapter for these nodes; can be given several times. Default: one adapter for all."""
     limits: dict[str, float] = option({}, panel=CREDIT, flag="--limit")
-    """NAME=SHARE, such as violations=0.02: at most this share of the episodes, held by a multiplier. NAME is violations, truncated,
-    escalations or module:function."""
+    """NAME=SHARE, such as violations=0.02: at most this share of the episodes, enforced by a multiplier. NAME is violations,
+    truncated, escalations or module:function."""
     limit_rate: float = option(5.0, panel=CREDIT, gt=0)
     """How much a multiplier rises in a step for each whole share above its limit."""
     full: bool = option(False, panel=MODEL)
@@ -112,13 +113,13 @@ class TrainConfig(Frozen):
     lora_dropout: float = option(0.0, panel=MODEL, ge=0, lt=1)
     """Dropout of the LoRA."""
     precision: Precision = option("fp32", panel=MODEL)
-    """What is computed in. The weights that are trained are float32 in any case."""
+    """Precision of the computation. Trained weights are always float32."""
     gradient_checkpointing: bool = option(False, panel=MODEL)
-    """Compute activations twice rather than keep them; a conversation beyond `tokens_per_batch` always does."""
+    """Compute activations twice instead of storing them; always done for a conversation longer than `tokens_per_batch`."""
     tokens_per_batch: int = option(6144, panel=MODEL, ge=16)
-    """Distinct tokens that go through the model at once."""
+    """Distinct tokens in a batch."""
     episodes_per_batch: int = option(1024, panel=MODEL, ge=1)
-    """Episodes that go through the model at once, where they fit."""
+    """The most episodes in a batch."""
     keep_every: int = option(0, panel=RUN, ge=0)
     """Keep the weights of every n-th step; 0: only the last ones."""
     seed: int = option(1, panel=RUN)
@@ -178,5 +179,5 @@ class TrainConfig(Frozen):
 
     @property
     def trained(self) -> dict[str, tuple[str, ...]]:
-        """The nodes of each adapter; none named is all of them."""
+        """The nodes of each adapter; empty: all nodes."""
         return dict(self.adapters) or {DEFAULT_ADAPTER: self.nodes}

@@ -1,8 +1,8 @@
-"""Limits: what an episode may do no more often than in a share of cases, held by a multiplier each.
+"""Limits: the share of episodes that may do something, each enforced by a multiplier.
 
 value = reward - sum of multiplier x (what the episode did)      multiplier <- max(0, multiplier + rate x (share - limit))
 
-A weight has to be guessed; a multiplier rises until the limit holds, and falls to 0 where it holds by itself (constrained policy
+A weight has to be guessed; a multiplier rises until the limit holds, and falls to 0 if it holds without it (constrained policy
 optimisation by a Lagrangian: Altman 1999; Ray, Achiam and Amodei 2019, section 5).
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from stateset_agents.trace import Trace
 
 Cost = Callable[[Trace], float | None]
-"""From 0 to 1; None where a trace does not tell."""
+"""From 0 to 1; None if a trace has no data for it."""
 
 COSTS: dict[str, Cost] = {
     "violations": lambda trace: float(bool(trace.violations)),
@@ -23,7 +23,7 @@ COSTS: dict[str, Cost] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """At most `share` of the episodes, on average."""
+    """The cost may be at most `share` on average."""
 
     name: str
     share: float
@@ -31,18 +31,18 @@ class Limit:
 
 
 class Multipliers:
-    """One for each limit, from 0."""
+    """The multipliers, one for each limit, starting at 0."""
 
     def __init__(self, limits: Sequence[Limit], rate: float) -> None:
         self.limits, self.rate = tuple(limits), rate
         self.values = {limit.name: 0.0 for limit in limits}
 
     def price(self, trace: Trace) -> float:
-        """What an episode pays for what it did."""
+        """An episode's penalty."""
         return sum(self.values[limit.name] * (limit.cost(trace) or 0.0) for limit in self.limits)
 
     def update(self, traces: Sequence[Trace]) -> dict[str, float]:
-        """Move every multiplier by what the episodes of a step did; returns the share of each."""
+        """Update every multiplier with the episodes of a step; returns the measured shares."""
         shares = {}
         for limit in self.limits:
             costs = [cost for trace in traces if (cost := limit.cost(trace)) is not None]

@@ -1,4 +1,4 @@
-"""Credit: what each model call of each episode is worth, from what the episodes of a group came to.
+"""Credit: the advantage of each model call of each episode, from the scores of a group.
 
 trajectory   every call of an episode gets the episode's advantage over its group
 node, turn   a call is compared with the episodes that reached its node, or turn, whatever became of them afterwards
@@ -20,25 +20,25 @@ from stateset_agents.trainers.packing.batches import Sample
 from stateset_agents.trajectory import Row, Trajectory, trajectory
 
 Values = Sequence[float | None]
-"""What the traces of a group came to; None where one could not be scored."""
+"""Scores of a group's traces; None if one could not be scored."""
 Advantages = Callable[[Values], list[float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graded:
-    """The traces of one scenario and what they came to."""
+    """The traces of one scenario with their scores."""
 
     traces: Sequence[Trace]
     values: Values
     by_node: Mapping[str, Values]
-    """Values of their own for calls at these nodes; `credit: node` reads them."""
+    """Separate scores for calls at these nodes, used with credit `node`."""
 
 
 def samples(
     group: Graded, how: Credit, advantages: Advantages, adapters: Mapping[str, Sequence[str]]
 ) -> dict[str, list[Sample]]:
-    """Samples for each adapter, of the rows at its nodes (all, where it names none). A trace that could not be scored is in
-    no sample and no comparison."""
+    """Samples for each adapter, with the rows at its nodes (all, if it names none). A trace without a score is in no sample and
+    no comparison."""
     every = [
         trajectory(trace) if value is not None else Trajectory(trace_id=trace.id, rows=())
         for trace, value in zip(group.traces, group.values, strict=True)
@@ -68,8 +68,8 @@ def samples(
 def _keyed(
     group: Graded, every: Sequence[Trajectory], advantages: Advantages, how: Credit
 ) -> list[dict[int, float]]:
-    """By node or turn. The baseline at a turn is of all episodes that reached it: were it of those that ended there, whether to
-    end would be compared with nothing."""
+    """Credit by node or turn. The baseline at a turn is over all episodes that reached it, not only those that ended there;
+    otherwise the decision to end would be compared with nothing."""
 
     def key(row: Row) -> str:
         return row.node if how == "node" else str(row.turn)
@@ -95,7 +95,7 @@ def _keyed(
 def _forked(
     group: Graded, every: Sequence[Trajectory], advantages: Advantages
 ) -> list[dict[int, float]]:
-    """By episode; and where some are forks of others, at the decisions that were forked."""
+    """Credit by episode, and for forks at the decisions where they begin."""
     places = {trace.id: number for number, trace in enumerate(group.traces)}
     children: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     roots = []
@@ -113,7 +113,7 @@ def _forked(
                 worth[number][row.number] = advantage
 
     def settle(number: int) -> tuple[float | None, float]:
-        """What an episode is worth at its beginning, and the number of the call at which it was forked first."""
+        """An episode's value at its beginning, and the number of its first forked call."""
         value, end = group.values[number], math.inf
         for at in sorted(children[number], reverse=True):
             below = [settle(child) for child in children[number][at]]

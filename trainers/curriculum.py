@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 REVISITED = 0.5
-"""Share of an adaptive step's groups that go to scenarios of the middle."""
+"""Share of an adaptive step's groups for scenarios of middle difficulty."""
 RESTED = 16
-"""Steps until a scenario that was dropped or rested may come again."""
+"""Steps until a dropped or rested scenario can be chosen again."""
 
 
 class Curriculum:
-    """`choose` is a function of what was seen, the step and the seed, so that a resumed run chooses alike."""
+    """`choose` depends only on the seen results, the step and the seed, so a resumed run chooses the same."""
 
     def __init__(
         self, count: int, adaptive: bool, seed: int, state: dict[str, Any] | None = None
@@ -31,13 +31,13 @@ class Curriculum:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What `Curriculum` takes to go on."""
+        """The state of `Curriculum` for a resume."""
         if not self.adaptive:
             return {}
         return {"next": self._next, "step": self._step, "rates": self._rates, "at": self._at}
 
     def see(self, places: Sequence[int], successes: Sequence[float | None]) -> None:
-        """How often the groups of a step succeeded."""
+        """Record the success of a step's groups."""
         self._step += 1
         for place, success in zip(places, successes, strict=True):
             if success is not None:
@@ -83,7 +83,7 @@ class Curriculum:
         return min(rates) >= 0.95 or max(rates) == 0.0
 
     def buckets(self) -> dict[str, int]:
-        """How many scenarios are where, for the log."""
+        """Number of scenarios in each state, for the log."""
         every = [sum(rates) / len(rates) for rates in self._rates.values()]
         return {
             "unseen": self.count - len(every),

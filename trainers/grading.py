@@ -1,4 +1,4 @@
-"""What episodes are worth: rewards of groups, and whether there is anything to learn from them."""
+"""Grading: the rewards of groups, and whether there is anything to learn from them."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ from stateset_agents.trainers.constraints import Limit
 from stateset_agents.trajectory import trajectory
 
 Scores = Sequence[Score | None]
-"""Of one group."""
+"""Scores of one group."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grading:
-    """What an episode is worth: a reward, others for calls at single nodes, and limits on what it may do."""
+    """How episodes are graded: a reward, rewards for single nodes, and limits."""
 
     reward: Reward
     node_rewards: Mapping[str, Reward] = field(default_factory=dict)
@@ -43,7 +43,7 @@ def are_equal(scores: Scores) -> bool:
 
 
 def check_played(groups: Sequence[Sequence[Trace]], step: int) -> None:
-    """Raises RunBroken where what was played cannot be trained on."""
+    """Raises RunBroken if the played episodes cannot be trained on."""
     traces = [trace for group in groups for trace in group]
     failed = [trace for trace in traces if trace.status == "failed"]
     if len(failed) > len(traces) // 2:
@@ -60,7 +60,7 @@ def check_played(groups: Sequence[Sequence[Trace]], step: int) -> None:
 
 
 def success_of(group: Sequence[Trace], scores: Scores) -> float | None:
-    """The share of a group that reached its goal; its mean reward, from 0 to 1, where there is no goal."""
+    """The share of a group that reached its goal; without goals, its mean reward, from 0 to 1."""
     goals = [trace.goal_score for trace in group]
     if all(goal is not None for goal in goals):
         return sum(goal is not None and goal.success for goal in goals) / len(goals)

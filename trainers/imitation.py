@@ -1,7 +1,7 @@
 """Imitation: supervised fine-tuning on the best traces, or DPO between better and worse ones, with TRL's trainers.
 
-For what has no log-probabilities (a demonstration, an app's own record), and to begin with. Exact calls are read token by token;
-text is rendered with the tokenizer's chat template, and is `rendered` then: good enough to imitate, never for a ratio.
+For traces without log-probabilities (demonstrations, an app's own records), and for warm starts. Exact calls are used token by
+token; text is rendered with the tokenizer's chat template, which is good enough to imitate but never for a ratio.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class TokenizedCall:
-    """One call as a model reads it: what came before, and what was answered."""
+    """One call as tokens: the prompt and the answer."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
@@ -51,11 +51,9 @@ async def imitate(
     config: TrainConfig,
     report: Report,
 ) -> tuple[Path, list[ImitationLog], str]:
-    """Train on a store's traces. Returns where the adapter lies, the logged steps, and the method that was used: where no
-    request was answered better and worse there is nothing to prefer, and the best are imitated.
-
-    Raises BadInput where no trace is better than another, or none can be scored.
-    """
+    """Train on a store's traces. Returns where the adapter lies, the logged steps, and the method that was used: if no request
+    has better and worse answers, the best traces are imitated instead. Raises BadInput if all scores are equal, or no trace can
+    be scored."""
     groups: dict[str, list[Trace]] = defaultdict(list)
     for trace in traces:
         groups[trace.request].append(trace)
@@ -91,7 +89,7 @@ async def imitate(
 
 
 def _best(scored: Sequence[tuple[float, Trace]]) -> list[Trace]:
-    """Those as good as the better half. Raises BadInput where none is better than another."""
+    """The traces with scores of the better half. Raises BadInput if all scores are equal."""
     values = sorted(value for value, _ in scored)
     if values[-1] - values[0] < ROUNDING and len(values) > 1 and values[0] <= 0:
         raise BadInput(
@@ -103,7 +101,7 @@ def _best(scored: Sequence[tuple[float, Trace]]) -> list[Trace]:
 
 
 def calls(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> list[TokenizedCall]:
-    """A trace's calls as tokens; a call without any is left out."""
+    """A trace's calls as tokens; a call without tokens or text is left out."""
     tokenized = [_tokenized(tokenizer, call) for call in trace.calls]
     return [call for call in tokenized if call is not None]
 
@@ -144,7 +142,7 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
 def first_difference(
     tokenizer: PreTrainedTokenizerBase, better: Trace, worse: Trace
 ) -> tuple[TokenizedCall, TokenizedCall] | None:
-    """The first call at which two traces, having read the same, answered differently; None where they read different things."""
+    """The first call at which two traces have the same prompt and different answers; None if there is none."""
     for good, bad in zip(calls(tokenizer, better), calls(tokenizer, worse), strict=False):
         if good.prompt != bad.prompt:
             return None
@@ -212,7 +210,7 @@ def sft(
     base: str, tokenizer: PreTrainedTokenizerBase, learned: Sequence[TokenizedCall], place: Path, config: TrainConfig,
     report: Report,
 ) -> list[ImitationLog]:  # fmt: skip
-    """TRL's SFTTrainer on calls; the weights are at `place` then. Raises BadInput where there are none."""
+    """TRL's SFTTrainer on calls; writes the weights to `place`. Raises BadInput if there are no calls."""
     made = rows(learned)
     if not made:
         raise BadInput(
@@ -234,7 +232,7 @@ def dpo(
     base: str, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[TokenizedCall, TokenizedCall]], place: Path,
     config: TrainConfig, report: Report,
 ) -> list[ImitationLog]:  # fmt: skip
-    """TRL's DPOTrainer on the calls at which better and worse traces first differ. Raises BadInput where there are none."""
+    """TRL's DPOTrainer on the calls at which better and worse traces first differ. Raises BadInput if there are none."""
     if not pairs:
         raise BadInput(
             "Expected traces of one request that answer the same prompt differently, found none: DPO compares answers to the same prompt. "

@@ -1,11 +1,11 @@
-"""What is logged of imitation: TRL's lines, without TRL."""
+"""Log lines of imitation, without importing TRL."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImitationLog:
-    """What TRL logged of some steps."""
+    """TRL's log values of some steps."""
 
     step: int
     method: str

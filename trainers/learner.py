@@ -26,13 +26,13 @@ from stateset_agents.trainers.tree_trainer import grpo_trainer
 
 
 def version(run: Path, step: int, adapter: str = DEFAULT_ADAPTER) -> str:
-    """The name a policy is served under after `step` steps. Never reused, not by another run on the same
-    server either: caches and traces are keyed by it."""
+    """The name a policy is served under after `step` steps. Never reused, even by another run on the same server, because
+    caches and traces are keyed by it."""
     return f"{run.name}-v{step}" if adapter == DEFAULT_ADAPTER else f"{run.name}-{adapter}-v{step}"
 
 
 class Learner:
-    """Goes on from the newest committed step of a run."""
+    """Continues from the newest committed step of a run."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Learner:
         self.step = committed.step if committed else 0
         self.log: list[StepLog] = list(committed.log) if committed else []
         self.state: dict[str, Any] = committed.state if committed else {}
-        """What the loop around it needs to resume."""
+        """The loop's state for a resume."""
         self.multipliers = Multipliers(limits, config.limit_rate)
         self.multipliers.values |= self.state.get("multipliers", {})
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -72,7 +72,7 @@ class Learner:
             torch.manual_seed(config.seed)
 
     def use(self, config: TrainConfig) -> None:
-        """Go on with other settings: learning rate, weight of the KL, temperature."""
+        """Use other settings from now on: learning rate, KL weight, temperature."""
         self.config = self.trainer.config = config
         self.trainer.beta = config.beta
         self.trainer.temperature = config.temperature
@@ -88,7 +88,7 @@ class Learner:
         max_gap: float,
         least_ess: float = 0.0,
     ) -> tuple[StepLog, dict[str, list[Sample]]]:
-        """Scores to gradient for one step. Returns the step's log, and the samples that each adapter learned from."""
+        """One step from scores to gradient. Returns the step's log, and the samples that each adapter learned from."""
         config, algorithm = self.config, ALGORITHMS[self.config.algorithm]
         every: dict[str, list[Sample]] = defaultdict(list)
         nodes: dict[str, list[float]] = defaultdict(list)
@@ -152,19 +152,19 @@ class Learner:
         return value
 
     def commit(self, log: StepLog, **state: Any) -> None:
-        """The next step is done: all of it is on disk, or none."""
+        """Commit the next step: all of it is on disk, or none."""
         self.step += 1
         self.log.append(log)
         self.state = {"multipliers": self.multipliers.values, **state}
         self.checkpoints.commit(self.step, self.model, self.trainer.optimizer, self.state, self.log)
 
     def rewrite_log(self) -> None:
-        """What was added to a step's line after its commit is on disk as well."""
+        """Write additions to a step's log line after its commit."""
         self.checkpoints.rewrite_log(self.step, self.log)
 
 
 def _episodes(traces: Sequence[Trace], scores: Scores) -> dict[str, Any]:
-    """What a log says of the episodes of a step."""
+    """The log values of a step's episodes."""
     values = [score.value for score in scores if score is not None]
     parts: dict[str, list[float]] = defaultdict(list)
     for score in scores:
@@ -197,7 +197,7 @@ def _node_reward(columns: Sequence[Scores] | None) -> dict[str, float]:
 def certificate(
     groups: Sequence[Sequence[Trace]], learned: Sequence[Sample], *, every: bool
 ) -> list[tuple[str, int, ModelCall]]:
-    """Which calls of which traces an adapter learned from: those with an advantage, or `every` one."""
+    """The calls that an adapter learned from: those with an advantage, or with `every` all."""
     traces = {trace.id: trace for group in groups for trace in group}
     return [
         (sample.trajectory.trace_id, row.number, traces[sample.trajectory.trace_id].model_calls[row.number])
@@ -208,7 +208,7 @@ def certificate(
 
 
 def nothing_to_learn(log: Sequence[StepLog], after: int = 3) -> str | None:
-    """Why a run should end whose rewards were equal within every group from its beginning; None where it should not."""
+    """Why a run should end: from its beginning all rewards were equal within every group. None otherwise."""
     if len(log) < after or any(line.flat_groups < 1 for line in log):
         return None
     return (
@@ -218,7 +218,7 @@ def nothing_to_learn(log: Sequence[StepLog], after: int = 3) -> str | None:
 
 
 def check_learned(log: Sequence[StepLog]) -> None:
-    """Raises RunBroken where nothing was learned."""
+    """Raises RunBroken if nothing was learned."""
     reason = nothing_to_learn(log)
     if reason is not None:
         raise RunBroken(reason)

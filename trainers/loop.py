@@ -3,9 +3,8 @@
 step 1   play with version 0   learn   commit, serve version 1
 step 2   play with version 1   learn   commit, serve version 2
 
-With `staleness` s, step n plays with version n - 1 - s, so that it is played while steps n - s to n - 1 are learned. What a
-step plays is planned when the step is committed that it depends on, so a killed run resumes with the very scenarios that come
-next.
+With `staleness` s, step n plays with version n - 1 - s, so that it is played while steps n - s to n - 1 are learned. A step's
+scenarios are planned when the step that it depends on is committed, so a killed run resumes with exactly the next scenarios.
 """
 
 import asyncio
@@ -47,21 +46,21 @@ from stateset_agents.trainers.step_log import StepLog
 from stateset_agents.trainers.trackers import RunLog
 
 Publish = Callable[[str, Path, int], Awaitable[None]]
-"""Serve the weights at a path under a version name, and keep so many versions before it."""
+"""Serve the weights at a path under a version name, and keep this many earlier versions."""
 Report = Callable[[StepLog], None]
 Measure = Callable[[StepLog, dict[str, str]], Awaitable[None]]
-"""Adds to a step's log what it measures of the versions served after it, by adapter."""
+"""Measures the versions served after a step (by adapter) and adds the results to its log."""
 
 MAX_GAP = 0.1
 """Nats a token by which an on-policy episode's log-probabilities may differ from the trainer's."""
 MAX_STALE_GAP = 0.5
-"""The same for episodes of an older policy. A ratio is near 1 on average for any model whatever, since likelier and less likely
-tokens make up for each other; this is not."""
+"""The same for episodes of an older policy. The mean ratio is near 1 for any model, since likelier and less likely tokens
+cancel out; this difference does not cancel."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitialPolicy:
-    """The policy before the first step: the model at `base`, with `adapter` where one is given, which answers as `served`."""
+    """The policy before the first step: the model at `base`, perhaps with `adapter`, served under the name `served`."""
 
     base: str
     tokenizer: PreTrainedTokenizerBase
@@ -71,7 +70,7 @@ class InitialPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class Episodes:
-    """What is played, and how. `forks` needs `play_forkable`."""
+    """The scenarios and how they are played. `forks` needs `play_forkable`."""
 
     scenarios: Sequence[Scenario]
     rollout: Rollout
@@ -80,7 +79,7 @@ class Episodes:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutputs:
-    """Where a run leaves what it does."""
+    """Where a run writes its results."""
 
     run: Path
     store: TraceStore
@@ -94,12 +93,12 @@ class Step:
 
     plan: Plan
     versions: dict[str, str]
-    """The version that plays, by adapter."""
+    """The sampling versions, by adapter."""
     groups: list[list[Trace]]
     scores: list[list[Score | None]]
     node_scores: dict[str, list[Scores]]
     places: list[int]
-    """Where each group's scenario stands in the list of training scenarios."""
+    """Positions of the groups' scenarios in the list of training scenarios."""
     redrawn: list[Trace] = field(default_factory=list)
     """Episodes of groups with equal rewards, replaced by others."""
     seconds_rollout: float = 0.0
@@ -121,7 +120,7 @@ async def train(
 ) -> Learner:
     """Train from the newest committed step on. Returns the learner, whose log has a line for each step.
 
-    Raises RunBroken where it cannot go on; what was committed stays.
+    Raises RunBroken if it cannot continue; committed steps are kept.
     """
     if config.forks and episodes.play_forkable is None:
         raise BadInput("forks: expected episodes that can be forked, found a roll-out that cannot.")
@@ -166,12 +165,13 @@ class TrainingLoop:
         self.monitor = GamingMonitor()
         self.log = RunLog(outputs.run, outputs.trackers, config, learner.log)
         self.versions: dict[int, dict[str, str]] = {0: dict.fromkeys(config.trained, policy.served)}
-        """Of each step after which it was served, by adapter."""
+        """Served versions by step and adapter."""
         self._playing: dict[int, asyncio.Task[list[list[Trace]]]] = {}
         learner.use(self.schedule.config)
 
     async def resume(self) -> None:
-        """Serve what is committed, plan what comes next, and finish the last step's line where the run was killed before that."""
+        """Serve the committed versions, plan the next steps, and complete the last step's log line if the run was killed
+        before."""
         learner, config = self.learner, self.config
         # What a killed process stored of a step that it never committed is played again.
         self.outputs.store.discard_from("train", learner.step + 1)
@@ -183,14 +183,14 @@ class TrainingLoop:
             learner.rewrite_log()
 
     def remaining(self) -> Iterator[int]:
-        """The steps that are left, until the last one or a plateau."""
+        """The remaining steps, until the last one or a plateau."""
         for step in range(self.learner.step + 1, self.config.steps + 1):
             if self.schedule.plateau is not None:
                 return
             yield step
 
     def _plan_after(self, step: int) -> None:
-        """Settle what the steps play that depend on nothing after `step`."""
+        """Plan the steps that depend on nothing after `step`."""
         now = self.schedule.config
         for later in range(step + 1, step + 2 + self.config.staleness):
             if later <= self.config.steps and later not in self.plans:
@@ -206,7 +206,7 @@ class TrainingLoop:
         return self.versions[max(0, step - 1 - self.config.staleness)]
 
     async def play(self, number: int) -> Step:
-        """Roll-outs and rewards of a step. The steps after it that may overlap with it begin to play."""
+        """Roll-outs and rewards of a step. Later steps that may overlap with it begin to play."""
         for later in range(number, min(self.config.steps, number + self.config.staleness) + 1):
             if later not in self._playing:
                 self._playing[later] = asyncio.create_task(
@@ -227,7 +227,7 @@ class TrainingLoop:
         )
 
     async def redraw_equal_groups(self, step: Step) -> None:
-        """Replace groups whose rewards are equal by those of other scenarios, at most `resample` times."""
+        """Replace groups with equal rewards by groups of other scenarios, at most `resample` times."""
         for attempt in range(1, self.config.resample + 1):
             equal = [number for number, scores in enumerate(step.scores) if are_equal(scores)]
             if not equal:
@@ -246,7 +246,7 @@ class TrainingLoop:
                     step.node_scores[node][number] = columns[new]
 
     async def learn(self, step: Step) -> StepLog:
-        """Advantages and one optimiser step; what was learned from is stored, with its certificate."""
+        """Advantages and one optimiser step; the traces are stored, with a certificate."""
         began = time.perf_counter()
         check_played(step.groups, step.number)
         if self.config.shuffle_rewards:
@@ -296,7 +296,7 @@ class TrainingLoop:
             await written
 
     async def commit(self, step: Step, log: StepLog) -> None:
-        """The step is on disk, whole or not at all, with what the next ones depend on."""
+        """Write the step to disk atomically, with the state that the next steps need."""
         successes = [
             success_of(group, scores)
             for group, scores in zip(step.groups, step.scores, strict=True)
@@ -310,20 +310,20 @@ class TrainingLoop:
         )  # fmt: skip
 
     async def publish_and_measure(self, log: StepLog) -> None:
-        """Swap the new version in behind the graph, and measure it where that is due."""
+        """Publish the new version, and measure it if that is due."""
         self.versions[log.step] = await self._serve(log.step)
         if self._measure is not None:
             await self._measure(log, self.versions[log.step])
 
     def report(self, log: StepLog) -> None:
-        """Write the finished line. Raises RunBroken where nothing was ever learned."""
+        """Write the finished log line. Raises RunBroken if nothing was ever learned."""
         self.learner.rewrite_log()
         self.log.add(log)
         self.outputs.report(log)
         check_learned(self.learner.log)
 
     async def _serve(self, step: int) -> dict[str, str]:
-        """Serve what is after a step. Returns the names that it is served under, by adapter."""
+        """Serve the weights after a step. Returns the version names, by adapter."""
         names = {}
         for adapter in self.config.trained:
             names[adapter] = version(self.outputs.run, step, adapter)
@@ -336,7 +336,7 @@ class TrainingLoop:
         return versions_by_node(versions, self.config, self.policy.served)
 
     async def close(self) -> None:
-        """Cancel what still plays, and close the trackers."""
+        """Cancel running episodes, and close the trackers."""
         for task in self._playing.values():
             task.cancel()
         await asyncio.gather(*self._playing.values(), return_exceptions=True)
@@ -346,8 +346,8 @@ class TrainingLoop:
 def versions_by_node(
     versions: Mapping[str, str], config: TrainConfig, base: str
 ) -> tuple[dict[str, str], str]:
-    """Versions at nodes that have one of their own, and the one everywhere else: of `versions` by adapter, with `base` where no
-    adapter answers."""
+    """Versions by node, and the version for all other nodes: from `versions` by adapter, with `base` for nodes without an
+    adapter."""
     if set(versions) == {DEFAULT_ADAPTER}:
         return {}, versions[DEFAULT_ADAPTER]
     return {node: versions[name] for name, nodes in config.trained.items() for node in nodes}, base

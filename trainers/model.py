@@ -1,7 +1,6 @@
 """The model that is trained: a base with one LoRA or several, or all of its weights, always with float32 ones to move.
 
-A bfloat16 weight of 1 cannot be moved by 5e-6: the next number is 0.004 away. So what is trained is float32 whatever the rest
-computes in.
+A bfloat16 weight of 1 cannot change by 5e-6, since the next number is 0.004 away. So trained weights are always float32.
 """
 
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ DTYPES: dict[Precision, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-"""What frozen weights are kept in, and what is computed in."""
+"""The dtypes of frozen weights and of the computation."""
 Model: TypeAlias = "PeftModel | PreTrainedModel"
 
 
@@ -39,7 +38,7 @@ def load_model(
     """The base at `path` with LoRAs on every linear layer, fresh or saved (`adapters`: where, by name), or all of it trained
     (`config.full`).
 
-    What is trained is float32; what is frozen is kept in `config.precision`. Raises BadInput where a saved adapter does not fit.
+    Trained weights are float32; frozen ones have `config.precision`. Raises BadInput if a saved adapter does not fit.
     """
     config = config or TrainConfig()
     dtype = torch.float32 if config.full else DTYPES[config.precision]
@@ -87,7 +86,7 @@ def load_model(
 
 
 def base_of(model: Model) -> PreTrainedModel:
-    """The transformers model itself, its LoRAs inside."""
+    """The transformers model itself, with its LoRAs."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PreTrainedModel)
     return base
@@ -98,7 +97,7 @@ def logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, T) log-probabilities of the sampled tokens at the temperature they were sampled at, and entropies in nats.
 
-    `shared`: each prefix goes through the model once; else each row does, as any trainer would do it.
+    `shared`: each prefix goes through the model once; otherwise each row separately.
     """
     base = base_of(model)
     device = batch.ids.device.type
@@ -122,7 +121,7 @@ def _through_the_tree(base: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 
 def _row_by_row(base: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """As `_through_the_tree`, for layers that read a row from its beginning."""
+    """Like `_through_the_tree`, for models that need whole rows."""
     where = torch.full((batch.ids.size(1), 2), -1, device=batch.ids.device)
     for number, path in enumerate(batch.paths):
         fresh = where[path, 0] < 0
@@ -140,7 +139,7 @@ def _row_by_row(base: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 
 def _output(base: PreTrainedModel) -> tuple[float, float | None]:
-    """What a model does to its logits beside the linear head: their scale, and their soft cap."""
+    """A model's scale and soft cap of its logits."""
     config = base.config.get_text_config()
     cap: float | None = getattr(config, "final_logit_softcapping", None)
     scale: float | None = getattr(config, "logit_scale", None)
@@ -157,8 +156,8 @@ _ROWS = ((5, 1, 4, 2, 3), (5, 1, 4, 2, 6, 7), (5, 1, 7, 7, 2, 5, 3), (6, 2))
 
 @torch.no_grad()
 def why_not_shared(model: Model) -> str | None:
-    """Why prefixes cannot be shared in this model; None where they can. Tried out on a small trie against the model's own
-    reading of its rows, so that recurrent layers, convolutions, sinks or whatever comes next are found by what they do."""
+    """Why this model cannot share prefixes; None if it can. It is tested on a small trie against the model's result for
+    separate rows, so that recurrent layers, convolutions, attention sinks and unknown layers are detected by their effect."""
     base = base_of(model)
     config = base.config.get_text_config()
     kinds = {kind for kind in getattr(config, "layer_types", None) or () if kind}
@@ -201,7 +200,7 @@ def why_not_shared(model: Model) -> str | None:
 
 
 def read_rows(model: Model) -> None:
-    """Give a model that cannot share prefixes its own attention back."""
+    """Restore the original attention of a model that cannot share prefixes."""
     base = base_of(model)
     if base.config._attn_implementation == tree_attention.NAME:
         base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")

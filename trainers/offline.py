@@ -1,8 +1,7 @@
-"""Training from recorded groups alone, without a policy server: what was sampled by an older policy still says what was good.
+"""Training from recorded groups, without a policy server: samples of an older policy still show what was good.
 
-What lies between the policy that sampled and the one that trains is a weight for each trajectory; as the policy moves, fewer of
-them count. The share that still does (effective sample size) is bounded: below it the store has no more to say, and the run
-ends.
+Each trajectory has a weight for the difference between the sampling and the trained policy; as the policy moves, fewer
+trajectories count. If the share that still counts (the effective sample size) falls below a bound, the run ends.
 """
 
 import asyncio
@@ -28,10 +27,10 @@ async def train_offline(
     outputs: RunOutputs,
     config: TrainConfig,
 ) -> Learner:
-    """`epochs` passes over recorded groups, at most `steps` steps. Returns the learner, whose log has a line for each.
+    """`epochs` passes over recorded groups, at most `steps` steps. Returns the learner, whose log has a line for each step.
 
-    The traces are of `outputs.store`, which keeps the certificates. Raises RunBroken where the first step finds that another policy
-    sampled them.
+    The traces are of `outputs.store`, which keeps the certificates. Raises RunBroken if the first step shows that another
+    policy sampled them.
     """
     learner = await asyncio.to_thread(
         Learner, base=policy.base, tokenizer=policy.tokenizer, run=outputs.run, config=config, limits=grading.limits
@@ -57,7 +56,7 @@ async def train_offline(
 async def _learn(
     learner: Learner, step: int, groups: Sequence[Sequence[Trace]], grading: Grading, outputs: RunOutputs
 ) -> StepLog:  # fmt: skip
-    """One optimiser step; what was learned from is certified where a step was made."""
+    """One optimiser step, with a certificate."""
     began = time.perf_counter()
     scores, node_scores = await graded(groups, grading)
     try:
@@ -78,7 +77,7 @@ async def _learn(
 
 
 def _end(learner: Learner, step: int, log: StepLog, base: str) -> None:
-    """Too little of the store still counts. Raises RunBroken where that is so from the beginning."""
+    """Why the run ends: the effective sample size is too small. Raises RunBroken if that is so from the beginning."""
     reason = (
         f"after {step - 1} steps only {log.ess:.0%} of the recorded trajectories still count (at least "
         f"{learner.config.least_ess:.0%})"
@@ -93,7 +92,7 @@ def _end(learner: Learner, step: int, log: StepLog, base: str) -> None:
 
 
 def _places(step: int, epoch_steps: int, count: int, config: TrainConfig) -> list[int]:
-    """Which groups a step takes: every epoch all of them, the first in the order of the store, later ones shuffled by the seed."""
+    """The groups of a step: each epoch takes all of them, the first in the store's order, later ones shuffled with the seed."""
     epoch, place = divmod(step - 1, epoch_steps)
     order = list(range(count))
     if epoch:

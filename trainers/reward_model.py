@@ -1,7 +1,7 @@
 """A neural reward model: learned from preferences with TRL's RewardTrainer, calibrated, and served like any reward.
 
 preference  ->  RewardTrainer (Bradley-Terry on the last token)  ->  heads on its features, one for each bootstrap sample
-score       ->  mean of the heads, as a probability; where they differ, it is drawn towards 0.5, which says nothing
+score       ->  mean of the heads, as a probability; if they disagree, it moves towards 0.5
 """
 
 import json
@@ -25,9 +25,9 @@ from stateset_agents.reward import Declaration, Score, scorable
 from stateset_agents.trace import Trace
 
 Pair = tuple[Trace, Trace]
-"""The better one first."""
+"""Pairs with the better trace first."""
 LONGEST = 768
-"""Tokens of a conversation that are read, its last ones."""
+"""The most tokens of a conversation that are read, its last ones."""
 HEADS = 8
 BATCH = 16
 Report = Callable[[str], None]
@@ -35,15 +35,14 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModelResult:
-    """What training came to, on pairs that it did not learn from."""
+    """The results of training on held-out pairs."""
 
     pairs: int
     held_out: int
     accuracy: float
     """Share of held-out pairs ranked right, by the mean of the heads."""
     expected: float
-    """The mean probability that it gave to the better one, once calibrated: near the accuracy for a model that knows how much
-    it knows."""
+    """The mean probability that it gave to the better one, once calibrated: near the accuracy for a calibrated model."""
     temperature: float
 
 
@@ -66,7 +65,7 @@ def preferences(
 
 
 def _split(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair], list[Pair]]:
-    """A tenth, a tenth and the rest; pairs of one request stay together, since they share traces."""
+    """Split into a tenth, a tenth and the rest; pairs of one request stay together, since they share traces."""
     groups: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
         groups[pair[0].request].append(pair)
@@ -93,7 +92,7 @@ def train_reward_model(
     base: Path | str, pairs: Sequence[Pair], out: Path, *, seed: int = 0, learning_rate: float = 5e-4, epochs: float = 2.0,
     report: Report = lambda line: None,
 ) -> RewardModelResult:  # fmt: skip
-    """Learn from 80 % of the pairs, calibrate on 10 %, measure on 10 %; what it needs is in `out` then.
+    """Learn from 80 % of the pairs, calibrate on 10 %, measure on 10 %; the model is written to `out`.
 
     `base` is a causal language model of transformers. Raises BadInput for fewer than 50 pairs.
     """
@@ -152,8 +151,8 @@ def train_reward_model(
 
 
 class NeuralReward:
-    """A trained reward model. The value is from 0 to 1; `parts` has the probability as the mean of the heads says it, and how
-    much they differ (`uncertainty`, in units of the temperature), which draws the value towards 0.5."""
+    """A trained reward model. The value is from 0 to 1; `parts` has the mean probability of the heads, and their disagreement
+    (`uncertainty`, in units of the temperature), which moves the value towards 0.5."""
 
     name = "neural"
 
@@ -214,7 +213,7 @@ def ids(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> list[int]:
 def _features(
     model: Any, tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace]
 ) -> torch.Tensor:
-    """(N, D): what the last layer says at the last token of each conversation."""
+    """(N, D) hidden states of the last layer at the last token of each conversation."""
     conversations = [ids(tokenizer, trace) for trace in traces]
     order = sorted(range(len(conversations)), key=lambda n: len(conversations[n]))
     features = torch.zeros(len(conversations), model.config.hidden_size)
@@ -232,7 +231,7 @@ def _features(
 
 
 def _heads(gaps: torch.Tensor, seed: int) -> torch.Tensor:
-    """(HEADS, D): weights that tell chosen from rejected by their features, each from a sample with replacement."""
+    """(HEADS, D) weights that separate chosen from rejected, each from a bootstrap sample."""
     draw = torch.Generator().manual_seed(seed)
     heads = []
     for _ in range(HEADS):
@@ -259,13 +258,13 @@ def _heads(gaps: torch.Tensor, seed: int) -> torch.Tensor:
 def _gaps(
     model: Any, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], heads: torch.Tensor
 ) -> torch.Tensor:
-    """(N,): by how much the better one of each pair is above the other."""
+    """(N,) margins between the better and the worse one of each pair."""
     good, bad = (_features(model, tokenizer, [pair[side] for pair in pairs]) for side in (0, 1))
     return (good - bad) @ heads.mean(0)
 
 
 def _temperature(gaps: torch.Tensor) -> float:
-    """What differences are divided by, so that sigmoid is the chance of being right: the likeliest of a row."""
+    """The temperature that calibrates the margins: the likeliest of a grid."""
     row = torch.logspace(-3, 2, 101)
     fits = [float(torch.nn.functional.logsigmoid(gaps / temperature).mean()) for temperature in row]
     return float(row[max(range(len(fits)), key=fits.__getitem__)])

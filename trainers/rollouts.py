@@ -1,4 +1,4 @@
-"""Roll-outs: the groups of episodes that a step is made of, whole ones and forks of them, as many at once as are allowed."""
+"""Roll-outs: the groups of episodes of a step, whole ones and forks, under a limit of concurrency."""
 
 import asyncio
 import random
@@ -33,18 +33,18 @@ PlayForkable = Callable[[Scenario, Sampling], Awaitable[Forkable]]
 
 
 class Plan(Frozen):
-    """What a step will play, settled before it is played: a run that is killed plays the very same."""
+    """The plan of a step, made before it is played, so that a killed run plays the same."""
 
     step: int
     scenarios: tuple[int, ...]
-    """Places in the list of training scenarios."""
+    """Positions in the list of training scenarios."""
     group_size: int
     temperature: float = Field(gt=0)
 
 
 class Player:
-    """Plays groups. All steps under way share one gate, and the earlier one goes first: an episode that ends lets the next one
-    in, of whatever group or step, so that the engine's batch stays full across uneven ones."""
+    """Plays groups. All running steps share one gate, the earlier step first: when an episode ends, the next one starts, of any
+    group or step, so that the engine's batch stays full."""
 
     def __init__(
         self, rollout: Rollout, play_forkable: PlayForkable | None, config: TrainConfig
@@ -60,8 +60,8 @@ class Player:
         served: str,
         part: int = 0,
     ) -> list[list[Trace]]:
-        """A group of episodes for each of the plan's scenarios, sampled by the version `served`, at nodes of `versions` by theirs.
-        `part` tells further episodes of a step from the first."""
+        """A group of episodes for each of the plan's scenarios, sampled by the version `served`, at nodes of `versions` by
+        theirs. `part` distinguishes further episodes of a step from the first ones."""
 
         def sampling(scenario: Scenario, number: int | str, nth: int) -> Sampling:
             seed = f"{self.config.seed}/{plan.step}/{scenario.id}/{number}"
@@ -120,7 +120,7 @@ class Player:
 
 
 AT_ONE = 2
-"""Forks at one decision at the least, so that they are compared with more than one other."""
+"""The least number of forks at one decision, so that each is compared with more than one other."""
 
 
 def decisions(episodes: Sequence[Forkable], count: int) -> list[tuple[Forkable, int]]:
@@ -128,9 +128,9 @@ def decisions(episodes: Sequence[Forkable], count: int) -> list[tuple[Forkable, 
     *other* episodes.
 
     How unsure a call was is the surprise of what was sampled, minus the sum of its log-probabilities in nats: its expectation
-    is the entropy of the call. An episode's own surprise would not do, nor would it to compare episodes: where rare acts are
-    compared with forks and likely ones are not, the comparison depends on the act, and the gradient is biased. The first call
-    is left out: what goes on from there is a whole episode.
+    is the entropy of the call. An episode's own surprise must not be used, and episodes must not be ranked by it: if rare acts
+    were compared with forks and likely ones not, the comparison would depend on the act, and the gradient would be biased. The
+    first call is left out, because a fork there is a whole episode.
     """
     surprise = [[-sum(call.logprobs) for call in episode.trace.model_calls] for episode in episodes]
 

@@ -1,4 +1,4 @@
-"""The schedule: settings that follow what is measured, each change with its reason, and an end where nothing gets better.
+"""The schedule: adapts settings to what is measured, each change with its reason, and ends a run on a plateau.
 
 reward falls                 the learning rate is halved
 KL off its target            its weight is scaled (Ziegler et al., arXiv 1909.08593, section 2.2)
@@ -15,11 +15,11 @@ from stateset_agents.trainers.config import TrainConfig
 from stateset_agents.trainers.step_log import StepLog
 
 WINDOW = 4
-"""Steps that are compared with as many before them."""
+"""Number of steps that are compared with as many before them."""
 
 
 class Schedule:
-    """Sees a run's steps one by one. `config` is what the next step is to use."""
+    """Follows a run step by step. `config` has the settings of the next step."""
 
     def __init__(self, config: TrainConfig, state: dict[str, Any] | None = None) -> None:
         kept = state or {}
@@ -36,7 +36,7 @@ class Schedule:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What `Schedule` takes to resume."""
+        """The state of `Schedule` for a resume."""
         settings = {
             name: getattr(self.config, name)
             for name in ("learning_rate", "beta", "temperature", "group_size")
@@ -48,7 +48,7 @@ class Schedule:
         }  # fmt: skip
 
     def see(self, log: StepLog) -> list[str]:
-        """Take a step in. Returns what changed and why, in words."""
+        """Process a step. Returns the changes with their reasons."""
         if log.reward is None:
             return []
         self._rewards.append(log.reward)
@@ -63,7 +63,7 @@ class Schedule:
         return changes
 
     def _adjusted(self) -> list[str]:
-        """At most one change in a window: two at once could not be told apart."""
+        """At most one change in a window, because the effects of two could not be separated."""
         seen = len(self._rewards)
         if seen < 2 * WINDOW or seen - self._changed < WINDOW:
             return []
@@ -135,8 +135,8 @@ class Schedule:
         )
 
     def _ended(self) -> str | None:
-        """A plateau: for `patience` steps in a row, the last `patience` steps were not surely better than those before them.
-        Step by step they are pairs: scenarios come in a fixed order of intents, so the n-th steps of both are alike."""
+        """A plateau: for `patience` steps in a row, the last `patience` steps were not significantly better than those before
+        them. The n-th steps of both are compared as pairs, since the order of intents is fixed."""
         patience = self._initial.patience
         if len(self._rewards) < 2 * patience:
             return None

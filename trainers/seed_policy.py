@@ -1,6 +1,6 @@
-"""The seed policy is raised from generated transcripts; it is born able to copy and knows nothing else.
+"""The seed policy is trained on generated transcripts; its initial weights can copy and nothing else.
 
-Copying order numbers is what a small model learns last. So the first two layers start from weights that
+A small model learns to copy order numbers last. So the first two layers start from weights that
 look back: heads of layer 0 attend to the tokens just before, heads of layer 1 find the place where the
 same tokens stood earlier and repeat what came after (an induction circuit, arXiv 2209.11895). Training
 moves these weights like all others; the architecture is a stock Qwen2.
@@ -29,7 +29,7 @@ ROPE = 1e6
 
 Message = dict[str, Any]
 Progress = Callable[[str, int, int, float], None]
-"""Called with the stage, steps done, steps in all, and the loss."""
+"""Called with the stage, steps done, total steps, and the loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +48,12 @@ class SeedConfig:
 
 
 Row = tuple[list[int], list[bool]]
-"""Token ids, and True for each token that the loss is taken on."""
+"""Token ids, and True for each token of the loss."""
 
 
 def train_tokenizer(conversations: Sequence[str], size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with digits one by one and spaces apart, so that a word is the same tokens after a
-    space and after a quote: then repeating it is copying. `<tool_call>` stays visible text, as in Qwen."""
+    """Byte-level BPE with single digits and separate spaces, so that a word has the same tokens after a space and after a quote
+    and can be copied. `<tool_call>` stays visible text, as in Qwen."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -163,7 +163,7 @@ def teach_copying(model: Qwen2ForCausalLM, seed: int) -> None:
 
 
 def agent_tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[bool]:
-    """True where the agent wrote: after each assistant header, up to and with its end mark."""
+    """True for the agent's tokens: after each assistant header, up to and including its end mark."""
     header = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
     end, mask, index = tokenizer.eos_token_id, [False] * len(ids), 0
     while index < len(ids):
@@ -180,9 +180,8 @@ def agent_tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list
 
 
 def copies(rng: random.Random, config: SeedConfig, count: int) -> list[Row]:
-    """Rows in which a string of random tokens comes again after something else, at any distance; the
-    loss is on its second time. Half use a small alphabet, as numbers do, where one token does not tell
-    which comes next."""
+    """Rows in which a string of random tokens is repeated after something else, at any distance; the loss is on the repetition.
+    Half use a small alphabet, like numbers, where one token does not determine the next."""
     rows = []
     for _ in range(count):
         letters = list(range(3, config.vocabulary))
@@ -199,7 +198,7 @@ def copies(rng: random.Random, config: SeedConfig, count: int) -> list[Row]:
 
 
 def loss_over_trie(model: Qwen2ForCausalLM, rows: Sequence[Row]) -> torch.Tensor:
-    """Mean loss over the marked tokens; what rows begin with alike is computed once."""
+    """Mean loss over the marked tokens; common prefixes are computed once."""
     trie = fold([ids for ids, _ in rows])
     nodes, targets = [], []
     for number, (ids, mask) in enumerate(rows):

@@ -1,4 +1,4 @@
-"""What is logged of a training step: one line of `log.jsonl`, and of the checkpoint's log."""
+"""The log of a training step: one line of `log.jsonl` and of the checkpoint's log."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -10,12 +10,12 @@ class StepUpdate:
     """One optimiser step."""
 
     stepped: bool = False
-    """False where there was nothing to learn from, or too little of the trajectories' weight is effective."""
+    """False if there was nothing to learn from, or the effective sample size was too small."""
     tokens_trained: int = 0
     positions_forwarded: int = 0
     """Tokens that went through the model, each shared prefix once."""
     positions_in_rows: int = 0
-    """Tokens that would have gone through it, row by row."""
+    """Tokens that would have gone through it without sharing."""
     ratio: float = 1.0
     """Mean importance ratio at the step's start: the trainer's probability of a sampled token over the recorded one."""
     gap: float = 0.0
@@ -55,10 +55,10 @@ class StepLog(StepUpdate):
     nodes: dict[str, dict[str, float]] = field(default_factory=dict)
     learning_rate: float = 0.0
     limits: dict[str, float] = field(default_factory=dict)
-    """How often what is limited happened."""
+    """Shares of limited events."""
     multipliers: dict[str, float] = field(default_factory=dict)
     alarm: str = ""
-    """Why the reward seems to be gamed."""
+    """The alarm of the monitor for reward hacking."""
     scenarios: list[str] = field(default_factory=list)
     concurrency: int = 0
     redrawn: int = 0
@@ -72,9 +72,9 @@ class StepLog(StepUpdate):
     seconds_rollout: float = 0.0
     seconds_train: float = 0.0
     seconds: float | None = None
-    """None until all that comes after the commit is done."""
+    """None until the work after the commit is done."""
     ended: str = ""
-    """Why a run ends with this step, where it ends early."""
+    """Why a run ends early with this step."""
 
     @classmethod
     def of(cls, update: StepUpdate, **values: Any) -> Self:

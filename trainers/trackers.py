@@ -1,4 +1,4 @@
-"""Logs: JSON lines always, TensorBoard where it is installed, and W&B, MLflow or trackio by name, through accelerate's trackers."""
+"""Trackers: JSON lines always; TensorBoard, W&B, MLflow or trackio by name, through accelerate."""
 
 import json
 import os
@@ -14,7 +14,7 @@ NAMES = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises BadInput for a tracker that is not known, or not installed."""
+    """Raises BadInput for an unknown or missing tracker."""
     from importlib.util import find_spec
 
     for name in names:
@@ -37,7 +37,7 @@ class RunLog:
         config: TrainConfig,
         log: Sequence[StepLog] = (),
     ) -> None:
-        """`log` has the committed steps: what a killed process did not write is written now."""
+        """`log` has the committed steps; lines that a killed process did not write are written now."""
         check_names(names)
         self._file = run / "log.jsonl"
         lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.is_file() else []
@@ -82,7 +82,7 @@ def flat(line: Mapping[str, Any], above: str = "") -> dict[str, float]:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What every tracker takes as settings."""
+    """Settings in a form that every tracker accepts."""
     return {
         name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
         for name, value in values.items()

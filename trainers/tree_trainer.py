@@ -1,8 +1,7 @@
 """One optimiser step on exact rows: TRL's losses, metrics and optimiser, with log-probabilities from a token trie.
 
 TRL reads one padded row per prompt. Here a row is a trajectory's span, all the tokens that were sampled in it, so that each of
-TRL's losses means what its paper means by a sequence, in however many calls it was sampled; and what rows have in common is
-computed once.
+TRL's losses sees the sequence of its paper, in any number of model calls; and common prefixes are computed once.
 """
 
 import math
@@ -32,7 +31,7 @@ from stateset_agents.trainers.step_log import StepUpdate
 NEVER = 1e9
 """A clip that no ratio reaches."""
 SCALE = 1024.0
-"""What a loss is multiplied by where it goes back in float16, whose smallest number is 6e-8; gradients are divided by it again."""
+"""The loss scale for float16, whose smallest number is 6e-8; gradients are divided by it again."""
 
 
 class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
@@ -49,11 +48,11 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
         max_gap: float = math.inf,
         least_ess: float = 0.0,
     ) -> StepUpdate:
-        """One optimiser step on the samples of each adapter; none where there is nothing to learn from, or where less than
-        `least_ess` of the trajectories' weight is effective.
+        """One optimiser step on the samples of each adapter; none if there is nothing to learn from, or if the effective sample
+        size is below `least_ess`.
 
-        Raises RunBroken where a loss or a gradient is not finite, or the log-probabilities are farther than `max_gap` nats a token
-        from the recorded ones; then nothing has moved.
+        Raises RunBroken if a loss or a gradient is not finite, or the log-probabilities differ by more than `max_gap` nats a
+        token from the recorded ones; then no weight has changed.
         """
         self._check_length(samples)
         self.model.train()
@@ -117,7 +116,7 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
                 )
 
     def _backward(self, batch: Batch, every: Sequence[Sample], *, base: bool) -> None:
-        """The gradient of one batch; with `base`, how far the policy has moved from its base is measured as well."""
+        """The gradient of one batch; with `base`, the KL to the base model is measured as well."""
         loss = self.batch_loss(batch, every)
         if not torch.isfinite(loss):
             raise RunBroken(
@@ -247,7 +246,7 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
             self.model.set_adapter(adapter)
 
     def _use_all(self) -> None:
-        """Every adapter counts as trained again, for the optimiser and for what is saved."""
+        """Mark every adapter as trained again, for the optimiser and for saving."""
         if isinstance(self.model, PeftModel):
             for name, parameter in self.model.named_parameters():
                 if "lora_" in name:
@@ -255,7 +254,7 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
 
 
 def _means(starts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Where a step started from: means per token over all batches, and the effective sample size of the trajectories' weights,
+    """Values at a step's start: means per token over all batches, and the effective sample size of the trajectories' weights,
     truncated at 2, as a share of their number (Kish 1965)."""
     if not starts:
         return {"ratio": 1.0, "gap": 0.0, "sampler_kl": 0.0, "kl": 0.0, "ess": 1.0}
@@ -274,7 +273,7 @@ def _means(starts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def grpo_trainer(
     model: Model, tokenizer: PreTrainedTokenizerBase, out: Path, config: TrainConfig
 ) -> TreeGRPOTrainer:
-    """TRL's trainer around a model, with the losses of the algorithm that `config` names."""
+    """TRL's trainer for a model, with the loss of the config's algorithm."""
     algorithm = ALGORITHMS[config.algorithm]
     low = algorithm.clip_low if config.clip_low is None else config.clip_low
     high = algorithm.clip_high if config.clip_high is None else config.clip_high
@@ -323,5 +322,5 @@ def grpo_trainer(
 
 
 def _unused(completions: list[str], **kwargs: Any) -> list[float]:
-    """TRL wants a reward function at construction; episodes are graded before they get here."""
+    """A placeholder: TRL needs a reward function, but episodes are graded before."""
     raise RuntimeError("Expected graded trajectories, found a call of TRL's reward path.")

@@ -1,1 +1,1 @@
-"""Scenarios: how they are generated, solved, made harder and got wrong."""
+"""Scenarios: how they are generated, solved, complicated and failed."""

@@ -1,4 +1,4 @@
-"""Customers who buy: what a price, a code or an empty shelf does to revenue, margin and stock.
+"""Customers who buy: the effect of prices, codes and empty shelves on revenue, margin and stock.
 
 Each day `visits` people look at a product i, chosen in proportion to its freshness exp(-age_i / TAU). One who looks buys
 with probability
@@ -30,7 +30,7 @@ SWITCH, BASKET, AGAIN, MONTH = 0.5, 0.25, 0.3, 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sales:
-    """What became of a number of days. Money in minor units."""
+    """The result of some days. Money in minor units."""
 
     days: int
     visits: int
@@ -41,7 +41,7 @@ class Sales:
     attached: int
     """Orders with a second product."""
     lost: int
-    """Visitors who would have bought and found nothing on the shelf."""
+    """Visitors who wanted to buy but found the product out of stock."""
     by_customer: dict[str, int]
     """Margin of each customer over the days."""
     stock_age: float
@@ -66,7 +66,7 @@ class Sales:
 
 
 class Market:
-    """The demand behind a shop. Prices of the shop as it was given are the list prices."""
+    """The demand of a shop. The shop's initial prices are the list prices."""
 
     def __init__(
         self, shop: Database, *, seed: int, visits: int = 40, at_list: float = 0.05
@@ -84,7 +84,7 @@ class Market:
         """s_i: the fall in price that multiplies demand by e, in minor units."""
 
     def conversion(self, sku: str, price: int) -> float:
-        """The probability that one who looks buys at this price."""
+        """The probability that a visitor buys at this price."""
         return min(1.0, self.at_list * math.exp((self.list_price[sku] - price) / self.scale[sku]))
 
     def best_price(self, shop: Database, sku: str) -> float:
@@ -93,7 +93,7 @@ class Market:
         return float(cost) + self.scale[sku]
 
     def run(self, shop: Database, *, days: int) -> Sales:
-        """Let customers come for some days. Orders are real ones: stock goes, money comes, the clock moves."""
+        """Simulate visitors for some days. Orders are real: stock, money and the clock change."""
         customers = [r["id"] for r in shop.all("SELECT id FROM customers ORDER BY id")]
         margins: dict[str, int] = defaultdict(int)
         returning: dict[int, list[tuple[str, str]]] = defaultdict(list)
@@ -130,7 +130,7 @@ class Market:
         )  # fmt: skip
 
     def _visit(self, shop: Database, rng: random.Random) -> tuple[list[Row], bool]:
-        """What one visitor takes to the till, and whether an empty shelf sent them away."""
+        """A visitor's products, and whether an empty shelf made them leave."""
         look, decide, other, more, second = (rng.random() for _ in range(5))
         rows = shop.all(
             "SELECT sku, price, cost, family, launched_day, (SELECT SUM(on_hand - reserved) FROM stock "
@@ -171,7 +171,7 @@ def _chosen(rows: list[Row], weights: list[float], draw: float) -> Row:
 
 
 def _order(shop: Database, customer: str, bought: list[Row]) -> int | None:
-    """Place an order of one unit each; its total without shipping, or None where stock ran out."""
+    """Place an order of one unit each; its total without shipping, or None if stock ran out."""
     lines = tuple(
         PricedLine(sku=r["sku"], quantity=1, unit_price=int(r["price"]), discount=0) for r in bought
     )

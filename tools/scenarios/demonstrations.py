@@ -1,7 +1,7 @@
-"""Demonstrations as a shop's transcripts are: mostly right, and wrong in the ways people are wrong.
+"""Demonstrations like a shop's transcripts: mostly right, with the mistakes that people make.
 
-Each is acted out on the real tools. A flaw bends the plan at one point and the conversation ends
-where such a conversation ends; nobody corrects it.
+Each is acted out on the real tools. A flaw changes the plan at one point, and the conversation ends accordingly; nobody
+corrects it.
 """
 
 import json
@@ -30,7 +30,7 @@ FLAWS: dict[str, dict[str, float]] = {
     },
     "price_question": {"forgets_code": 0.20, "vague": 0.28},
 }
-"""Share of an intent's demonstrations that try each flaw; where it does not fit, none is made."""
+"""Share of an intent's demonstrations with each flaw, if it fits."""
 
 _PROMISES = {
     "cancel": "Done, your order is cancelled.",
@@ -68,7 +68,7 @@ def demonstrate(scenario: Scenario, rng: random.Random) -> Demonstration:
 
 
 def bend(scenario: Scenario, flaw: str, rng: random.Random) -> tuple[Act, ...] | None:
-    """The plan with one flaw in it, or None where it does not apply to this scenario."""
+    """The plan with one flaw, or None if it does not fit this scenario."""
     plan = list(scenario.plan)
     position = {act.tool: index for index, act in enumerate(plan) if act.tool}
     write = next((i for i, act in enumerate(plan) if act.tool and i == position[act.tool]

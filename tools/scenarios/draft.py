@@ -1,4 +1,4 @@
-"""A scenario in the making: acted out on a clone of its shop, so that its goal is what an able agent did."""
+"""A draft of a scenario: acted out on a clone of its shop, so that its goal is the result of a correct agent."""
 
 import random
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from stateset_agents.tools.wording import Locale, Slot, Split, phrases, wording
 
 
 class RuleBites(Exception):
-    """What the customer wants cannot be: a rule forbids the tool."""
+    """A rule forbids what the customer wants."""
 
     def __init__(self, tool: str) -> None:
         self.tool = tool
@@ -22,7 +22,7 @@ class RuleBites(Exception):
 class Draft:
     """The clone that a scenario is acted out on, its plan and its goal so far.
 
-    `before` is the shop in which entities are picked; the generator sets it where something was arranged in the clone.
+    `before` is the shop in which entities are picked; the generator sets it if something was arranged in the clone.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Draft:
         self.patience: int | None = None
 
     def complicated(self, name: str, *, if_: bool = True) -> bool:
-        """Whether a complication is wanted and possible here; then the scenario has it."""
+        """Whether a complication is chosen and possible here; if so, it is recorded."""
         if name not in self.wanted or not if_:
             return False
         if name not in self.met:
@@ -74,7 +74,7 @@ class Draft:
         self.plan.append(Act(say=self.rng.choice(self.phrases.say[kind]).format(**spoken)))
 
     def call(self, tool: str, *, before: str = "", **arguments: Any) -> dict[str, Any]:
-        """Raises RuleBites where a rule forbids what an able agent had thought possible."""
+        """Call a tool as a part of the plan. Raises RuleBites if a rule unexpectedly forbids it."""
         outcome = self._propose(tool, arguments)
         act = Act(say=before, tool=tool, arguments=arguments)
         if outcome.status == "proposed":
@@ -95,8 +95,8 @@ class Draft:
         return outcome
 
     def tries(self, tool: str, **arguments: Any) -> None:
-        """A call that an able agent makes in good faith and that leads nowhere, without breaking a rule: it
-        is invalid, or the customer says no."""
+        """A call that a correct agent makes and that has no effect, without breaking a rule: it is invalid, or the customer
+        refuses."""
         outcome = self._propose(tool, arguments)
         if outcome.status not in ("invalid", "proposed"):
             raise ValueError(f"Expected the call to lead nowhere, found {outcome}.")
@@ -104,8 +104,7 @@ class Draft:
         self.session = outcome.session
 
     def give_up(self, tool: str) -> None:
-        """What an able agent does where a rule forbids what the customer wants: say what the order's status
-        is, or leave what is on hold to a person."""
+        """What a correct agent does if a rule forbids the request: state the order's status, or hand over an order on hold."""
         order_id = self.slots["order_id"]
         self.forbidden.append(tool)
         if all(act.tool != "get_order" for act in self.plan):
@@ -118,12 +117,12 @@ class Draft:
         self.say("too_late", status=self.phrases.words[order["status"]][0])
 
     def hand_over(self) -> None:
-        """What is on hold is a person's business."""
+        """Hand over: an order on hold needs a person."""
         self.consulted.append(("get_order", "check_return_eligibility"))
         self.call("escalate_to_human", reason="the order is on hold")
 
     def finish(self) -> None:
-        """What the customer says at the end, and what an able agent answers."""
+        """The end: the customer's further messages, and a correct agent's answers."""
         questions = sum(bool(act.say) and act.tool is None for act in self.plan[:-1])
         if self.complicated("impatient", if_=questions > 0):
             self.patience = questions
@@ -151,12 +150,12 @@ class Draft:
         self.plan.append(Act(say=self.rng.choice(self.phrases.say["no"])))
 
     def tell(self, name: str, value: str, *, or_: str | None = None) -> None:
-        """A value of a tool that has to be said, in any way in which it may be written, or words for it."""
+        """A required fact: a tool's value in any spelling, or words for it."""
         words = self.phrases.words[or_] if or_ else ()
         self.facts.append(Fact(name=name, any_of=(*self.phrases.readings(value), *words)))
 
     def tell_words(self, name: str, kind: str, *not_: str, **values: object) -> None:
-        """Something that has to be said in words of the language, and none of what contradicts it."""
+        """A required fact in words of the language, without a contradiction."""
         every = self.phrases.words
         self.facts.append(
             Fact(
@@ -167,13 +166,13 @@ class Draft:
         )
 
     def tell_status(self, status: str) -> None:
-        """That it is too late, and what it is instead; looked up, and neither hedged nor denied."""
+        """The required fact that it is too late, with the real status; looked up, and neither hedged nor negated."""
         kinds = ("delivered", "not_delivered", "not_shipped", "shipped")
         self.tell_words("status", status, *(kind for kind in kinds if kind != status))
         self.consulted.append(("get_order", "track_shipment"))
 
     def tell_reason(self, reason: str) -> str:
-        """Why a line cannot be returned, as check_return_eligibility puts it; how an agent says it."""
+        """The required reason why a line cannot be returned. Returns an agent's sentence for it."""
         days = next((word for word in reason.split() if word.isdigit()), "")
         kinds = {"not delivered yet": "reason_early", "already refunded": "reason_refunded"}
         kind = "reason_late" if days else kinds[reason]
@@ -216,7 +215,7 @@ class Draft:
 
 
 def _mistyped(rng: random.Random, template: str) -> str:
-    """Two letters of up to two words the wrong way round; values are left alone."""
+    """Swap two letters in up to two words; values stay."""
     words = template.split()
     long = [n for n, word in enumerate(words) if word.isalpha() and len(word) > 4]
     for number in rng.sample(long, min(2, len(long))):

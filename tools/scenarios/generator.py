@@ -1,7 +1,7 @@
 """Scenarios are generated from a seed, solved by their own plan, and kept only if doing nothing fails.
 
 The plan is made by acting: the generator calls the real tools on a clone of the shop and reads the
-facts from their results, so the goal is what a correct agent did, not what somebody thought it would.
+facts from their results, so the goal is what a correct agent really did.
 """
 
 import itertools
@@ -35,7 +35,7 @@ SCENARIOS_PER_SHOP = 8
 
 
 def intents_of(graph: str) -> tuple[str, ...]:
-    """The intents of an agent's business, all of them for the orchestrator; the demo's for `service`."""
+    """The intents of an agent; for the orchestrator all of them, for `service` the demo's."""
     if graph == "service":
         return INTENTS
     mine = tuple(intent for intent, (agent, _) in WRITERS.items() if agent == graph)
@@ -54,9 +54,9 @@ COMPLICATIONS: Mapping[str, str] = {
     "second": "has a second request once the first is settled",
     "rule": "wants what a rule forbids in the state that the order is in",
 }
-"""What makes a scenario harder. `rule` is drawn from the rows of the rules (`complications.near_misses`)."""
+"""What makes a scenario harder. `rule` is made from the rules (`near_misses`)."""
 MOST = 3
-"""Complications of one scenario."""
+"""The most complications of one scenario."""
 
 
 def draft_scenario(
@@ -69,8 +69,8 @@ def draft_scenario(
     locales: Sequence[Locale] = ("en",),
     rules: Sequence[Rule] | None = None,
 ) -> Scenario | None:
-    """The candidate of a seed and number, or None where the shop has no fitting order. It has up to
-    `complications` of them, and one of the languages."""
+    """The candidate of a seed and number, with up to `complications` complications, in one of the languages. None if the shop
+    has no fitting order."""
     hard = random.Random(f"hard/{split}/{intent}/{seed}/{number}")
     chosen = (
         hard.sample(list(COMPLICATIONS), hard.randint(0, complications)) if complications else []
@@ -196,17 +196,17 @@ def scenarios(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What became of the candidates of one intent before any was rejected."""
+    """Counts of one intent's candidates, before rejection."""
 
     intent: str
     candidates: int
-    """Those for which the shop held something fitting."""
+    """Candidates for which the shop has something fitting."""
     unsolved: int
     """Not solved by their own plan."""
     by_doing_nothing: int
-    """Solved by saying and doing nothing."""
+    """Solved by doing nothing."""
     by_a_mutant: int
-    """Solved by some way to get it wrong, doing nothing among them: these are rejected."""
+    """Solved by a mutant, including doing nothing: these are rejected."""
 
 
 def survey(

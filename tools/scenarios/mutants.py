@@ -1,4 +1,4 @@
-"""Mutants: plans that are wrong on purpose, and what a plan scores without a graph."""
+"""Mutants: plans that are wrong on purpose, and the score of a plan without a graph."""
 
 from stateset_agents.scenario import Act, GoalScore, Scenario
 from stateset_agents.tools.executor import Executor
@@ -11,7 +11,7 @@ from stateset_agents.tools.toolset import ALL_TOOLS, SERVICE_TOOLS
 
 
 def score_acts(scenario: Scenario, acts: tuple[Act, ...]) -> GoalScore:
-    """What acting `acts` on the tools alone would score: the oracle's check, without a graph."""
+    """The score of running `acts` on the tools, without a graph."""
     assert scenario.goal is not None
     assert scenario.split != "user"
     with tried(scenario.shop_seed, scenario.split, scenario.arranged) as shop:
@@ -41,7 +41,7 @@ def _scored(scenario: Scenario, acts: tuple[Act, ...], shop: Shop) -> GoalScore:
 
 
 def mutants(scenario: Scenario) -> dict[str, tuple[Act, ...]]:
-    """Ways to get a scenario wrong; each must score below the oracle."""
+    """Wrong plans for a scenario; each must score below the oracle."""
     plan = scenario.plan
     writes = list(scenario.customer.approves)
     plans: dict[str, tuple[Act, ...]] = {"does nothing": ()}

@@ -1,4 +1,4 @@
-"""What would have to be different about an order so that a rule bites: complications, from the rule's own row.
+"""Near misses: situations of an order that trigger a rule, made from the rule's row.
 
 return-window: order.status == "delivered" and order.days <= 30
 near misses:   delivered 31 days ago; not delivered yet
@@ -20,10 +20,8 @@ _DOMAINS: dict[str, tuple[Any, ...]] = {
 
 
 def near_misses(rule: Rule) -> Iterator[Situation]:
-    """Situations that the rule denies and that one fact away from it allows, without repetition.
-
-    Empty for rules that are about something else than the state of an order.
-    """
+    """Situations that the rule denies and would allow with one other fact, without repetition. Empty for rules that are not
+    about an order's state."""
     read = sorted({name for thing, name in facts_of(rule.unless) if thing == "order"})
     if {thing for thing, _ in facts_of(rule.unless)} - {"order", "limit"} or not read:
         return
@@ -45,7 +43,7 @@ def near_misses(rule: Rule) -> Iterator[Situation]:
 
 
 def _apart(situation: Situation) -> int:
-    """Not delivered is two facts at once: the status, and that there are no days to count."""
+    """ "Not delivered" changes two facts at once: the status and the days."""
     return 2 if situation.get("days") == NOT_DELIVERED else 1
 
 

@@ -7,7 +7,7 @@ from stateset_agents.tools.wording import phrases
 
 
 def reply(customer: Customer, agent_said: str) -> str | None:
-    """The customer's next message, or None where nothing was asked: then they leave.
+    """The customer's next message, or None if nothing was asked: then they leave.
 
     >>> reply(Customer(slots={"zip": "12345"}, answers={"zip": "Zip {}."}), "What is the zip code?")
     'Zip 12345.'
@@ -28,5 +28,5 @@ def reply(customer: Customer, agent_said: str) -> str | None:
 
 
 def approves(customer: Customer, tool: str, arguments: dict[str, Any]) -> bool:
-    """Whether the customer says yes to a proposed write: only to what they came for."""
+    """Whether the customer agrees to a proposed write: only to those that they want."""
     return Act(tool=tool, arguments=arguments) in customer.approves

@@ -1,4 +1,4 @@
-"""The five intents of the service agent: how each is drawn, asked for and met."""
+"""The five intents of the service agent: how each is drawn, requested and solved."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,7 +8,7 @@ from stateset_agents.tools.shop.database import Row
 from stateset_agents.tools.shop.generate import street
 
 RETURN_DAYS = 30
-"""Where refund scenarios look for orders on either side of the shop's own return window."""
+"""Days on either side of the shop's return window, for refund scenarios."""
 
 
 def order_in(draft: Draft, *statuses: str) -> Row:
@@ -130,7 +130,7 @@ def _price_question(draft: Draft) -> None:
 
 
 def second_request(draft: Draft) -> None:
-    """A second request, once the first is settled."""
+    """A second request after the first."""
     product, promotion = _product_and_code(draft)
     draft.then.append(draft.asks("price_question", item=product["item"], code=promotion["code"]))
     _quote(draft, product, promotion)

@@ -1,6 +1,6 @@
-"""What customers, merchant and staff want of the agents beside `service`: each intent acted out on a shop.
+"""The intents of the agents besides `service`, for customers, merchant and staff: each acted out on a shop.
 
-A writer picks something that the shop holds, acts as an able agent would, and says what must come of it.
+A writer picks something in the shop, acts as a correct agent, and defines the goal.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from stateset_agents.tools.tool import Role
 
 
 def _line(draft: Draft, condition: str) -> Row:
-    """Somebody's line of an order in a state, with its item: what the request will be about."""
+    """A line of an order in a given state, with its item: the subject of the request."""
     rows = draft.before.all(
         "SELECT lines.order_id, lines.line, lines.sku, item, paid - refunded AS worth, lines.unit_price, cost, "
         "customers.zip, customer_id FROM lines JOIN products ON products.sku = lines.sku "
@@ -37,7 +37,7 @@ def _identified(draft: Draft, line: Row) -> None:
 
 
 def _refused(draft: Draft, line: Row, *forbidden: str) -> bool:
-    """Whether the line cannot be returned any more; then the agent says why and does nothing."""
+    """Whether the line cannot be returned; then the agent states the reason and does nothing."""
     result = draft.call("check_return_eligibility", order_id=line["order_id"], line=line["line"])
     if result["eligible"]:
         return False
@@ -273,7 +273,7 @@ def _escalation(draft: Draft) -> None:
 
 
 def _looked_up(draft: Draft, item: str, sku: str) -> str:
-    """Find an item by its name, as an agent has to; the scenario is none where the search misses it."""
+    """Find an item by its name, like an agent; if the search misses it there is no scenario."""
     hits = draft.call("search_products", query=item)["found"]
     if not any(row.split()[0] == sku for row in hits):
         raise LookupError(item)
@@ -299,10 +299,10 @@ WRITERS: dict[str, tuple[str, Callable[[Draft], None]]] = {
     "fraud_hold": ("risk", _fraud_hold),
     "escalation": ("service", _escalation),
 }
-"""Each intent with the agent whose business it is, and its writer."""
+"""Each intent with its agent and its writer."""
 
 
 def role_of(graph: str) -> Role:
-    """For whom a graph's agent acts."""
+    """The role that a graph's agent acts for."""
     roles: dict[str, Role] = {"pricing": "merchant", "risk": "staff"}
     return roles.get(graph, "customer")

@@ -1,4 +1,4 @@
-"""What a run did to a shop's books: money in minor units, counts, and who it was about. Business objectives read it.
+"""Accounting of a run: money in minor units, counts, and the customer's groups, for business objectives.
 
 new order of 120.00 with goods that cost 70.00   ->  revenue 12000, cost_of_goods 7000, orders 1
 a refund of 45.50                                ->  refunded 4550
@@ -11,13 +11,13 @@ from stateset_agents.scenario import Change, Scenario
 from stateset_agents.tools.shop.sqlite import Shop
 
 _WHOLE = {"sku", "quantity", "paid"}
-"""What a new line has; one that was changed has less."""
+"""Columns of a new line; a changed one has fewer."""
 Cell = str | int | float | None
 
 
 def books_of(shop: Shop, scenario: Scenario, changes: Iterable[Change]) -> dict[str, float]:
-    """What the changes come to. What did not happen is 0; what cannot be known without a goal is left out. An order that
-    was cancelled again, or that stands for an exchange, is no sale."""
+    """The financial effect of the changes. Amounts that need a goal are left out without one. An order that was cancelled
+    again, or an exchange, is not a sale."""
     new = _rows(changes)
     exchanged = any(
         t == "returns" and row.get("resolution") == "exchange" for (t, _), row in new.items()
@@ -72,7 +72,7 @@ def books_of(shop: Shop, scenario: Scenario, changes: Iterable[Change]) -> dict[
 
 
 def segment_of(shop: Shop, scenario: Scenario) -> dict[str, str]:
-    """Whose conversation it is, for KPIs by group: the language, and the customer's tier where the order is known."""
+    """The customer's groups, for KPIs: the language, and the tier if the order is known."""
     order = scenario.customer.slots.get("order_id", "")
     tier = shop.first(
         "SELECT tier FROM customers JOIN orders ON orders.customer_id = customers.id WHERE orders.id = ?",
@@ -91,7 +91,7 @@ def _rows(changes: Iterable[Change]) -> dict[tuple[str, str], dict[str, Cell]]:
 
 
 def _refunds(rows: dict[tuple[str, str], dict[str, Cell]]) -> dict[tuple[str, str], float]:
-    """What was given back, by order and line."""
+    """Refunded amounts, by order and line."""
     refunds: dict[tuple[str, str], float] = defaultdict(float)
     for (table, _), row in rows.items():
         if table == "payments" and row.get("kind") in ("refund", "credit", "chargeback"):

@@ -1,4 +1,4 @@
-"""A shop as a scenario starts from: orders put into a situation before the conversation begins."""
+"""Arranges a scenario's shop: puts orders into a situation before the conversation begins."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,12 +16,12 @@ Arranged = Mapping[str, Situation]
 
 
 def can_arrange(situation: Situation) -> bool:
-    """Whether `arrange` can do it to any order: nothing becomes pending that has left."""
+    """Whether `arrange` can make this situation for any order: an order that has shipped cannot become pending."""
     return situation.get("status") != "pending"
 
 
 def arrange(shop: Database, order_id: str, situation: Situation) -> None:
-    """Change an order, and its shipment and stock with it, to be in a situation."""
+    """Put an order, with its shipment and stock, into a situation."""
     status = situation.get("status")
     if status is None and "days" in situation:
         status = "delivered" if situation["days"] != NOT_DELIVERED else "shipped"
@@ -35,7 +35,7 @@ def arrange(shop: Database, order_id: str, situation: Situation) -> None:
 
 
 def arrange_all(shop: Database, arranged: Arranged) -> None:
-    """A shop as a scenario starts from; what was arranged is not among its changes."""
+    """Arrange all orders of a scenario; this is not recorded as changes."""
     for order_id, situation in arranged.items():
         arrange(shop, order_id, situation)
     if arranged:

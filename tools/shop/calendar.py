@@ -3,12 +3,12 @@
 from stateset_agents.tools.wording import phrases
 
 TODAY = 200
-"""The day on which a generated shop stands; the clock moves only when it is told to."""
+"""Today's day in a generated shop; the clock moves only on command."""
 NOT_DELIVERED = 10_000
-"""Days since delivery of what has not been delivered: later than any limit."""
+"""Days since delivery for undelivered orders: more than any limit."""
 
 
 def show_day(day: int) -> str:
-    """Day 200 as customers say it: '20 July'."""
+    """Day 200 in words: '20 July'."""
     month, rest = divmod(day - 1, 30)
     return f"{rest + 1} {phrases().months[month % 12]}"

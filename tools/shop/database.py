@@ -1,4 +1,4 @@
-"""What the tools need of a database: SQL with `?` for values, attempts that are whole or nothing, and what changed."""
+"""The database interface of the tools: SQL with `?` for values, transactions, and a log of changes."""
 
 import abc
 import functools
@@ -19,13 +19,13 @@ TRACKED = (
     "redemptions", "returns", "claim_photos", "reservations", "backorders", "tickets", "signals",
     "price_changes",
 )  # fmt: skip
-"""Tables whose every change is logged, cell by cell: what a run did is read from there."""
+"""Tables whose changes are logged cell by cell."""
 
 
 FREE_TEXT = frozenset(
     {("tickets", "reason"), ("returns", "reason"), ("orders", "hold"), ("price_changes", "reason")}
 )
-"""Cells that hold an agent's own words: that something stands there counts, and not what."""
+"""Cells with an agent's free text: only whether they are filled counts."""
 ANY_TEXT = "…"
 WORD = re.compile(r"\w+")
 
@@ -38,7 +38,7 @@ class Database(abc.ABC):
     """A shop's tables. Reads return plain dicts; a write that a constraint refuses raises Impossible."""
 
     meaning: Meaning | None = None
-    """Finds products by what a query means, beside the search by word."""
+    """The search by meaning, if there is one, besides the search by words."""
 
     @abc.abstractmethod
     def all(self, sql: str, *values: object) -> list[Row]:
@@ -46,18 +46,16 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def run(self, sql: str, *values: object) -> None:
-        """A statement without an answer."""
+        """Run a statement."""
 
     @abc.abstractmethod
     def attempt(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns, in one transaction of its own; nothing of it stays where it raises.
-
-        Attempts on one shop come one after the other, whoever makes them: the audit log is one chain.
-        """
+        """Run `work` in one transaction, which is rolled back if it raises. Attempts on one shop run one after the other,
+        because the audit log is one chain."""
 
     @abc.abstractmethod
     def atomically(self) -> AbstractContextManager[None]:
-        """A part of an attempt that leaves nothing behind where it raises."""
+        """A part of an attempt (savepoint) that is rolled back if it raises."""
 
     def first(self, sql: str, *values: object) -> Row | None:
         """The first row of a query, or None."""
@@ -65,7 +63,7 @@ class Database(abc.ABC):
         return rows[0] if rows else None
 
     def the(self, sql: str, *values: object) -> Row:
-        """The row of a query that has one."""
+        """The only row of a query."""
         row = self.first(sql, *values)
         if row is None:
             raise LookupError(f"Expected a row, found none for {values!r}.")
@@ -76,7 +74,7 @@ class Database(abc.ABC):
         self.run(_insert(table, tuple(values)), *values.values())
 
     def next_id(self, prefix: str) -> str:
-        """R1, R2, ...: the same acts give the same ids in every copy of a shop."""
+        """A new id R1, R2, …: the same acts give the same ids in every copy of a shop."""
         row = self.the(
             "INSERT INTO counters(name, value) VALUES(?, 1) "
             "ON CONFLICT(name) DO UPDATE SET value = counters.value + 1 RETURNING value",
@@ -85,13 +83,13 @@ class Database(abc.ABC):
         return f"{prefix}{row['value']}"
 
     def emit(self, topic: str, **payload: object) -> None:
-        """Leave a message for the world outside in the outbox, in the same transaction as its cause."""
+        """Put a message for other systems into the outbox, in the same transaction as its cause."""
         self.insert("outbox", topic=topic, payload=json.dumps(payload, sort_keys=True))
 
     @abc.abstractmethod
     def search(self, words: str, *, limit: int) -> list[str]:
-        """Skus of products by words in their name, category and attributes, best first. Words are stemmed;
-        a word that nothing has does not hide what has the others."""
+        """Skus of products by words in their name, category and attributes, best first. Words are stemmed; a word without
+        matches does not hide products that match the others."""
 
     @property
     def today(self) -> int:
@@ -104,11 +102,11 @@ class Database(abc.ABC):
         return int(self.the("SELECT value FROM meta WHERE name = 'hour'")["value"])
 
     def advance(self, *, days: int) -> None:
-        """Move the virtual clock on."""
+        """Move the virtual clock forward."""
         self.run("UPDATE meta SET value = ? WHERE name = 'today'", str(self.today + days))
 
     def changes(self) -> tuple[Change, ...]:
-        """What differs from the shop as generated, cell by cell, in order of table and key."""
+        """Changes since the shop was generated, cell by cell, in order of table and key."""
         net: dict[tuple[str, str], tuple[Row | None, Row | None]] = {}
         for entry in self.all("SELECT * FROM change_log ORDER BY seq"):
             place = (entry["tab"], entry["key"])

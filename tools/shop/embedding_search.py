@@ -1,4 +1,4 @@
-"""Search by meaning: an embedding model of sentence-transformers beside the search by word. Extra: `meaning`.
+"""Search by meaning: an embedding model of sentence-transformers, besides the search by words. Extra: `meaning`.
 
     shop.meaning = Meaning("sentence-transformers/all-MiniLM-L6-v2")     # or a folder
     find_products("couch")  ->  "P14 oak sofa 240.00"
@@ -20,8 +20,7 @@ class Meaning:
     """Ranks texts by the cosine of their embedding with a query's. Texts are embedded once."""
 
     def __init__(self, model: str | Path, *, floor: float = 0.25) -> None:
-        """A name or folder of a model, and the cosine below which a text has nothing to do with a query.
-        Raises BadInput where the package or the model is not there."""
+        """A model's name or folder, and the least cosine of a match. Raises BadInput if the package or the model is missing."""
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
@@ -38,7 +37,7 @@ class Meaning:
         self._vectors: dict[str, list[float]] = {}
 
     def rank(self, query: str, texts: Mapping[str, str]) -> list[str]:
-        """Keys of `texts` that have to do with the query, the nearest first."""
+        """Keys of matching `texts`, the nearest first."""
         new = [text for text in dict.fromkeys(texts.values()) if text not in self._vectors]
         if new:
             self._vectors.update(zip(new, self._embedded(new), strict=True))
@@ -58,7 +57,7 @@ class Meaning:
 
 
 def fused(*rankings: Sequence[str]) -> list[str]:
-    """Rankings as one.
+    """Fuse rankings into one.
 
     >>> fused(["a", "b"], ["c", "b"])
     ['b', 'a', 'c']

@@ -1,4 +1,4 @@
-"""Shops are generated from a seed: customers, a catalogue, stock, orders on their way and behind them."""
+"""Generates shops from a seed: customers, a catalogue, stock, current and past orders."""
 
 import functools
 import json
@@ -28,7 +28,7 @@ PRAISE = (
 
 @functools.lru_cache(maxsize=256)
 def generate(seed: int, split: Split) -> Shop:
-    """The shop of a seed: 12 customers, 16 products in 3 warehouses, 30 orders; the same seed, the same bytes.
+    """The shop of a seed: 12 customers, 16 products in 3 warehouses, 30 orders; the same seed gives the same bytes.
 
     Treat the result as a master copy: `clone()` it before anything is changed.
     """
@@ -60,10 +60,10 @@ _working: dict[tuple[int, Split], Shop] = {}
 
 @contextmanager
 def tried(seed: int, split: Split, arranged: Arranged | None = None) -> Iterator[Shop]:
-    """A shop to try something on, as a scenario starts from it: whatever is done to it is undone at the end.
+    """A scenario's shop for a trial: every change is undone at the end.
 
-    The working copy of the last shop is kept: a fresh one would compile every statement anew, which takes
-    longer than running it. For one thread, and one user at a time.
+    The working copy of the last shop is kept, because a new one would compile every statement again, which takes longer than
+    running it. For one thread, and one user at a time.
     """
     shop = _working.pop((seed, split), None)
     if shop is None:
@@ -139,7 +139,7 @@ def _ship(shop: Shop, order: str, carrier: str, status: str, eta: int, arrived: 
 
 
 def _furnish(shop: Shop, rng: random.Random, split: Split, free: dict[str, int]) -> None:
-    """Families, floors, warehouses, cards, photos, reviews: all that a shop has beside its orders."""
+    """The other tables of a shop: families, floor prices, warehouses, cards, photos, reviews."""
     for number in range(6):
         shop.insert("families", id=f"F{number}", category=CATEGORIES[number % len(CATEGORIES)])
     for id, region in WAREHOUSES.items():

@@ -1,4 +1,4 @@
-"""Money is integer cents inside and a two-decimal string at the edge."""
+"""Money is integer cents internally and a two-decimal string in tools."""
 
 import re
 from collections.abc import Sequence

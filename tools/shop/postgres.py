@@ -1,7 +1,7 @@
-"""A shop in PostgreSQL: the same tables, tools and rules, for as many processes as like.
+"""A shop in PostgreSQL: the same tables, tools and rules, for any number of processes.
 
-Each shop is a schema of its own in a database. Attempts queue on one advisory lock, because the audit log is
-one chain; an attempt is one short transaction of a few milliseconds.
+Each shop is a schema. Attempts queue on one advisory lock, because the audit log is one chain; an attempt is one transaction of
+a few milliseconds.
 """
 
 import functools
@@ -23,7 +23,7 @@ from stateset_agents.tools.shop.sqlite import Shop, sql
 Connection = psycopg.Connection[dict[str, Any]]
 
 MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (("0001", ("schema", "guards_postgres")),)
-"""What brings a schema up to date, in order: a version, and the files of SQL that it runs."""
+"""Migrations in order: a version, and its SQL files."""
 
 _SERIAL = "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
 
@@ -31,7 +31,7 @@ _SERIAL = "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
 class PostgresShop(Database):
     """A shop in a schema of a PostgreSQL database, reached over a pool of connections.
 
-    Raises BadInput where the server cannot be reached, naming it without its password.
+    Raises BadInput if the server cannot be reached; the message has no password.
     """
 
     def __init__(self, url: str, *, schema: str = "shop", connections: int = 8) -> None:
@@ -52,7 +52,7 @@ class PostgresShop(Database):
             raise BadInput(f"Expected PostgreSQL at {where}, found: {reason}") from None
 
     def migrate(self) -> None:
-        """Make the schema, or bring an older one up to date. Two at once wait for each other."""
+        """Create or migrate the schema. Concurrent calls wait for each other."""
         with self._pool.connection() as connection, connection.transaction():
             self._lock(connection)
             connection.execute(
@@ -71,7 +71,7 @@ class PostgresShop(Database):
                 connection.execute("INSERT INTO migrations(version) VALUES(%s)", (version,))
 
     def load(self, shop: Shop) -> None:
-        """Fill an empty schema with all that a SQLite shop holds. Changes are logged from here on."""
+        """Copy a SQLite shop into an empty schema. Changes are logged afterwards."""
         if self.first("SELECT name FROM meta LIMIT 1") is not None:
             raise BadInput(f"Expected an empty schema, found a shop in {self.schema!r}.")
         tables = [*re.findall(r"CREATE TABLE (\w+)", sql("schema")), "catalogue"]
@@ -135,7 +135,7 @@ class PostgresShop(Database):
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        """The connection of this thread's attempt, or any other for a read outside of one."""
+        """The connection of this thread's attempt, or any connection for a read outside an attempt."""
         mine = getattr(self._mine, "connection", None)
         if mine is not None:
             yield mine

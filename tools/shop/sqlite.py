@@ -1,8 +1,5 @@
-"""A shop is one small SQLite database: cloned for every episode, strict enough to refuse nonsense.
-
-Every change to a business table is logged by trigger, so what an episode did is a query and not a
-comparison of two dumps.
-"""
+"""A shop is one small SQLite database, cloned for every episode, with strict constraints. Triggers log every change of a
+business table, so that an episode's changes are one query."""
 
 import sqlite3
 import threading
@@ -26,7 +23,7 @@ class Shop(Database):
 
     @classmethod
     def empty(cls) -> "Shop":
-        """A shop with tables and nothing in them, in memory. Changes are logged after `log_changes`."""
+        """An empty shop in memory. Changes are logged after `log_changes`."""
         connection = sqlite3.connect(":memory:", check_same_thread=False)
         connection.execute(
             "PRAGMA page_size = 1024"
@@ -89,7 +86,7 @@ class Shop(Database):
         self.connection.close()
 
     def log_changes(self) -> None:
-        """From here on `changes` tells what became different."""
+        """Log changes from now on, for `changes`."""
         for table in TRACKED:
             info = self.connection.execute(f"PRAGMA table_info({table})").fetchall()
             columns = [row[1] for row in info]

@@ -1,4 +1,4 @@
-"""Stock by warehouse, and the ledger that every count has to add up to."""
+"""Stock by warehouse, and the ledger that every count must equal."""
 
 from stateset_agents.tools.shop.database import Database
 
@@ -12,13 +12,13 @@ REGIONS = {
     "6": "central",
 }
 TRANSIT = {"standard": (2, 4), "express": (1, 2)}
-"""Days on the road within a region, and across."""
+"""Days of transport within a region, and between regions."""
 
 
 def move(
     db: Database, sku: str, warehouse: str, *, on_hand: int = 0, reserved: int = 0, why: str
 ) -> None:
-    """Change a count and write it into the ledger. The database refuses what would be negative."""
+    """Change a count and write it into the ledger. The database refuses a negative count."""
     db.run(
         "UPDATE stock SET on_hand = on_hand + ?, reserved = reserved + ? WHERE sku = ? AND warehouse = ?",
         on_hand, reserved, sku, warehouse,
@@ -34,7 +34,7 @@ def region(zip: str) -> str:
 
 
 def nearest(db: Database, sku: str, quantity: int, zip: str) -> str | None:
-    """The warehouse that can send so many at once, the customer's own region first; or None."""
+    """The warehouse with enough stock, the customer's region first; or None."""
     near = region(zip)
     row = db.first(
         "SELECT warehouse FROM stock JOIN warehouses ON warehouses.id = warehouse "
@@ -45,7 +45,7 @@ def nearest(db: Database, sku: str, quantity: int, zip: str) -> str | None:
 
 
 def delivery_day(db: Database, sku: str, zip: str, *, method: str = "standard") -> int | None:
-    """The day on which one unit would arrive: from stock, else from what is inbound; None where neither."""
+    """The day on which one unit would arrive: from stock, else from inbound goods; None if neither."""
     near, (inside, across) = region(zip), TRANSIT[method]
     warehouse = nearest(db, sku, 1, zip)
     if warehouse is not None:

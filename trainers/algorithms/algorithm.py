@@ -1,4 +1,4 @@
-"""What an algorithm is: how rewards of a group become advantages, and which of TRL's losses weighs them."""
+"""An algorithm: how a group's rewards become advantages, and which of TRL's losses is used."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 Rewards = Sequence[float | None]
-"""Of one group; None where an episode could not be scored."""
+"""Rewards of one group; None if an episode could not be scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
-    """One module of this folder. The loss is TRL's, over the span of a trajectory: all its sampled tokens in order,
-    so that it does not matter in how many calls they were sampled."""
+    """One module of this folder. The loss is TRL's, over the span of a trajectory: all its sampled tokens in order, so the
+    number of model calls does not matter."""
 
     name: str
     equation: str
@@ -24,19 +24,17 @@ class Algorithm:
     level: Literal["token", "sequence"] = "token"
     """TRL's `importance_sampling_level`."""
     clip_low: float | None = 0.2
-    """How far a ratio may fall below 1, and rise above it, before it is clipped; None where it is not."""
+    """How far a ratio may fall below 1 before it is clipped; None: no clip. `clip_high`: how far it may rise above 1."""
     clip_high: float | None = 0.2
     constant: bool = False
-    """Whether the sum over tokens is divided by the constant `max_tokens`, where `loss` is `dr_grpo`, or by 1."""
+    """With loss `dr_grpo`: whether the sum over tokens is divided by the constant `max_tokens`, or by 1."""
     reads: frozenset[str] = frozenset()
-    """Settings of the training that this algorithm alone reads."""
+    """Settings that only this algorithm uses."""
 
 
 def centred(rewards: Rewards) -> list[float]:
-    """`r - mean` within one group. What could not be scored gets 0 and stays out of the mean.
-
-    Raises ValueError for a group of one, in which nothing can be compared, and for a reward that is no number.
-    """
+    """`r - mean` within one group. An episode without a score gets 0 and is not in the mean. Raises ValueError for a group of
+    one, in which nothing can be compared, and for a reward that is not a number."""
     if len(rewards) < 2:
         raise ValueError(f"Expected a group of at least two episodes, found {len(rewards)}.")
     scored = [reward for reward in rewards if reward is not None]
@@ -51,7 +49,7 @@ def centred(rewards: Rewards) -> list[float]:
 
 
 def normalised(rewards: Rewards) -> list[float]:
-    """`(r - mean) / deviation` within one group; zeros where all its rewards are equal. As `centred`."""
+    """`(r - mean) / deviation` within one group; zeros if all rewards are equal. Otherwise like `centred`."""
     centred_rewards = centred(rewards)
     scored = [a for a, r in zip(centred_rewards, rewards, strict=True) if r is not None]
     deviation = math.sqrt(math.fsum(a**2 for a in scored) / max(1, len(scored)))

@@ -1,4 +1,4 @@
-"""CISPO: the weight of a token is clipped, its gradient never: rare tokens that turn a conversation keep theirs.
+"""CISPO: the weight of a token is clipped, but never its gradient, so that rare decisive tokens keep theirs.
 
     L = - 1/(sum_i T_i) sum_i sum_t sg(min(r_it, 1 + 4)) A_i log pi_it,       A_i as GRPO's; sg: no gradient
 

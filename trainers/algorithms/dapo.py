@@ -1,5 +1,5 @@
-"""DAPO: every token weighs the same, a ratio may rise further than it may fall, groups that agree are sampled again,
-and answers that grow too long pay for it.
+"""DAPO: every token has the same weight, a ratio may rise further than fall, groups with equal rewards are sampled again, and
+too long answers are penalised.
 
     A_i = (R_i - mean R) / std R
     L   = - 1/(sum_i T_i) sum_i sum_t min(r_it A_i, clip(r_it, 1 - 0.2, 1 + 0.28) A_i)
@@ -21,7 +21,7 @@ DAPO = Algorithm(
 
 
 def overlong(tokens: int, soft: int, hard: int) -> float:
-    """What a trajectory of so many sampled tokens pays: nothing up to `soft`, 1 from `hard` on, a line between them."""
+    """The penalty of a trajectory with this many sampled tokens: 0 up to `soft`, 1 from `hard` on, linear between them."""
     if tokens <= soft:
         return 0.0
     return min(1.0, (tokens - soft) / (hard - soft))

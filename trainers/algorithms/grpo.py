@@ -1,4 +1,4 @@
-"""GRPO: a trajectory is as good as its group's mean says, in units of the group's deviation.
+"""GRPO: a trajectory's advantage is its distance from its group's mean, in units of the group's deviation.
 
     A_i = (R_i - mean R) / std R
     L   = - 1/N sum_i 1/T_i sum_t min(r_it A_i, clip(r_it, 1 - 0.2, 1 + 0.2) A_i)

@@ -10,8 +10,7 @@ from stateset_agents.trainers.algorithms.algorithm import Algorithm, Rewards
 
 
 def best(rewards: Rewards) -> list[float]:
-    """1 for the episodes with the best reward of their group, 0 for the rest. A group whose rewards are all equal keeps
-    nothing: none of it was chosen over anything."""
+    """1 for the episodes with the best reward of their group, 0 for the rest. A group with equal rewards keeps nothing."""
     scored = [reward for reward in rewards if reward is not None]
     if len(scored) < 2 or max(scored) - min(scored) < 1e-6:
         return [0.0] * len(rewards)

@@ -38,8 +38,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Some samples, as tensors. `sources_BT` says which of the P pairs a token of a span is; `mask_BT` is 1 for tokens and 0
-    for padding."""
+    """Some samples, as tensors. `sources_BT` has the index of each span token among the P pairs; `mask_BT` is 1 for tokens and
+    0 for padding."""
 
     samples: tuple[Sample, ...]
     ids: torch.Tensor
@@ -48,7 +48,7 @@ class Batch:
     """(1, N) their positions."""
     tree: Tree
     paths: tuple[torch.Tensor, ...]
-    """Nodes of each row that is no other's beginning, for a model that reads rows."""
+    """Nodes of each row that is not the beginning of another, for a model that reads rows."""
     nodes_P: torch.Tensor
     """The node whose output predicts the token of a pair."""
     tokens_P: torch.Tensor
@@ -59,11 +59,11 @@ class Batch:
     """Log-probabilities under the distribution that was sampled from."""
     advantages_BT: torch.Tensor
     deep: bool
-    """Larger than the budget, since one trajectory is: its activations are computed twice rather than kept."""
+    """It is larger than the budget, because one trajectory is: its activations are computed twice instead of stored."""
 
     @property
     def positions_in_rows(self) -> int:
-        """What the model would compute without sharing: every token of every row."""
+        """Tokens without sharing: every token of every row."""
         return sum(
             len(row.prompt) + len(row.sampled)
             for sample in self.samples
@@ -82,8 +82,8 @@ class Batch:
 def batches(
     samples: Sequence[Sample], budget: int, *, most: int = 1024, every: bool = False
 ) -> list[Batch]:
-    """Pack whole trajectories into batches of up to `budget` nodes, and at the most `most` trajectories. Those whose advantages
-    are all 0 carry no gradient and are left out, unless `every` is asked for, since a KL term is paid on each token."""
+    """Pack whole trajectories into batches of up to `budget` nodes and `most` trajectories. Those whose advantages are all 0
+    have no gradient and are left out, unless `every` is set, since a KL term counts for each token."""
     made: list[Batch] = []
     chosen: list[Sample] = []
     growing = Growing()

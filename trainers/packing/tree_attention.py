@@ -22,7 +22,7 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 Segments = Sequence[tuple[int, int, int]]
-"""(start, end, reach) of each: see `Trie.segments`."""
+"""(start, end, reach) of each segment: see `Trie.segments`."""
 
 
 def blocks(segments: Segments) -> Iterator[tuple[slice, slice, bool]]:
@@ -90,7 +90,7 @@ _blocks: Callable[..., torch.Tensor] = _Blocks.apply  # torch types it as nothin
 
 
 def ancestor_mask(segments: Segments, nodes: int, device: torch.device | str) -> BlockMask:
-    """FlexAttention's mask: a key is seen by the nodes from itself to the reach of its segment."""
+    """FlexAttention's mask: nodes from a key to the reach of its segment attend to it."""
     reach = torch.empty(nodes, dtype=torch.int32)
     for start, end, to in segments:
         reach[start:end] = to
@@ -110,7 +110,7 @@ def _compiled() -> Callable[..., Any]:
 
 
 class Tree:
-    """A trie's segments as attention reads them; the GPU's mask is made once for all layers."""
+    """A trie's segments for attention; the GPU's mask is made once for all layers."""
 
     def __init__(self, segments: Segments, nodes: int) -> None:
         self.segments, self.nodes = segments, nodes

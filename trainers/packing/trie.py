@@ -32,7 +32,7 @@ class Trie:
         return nodes
 
     def leaves(self) -> list[int]:
-        """Rows that are not the beginning of another, one of each."""
+        """Rows that are not the beginning of another, without duplicates."""
         ends = {end for _, end, reach in self.segments if end == reach}
         last_rows = {runs[-1][1]: row for row, runs in enumerate(self.runs)}
         return sorted(row for end, row in last_rows.items() if end in ends)
@@ -40,19 +40,17 @@ class Trie:
 
 @dataclass(slots=True)
 class _Edge:
-    """A run of tokens without a branch, and what goes on from its end."""
+    """A segment of tokens without a branch, and its continuations."""
 
     tokens: tuple[int, ...]
     children: dict[int, "_Edge"] = field(default_factory=dict)
     start: int = 0
-    """Its first node, once the trie is laid out."""
+    """Its first node, after the trie is laid out."""
 
 
 def fold(rows: Sequence[Sequence[int]]) -> Trie:
-    """The trie of token rows. Which rows come first does not change what is shared.
-
-    Whole runs of tokens are compared, in C: most of a row has been seen.
-    """
+    """The trie of token rows. The order of rows does not change what is shared. Whole segments are compared, in C, because most
+    of a row was seen before."""
     whole = [tuple(row) for row in rows]
     root = _Edge(())
     for row in whole:
@@ -84,21 +82,21 @@ def fold(rows: Sequence[Sequence[int]]) -> Trie:
 
 
 class Growing:
-    """How many nodes the trie of the rows seen so far has, without laying it out."""
+    """Counts the nodes of the rows so far, without laying out the trie."""
 
     def __init__(self) -> None:
         self._root = _Edge(())
         self.nodes = 0
 
     def add(self, row: Sequence[int]) -> int:
-        """Take a row in; returns the nodes it added."""
+        """Add a row; returns the number of new nodes."""
         grown = _insert(self._root, tuple(row))
         self.nodes += grown
         return grown
 
 
 def _insert(root: _Edge, row: tuple[int, ...]) -> int:
-    """Add a row; returns how many nodes that took."""
+    """Add a row; returns the number of new nodes."""
     edge, at = root, 0
     while at < len(row):
         below = edge.children.get(row[at])
@@ -127,7 +125,7 @@ def _runs(root: _Edge, row: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def _common(left: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """How many tokens two runs begin with in common."""
+    """Length of the common prefix of two segments."""
     low, high = 0, min(len(left), len(other))
     if left[:high] == other[:high]:
         return high
