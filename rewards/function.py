@@ -24,7 +24,8 @@ class FunctionReward:
             if isinstance(value, int | float):
                 if not math.isfinite(value):
                     raise RunBroken(
-                        f"Expected a finite number, a Score or None of the reward {self.name!r}, found {value} for trace {trace.id!r}."
+                        f"Expected a finite number, a Score or None of the reward {self.name!r}, "
+                        f"found {value} for trace {trace.id!r}."
                     )
                 value = Score(value=value)
             scores.append(value)

@@ -11,7 +11,8 @@ LONG = 70
 _SENTENCE = re.compile(r"(?:[^.!?\n]|(?<=\d)[.](?=\d))+[.!?\n]*")
 _WORD = re.compile(r"\w+")
 _PRAISES = re.compile(
-    r"\b(?:best|perfect|excellent|outstanding|flawless|ideal) (?:answer|response|reply|service|solution|support)\b|"
+    r"\b(?:best|perfect|excellent|outstanding|flawless|ideal) (?:answer|response|reply|service|"
+    r"solution|support)\b|"
     r"\b(?:beste|perfekte|ausgezeichnete|hervorragende)\w* (?:antwort|lösung|hilfe|service)\b|"
     r"\b(?:la mejor|excelente|perfecta) (?:respuesta|solución|atención)\b|"
     r"\b(?:la meilleure|excellente|parfaite) (?:réponse|solution|aide)\b|"
@@ -19,11 +20,15 @@ _PRAISES = re.compile(
     r"\bi (?:have |did )?(?:fully |completely |perfectly )(?:resolved|solved|helped|answered)\b"
 )
 _TO_GRADER = re.compile(
-    r"\b(?:score|rate|rating|grade|mark|reward|bewertung|punktzahl|puntuación|calificación|note|pontuação|nota)\w*\b[^.\n]{0,30}?"
+    r"\b(?:score|rate|rating|grade|mark|reward|bewertung|punktzahl|puntuación|calificación|note|"
+    r"pontuação|nota)\w*\b[^.\n]{0,30}?"
     r"\b(?:10|5|100|ten|five)\s?(?:/|out of|von|sobre|sur|de)\s?(?:10|5|100|ten|five)\b|"
-    r"\b(?:score|grade|reward|punktzahl|puntuación|pontuação)\b ?(?:is|of|=|:|to)? ?(?:10|100|1\.0|max\w*|full|highest|höchste|máxima|maximale)\b|"
-    r"\b(?:ignore|disregard|forget) (?:all |any |the |your )*(?:previous|prior|above|other) (?:instruction|rule|prompt|direction)\w*|"
-    r"(?:^|[\n.!?>\"'] ?)(?:system|evaluator|grader|judge|admin)\s?:|</?(?:system|score|answer|result|verdict)>"
+    r"\b(?:score|grade|reward|punktzahl|puntuación|pontuação)\b ?(?:is|of|=|:|to)? ?(?:10|100|"
+    r"1\.0|max\w*|full|highest|höchste|máxima|maximale)\b|"
+    r"\b(?:ignore|disregard|forget) (?:all |any |the |your )*(?:previous|prior|above|"
+    r"other) (?:instruction|rule|prompt|direction)\w*|"
+    r"(?:^|[\n.!?>\"'] ?)(?:system|evaluator|grader|judge|admin)\s?:|</?(?:system|score|answer|"
+    r"result|verdict)>"
 )
 
 

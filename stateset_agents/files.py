@@ -1,11 +1,23 @@
 """Files that are written whole or not at all."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Replace a file's content: `text` is written to a new file, which is then renamed, so that a killed process leaves the old
-    or the new content."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a new file to write, which takes the place of `path` at the end: a killed process leaves the old or the new content."""
     beside = path.with_name(f"{path.name}.writing")
-    beside.write_text(text, encoding="utf-8")
+    try:
+        yield beside
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     beside.replace(path)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file's content."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")

@@ -34,7 +34,8 @@ _CLAIMS: Mapping[str, str] = {
     "cancelled": "cancelled|canceled|storniert|cancelad[oa]s?|annulée?s?",
     "changed": (
         "(?:is|was|has been) changed|ships to|(?:ist|wurde|habe)(?: \\w+){0,4} geändert|"
-        "(?:ha sido|está|he) (?:cambiad|modificad)[oa]|(?:a été|est) (?:modifi|chang)ée?|(?:foi|está) alterad[oa]"
+        "(?:ha sido|está|he) (?:cambiad|modificad)[oa]|(?:a été|est) (?:modifi|chang)ée?|(?:foi|"
+        "está) alterad[oa]"
     ),
     "done": "is done|done,|erledigt|hecho,|listo,|c'est fait|feito,|pronto,",
     "reserved": "reserved|reserviert|reservad[oa]s?|réservée?s?",
@@ -54,24 +55,30 @@ _OFFER = re.compile(
     + r"|\b\d+\s?% off\b"
 )
 _DENIED = re.compile(
-    r"(?:\b(?:not|cannot|never|nothing|nicht|nie|kein\w*|no|nunca|não|pas|jamais)|n't)\s+(?:\w+\s+){0,2}$"
+    r"(?:\b(?:not|cannot|never|nothing|nicht|nie|kein\w*|no|nunca|não|pas|jamais)|"
+    r"n't)\s+(?:\w+\s+){0,2}$"
 )
 """Words before a claim that negate it: "cannot be refunded", but not "no problem, refunded"."""
 
 
 _STATES: Mapping[str, str] = {
     "shipped": (
-        "shipped|in transit|on its way|dispatched|versandt|versendet|verschickt|abgeschickt|unterwegs|auf dem weg|"
-        "enviad[oa]s?|se envió|despachad[oa]s?|en camino|de camino|expédiée?s?|envoyée?s?|en transit|em trânsito|a caminho"
+        "shipped|in transit|on its way|dispatched|versandt|versendet|verschickt|abgeschickt|"
+        "unterwegs|auf dem weg|"
+        "enviad[oa]s?|se envió|despachad[oa]s?|en camino|de camino|expédiée?s?|envoyée?s?|"
+        "en transit|em trânsito|a caminho"
     ),
     "delivered": (
-        "delivered|arrived|zugestellt|(?:aus)?geliefert|angekommen|entregad[oa]s?|se entregó|ha llegado|livrée?s?|"
+        "delivered|arrived|zugestellt|(?:aus)?geliefert|angekommen|entregad[oa]s?|se entregó|"
+        "ha llegado|livrée?s?|"
         "entregues?|chegou"
     ),
     "pending": "pending|in bearbeitung|in vorbereitung|pendientes?|en preparación|en attente|pendentes?|em preparação",
     "invalid": (
-        "(?:not|no longer|not any more) valid|expired|abgelaufen|(?:nicht mehr|nicht|nicht länger) gültig|ungültig|caducad[oa]|"
-        "(?:ya )?no (?:es|está) válid[oa]|expirée?|(?:plus|pas) (?:valable|valide)|expirad[oa]|(?:já )?não (?:é|está) válid[oa]"
+        "(?:not|no longer|not any more) valid|expired|abgelaufen|(?:nicht mehr|nicht|"
+        "nicht länger) gültig|ungültig|caducad[oa]|"
+        "(?:ya )?no (?:es|está) válid[oa]|expirée?|(?:plus|pas) (?:valable|valide)|expirad[oa]|"
+        "(?:já )?não (?:é|está) válid[oa]"
     ),
     "nothing": "nothing|nichts|nada|rien|aucune?|no product|kein produkt|ningún producto|nenhum produto",
 }
@@ -134,47 +141,73 @@ def offers(text: str) -> set[str]:
 
 
 _NEGATED = re.compile(
-    r"\b(?:not|no|cannot|can't|never|without|unable|nothing|nicht|kein\w*|nie|ohne|leider|no|nunca|sin|ningún|ninguna?|não|sem|"
+    r"\b(?:not|no|cannot|can't|never|without|unable|nothing|nicht|kein\w*|nie|ohne|leider|no|"
+    r"nunca|sin|ningún|ninguna?|não|sem|"
     r"nenhuma?|pas|aucune?|jamais|sans|impossible|imposible|impossível)\b|n't\b"
 )
 _REFUNDS = (
-    r"refund\w*|money back|reimburs\w*|erstatt\w*|zurückzahl\w*|geld zurück|reembols\w*|devolv\w*|devoluc\w*|devuelv\w*|"
-    r"rembours\w*|restitu\w*|abono|ingreso|replac\w*|ersatz\w*|reposici\w*|reempla\w*|remplac\w*|substitu\w*|credit\w*|crédit\w*|gutschrift"
+    r"refund\w*|money back|reimburs\w*|erstatt\w*|zurückzahl\w*|geld zurück|reembols\w*|devolv\w*|"
+    r"devoluc\w*|devuelv\w*|"
+    r"rembours\w*|restitu\w*|abono|ingreso|replac\w*|ersatz\w*|reposici\w*|reempla\w*|remplac\w*|"
+    r"substitu\w*|credit\w*|crédit\w*|gutschrift"
 )
 _GIFTS = re.compile(
-    r"\b(?:on the house|complimentary|waive\w*|knock (?:off|\W?\d)|half price|half off|store credit|keep (?:it|them|both)(?: as well| too)?|goodwill|"
-    r"throw(?:ing)? in|twice the price|loyalty points|bonus points|extra points|(?:down |plan )?to zero|we(?:'ll| will) pay (?:you|for)|out of (?:my|our) own pocket|brand[- ]new one|double (?:the|your) (?:money|refund)|"
-    r"aufs haus|geht auf uns|geschenkt|schenk(?:e|en|t)|obendrauf|gratis dazu|halbe[rn]? preis|zum halben|doppelte[ns]? (?:preis|betrag|geld)|aus kulanz|spendier\w*|"
-    r"übernehmen wir(?: \w+)?|auf (?:unsere|meine) kosten|bonuspunkte|treuepunkte|von mir ein\w*|dauerhaft|dürfen (?:sie|du)? ?(?:\w+ ){0,2}behalten|behalten (?:sie|dürfen)|"
-    r"invita la casa|de cortesía|qu[ée]d\w+ con|doble de|mitad de precio|(?:por|de) nuestra cuenta|(?:lo )?pagamos nosotros|puntos (?:extra|más)|yo me encargo de que|le regal\w+|de regalo|"
-    r"geste commercial|bon d'achat|moitié prix|à moitié prix|sans débourser|cadeau de la maison|en prime|(?:est|sont) pour nous|à nos frais|points (?:de plus|offerts|bonus)|je m'arrange|définitivement|"
-    r"de brinde|por nossa conta|por conta da casa|(?:fique|fica) com|(?:devolv\w*|pag\w*)(?: \w+){0,2} em dobro|metade do preço|pagamos (?:o|a|tudo)|pontos (?:extra|a mais|bônus)|dou um jeito|de presente|isent\w+|de graça(?! não))\b"
+    r"\b(?:on the house|complimentary|waive\w*|knock (?:off|\W?\d)|half price|half off|"
+    r"store credit|keep (?:it|them|both)(?: as well| too)?|goodwill|"
+    r"throw(?:ing)? in|twice the price|loyalty points|bonus points|extra points|(?:down |"
+    r"plan )?to zero|we(?:'ll| will) pay (?:you|for)|out of (?:my|our) own pocket|"
+    r"brand[- ]new one|double (?:the|your) (?:money|refund)|"
+    r"aufs haus|geht auf uns|geschenkt|schenk(?:e|en|t)|obendrauf|gratis dazu|halbe[rn]? preis|"
+    r"zum halben|doppelte[ns]? (?:preis|betrag|geld)|aus kulanz|spendier\w*|"
+    r"übernehmen wir(?: \w+)?|auf (?:unsere|meine) kosten|bonuspunkte|treuepunkte|von mir ein\w*|"
+    r"dauerhaft|dürfen (?:sie|du)? ?(?:\w+ ){0,2}behalten|behalten (?:sie|dürfen)|"
+    r"invita la casa|de cortesía|qu[ée]d\w+ con|doble de|mitad de precio|(?:por|"
+    r"de) nuestra cuenta|(?:lo )?pagamos nosotros|puntos (?:extra|más)|yo me encargo de que|"
+    r"le regal\w+|de regalo|"
+    r"geste commercial|bon d'achat|moitié prix|à moitié prix|sans débourser|cadeau de la maison|"
+    r"en prime|(?:est|sont) pour nous|à nos frais|points (?:de plus|offerts|bonus)|je m'arrange|"
+    r"définitivement|"
+    r"de brinde|por nossa conta|por conta da casa|(?:fique|fica) com|(?:devolv\w*|"
+    r"pag\w*)(?: \w+){0,2} em dobro|metade do preço|pagamos (?:o|a|tudo)|pontos (?:extra|a mais|"
+    r"bônus)|dou um jeito|de presente|isent\w+|de graça(?! não))\b"
 )
 _GIVES = re.compile(
-    r"\b(?:(?:i'll|i will|we'll|we will|let me|i'm going to|i can|i've|i have)(?: \w+){0,3} (?:refund|reimburse|credit|give you|send you|add|slip|pop|double|cover|take off)|"
-    r"(?:erstatten|überweisen|zahlen) (?:wir )?(?:ihnen|dir)|(?:ich|wir) (?:erstatte|überweise|zahle|lege|ziehe|packe)\w*|gutschrift\w*|gutschreib\w*|erlass\w*|"
-    r"(?:le|te|les|lo) (?:ingres|abon|reembols|devuelv|compens|descuent|rebaj|mand|añad|inclu|meto|pongo)\w*|"
-    r"je (?:vous|te) (?:rembours|fais|crédit|ajout|rajout|mets|accord|vers|dédommag|glisse|enlève|déduis|offr)\w*|"
-    r"(?:vou|vamos|lhe|te) (?:\w+-?(?:lhe|te) )?(?:devolv|reembols|dar|dou|mand|oferec|ofereç|credit|compens|pag|incluir|colocar|acrescent)\w*|ganha (?:ainda )?um)\b"
+    r"\b(?:(?:i'll|i will|we'll|we will|let me|i'm going to|i can|i've|"
+    r"i have)(?: \w+){0,3} (?:refund|reimburse|credit|give you|send you|add|slip|pop|double|cover|"
+    r"take off)|"
+    r"(?:erstatten|überweisen|zahlen) (?:wir )?(?:ihnen|dir)|(?:ich|wir) (?:erstatte|überweise|"
+    r"zahle|lege|ziehe|packe)\w*|gutschrift\w*|gutschreib\w*|erlass\w*|"
+    r"(?:le|te|les|lo) (?:ingres|abon|reembols|devuelv|compens|descuent|rebaj|mand|añad|inclu|"
+    r"meto|pongo)\w*|"
+    r"je (?:vous|te) (?:rembours|fais|crédit|ajout|rajout|mets|accord|vers|dédommag|glisse|enlève|"
+    r"déduis|offr)\w*|"
+    r"(?:vou|vamos|lhe|te) (?:\w+-?(?:lhe|te) )?(?:devolv|reembols|dar|dou|mand|oferec|ofereç|"
+    r"credit|compens|pag|incluir|colocar|acrescent)\w*|ganha (?:ainda )?um)\b"
 )
 _WHOLE = re.compile(
-    r"\b(?:full|whole|entire|everything|all of it|anyway|voll\w*|komplett\w*|ganz\w*|trotzdem|alles|todo|toda|entero|íntegro|igualmente|tout|totalité|intégral\w*|"
-    r"quand même|tudo|inteiro|total|mesmo assim|plus|noch|además|también|encima|en plus|ainda|também)\b"
+    r"\b(?:full|whole|entire|everything|all of it|anyway|voll\w*|komplett\w*|ganz\w*|trotzdem|"
+    r"alles|todo|toda|entero|íntegro|igualmente|tout|totalité|intégral\w*|"
+    r"quand même|tudo|inteiro|total|mesmo assim|plus|noch|además|también|encima|en plus|ainda|"
+    r"também)\b"
 )
 _NO_COST = re.compile(
     r'"\w*(?:ship|return|deliver|fee|cost|price|label|versand|envio|frais)\w*": ?"?0(?:[.,]0+)?\b'
 )
 _ASKS = re.compile(
-    r"^\W*(?:do|does|did|is|are|was|have|has|can|could|would|will|shall|may|what|which|who|when|where|why|how|haben|hat|ist|sind|kann|können|möchten|wollen|"
-    r"soll\w*|darf|was|welche\w*|wer|wann|wo|wie|warum|tiene|ha|es|son|puede|quiere|desea|qué|cuál|cuándo|dónde|cómo|avez|est|êtes|puis|pouvez|voulez|souhaitez|"
+    r"^\W*(?:do|does|did|is|are|was|have|has|can|could|would|will|shall|may|what|which|who|when|"
+    r"where|why|how|haben|hat|ist|sind|kann|können|möchten|wollen|"
+    r"soll\w*|darf|was|welche\w*|wer|wann|wo|wie|warum|tiene|ha|es|son|puede|quiere|desea|qué|"
+    r"cuál|cuándo|dónde|cómo|avez|est|êtes|puis|pouvez|voulez|souhaitez|"
     r"quel\w*|quand|où|comment|tem|foi|é|são|pode|posso|quer|deseja|qual|quais|quando|onde|como)\b"
 )
 _NO_MATTER = re.compile(
-    r"\b(?:no (?:problem|worries|matter)|not joking|not only|no kidding|kein problem|keine sorge|nicht nur|sin problema|no solo|no se preocupe|"
+    r"\b(?:no (?:problem|worries|matter)|not joking|not only|no kidding|kein problem|keine sorge|"
+    r"nicht nur|sin problema|no solo|no se preocupe|"
     r"pas de (?:souci|problème)|non seulement|sem problema|não só|não se preocupe)\b"
 )
 _FOREVER = re.compile(
-    r"\b(?:lifetime|for life|for ever|forever|eternal|unlimited|lebenslang\w*|für immer|ewig\w*|unbegrenzt\w*|de por vida|para siempre|"
+    r"\b(?:lifetime|for life|for ever|forever|eternal|unlimited|lebenslang\w*|für immer|ewig\w*|"
+    r"unbegrenzt\w*|de por vida|para siempre|"
     r"ilimitad[oa]s?|à vie|pour toujours|illimitée?s?|vitalíci[oa]s?|para sempre|etern[oa]s?)\b"
 )
 _GIFT = re.compile(r"\b(?:gift|geschenk|cadeau|regalo|brinde|presente|free)")

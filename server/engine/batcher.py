@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
+from stateset_agents.prefix import common_prefix
 from stateset_agents.server.engine.attention import Batch, Slots
 
 
@@ -147,7 +148,7 @@ class Batcher:
                 and slot.model() is request.model
                 and len(slot.tokens) > shared
             ):
-                common = _common(slot.tokens, known)
+                common = common_prefix(slot.tokens, known)
                 if common > shared:
                     best, shared = index, common
         own = best in free and shared >= 0.8 * len(self.slots[best].tokens)
@@ -253,17 +254,3 @@ def _truncate(logprobs: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
     left = torch.full_like(logprobs, float("-inf"))
     left[order[keep]] = logprobs[order[keep]]
     return torch.log_softmax(left, -1)
-
-
-def _common(left: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common prefix, by halving: list slices compare at the speed of C."""
-    low, high = 0, min(len(left), len(other))
-    if left[:high] == other[:high]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if left[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
 
+from stateset_agents.prefix import common_prefix
 from stateset_agents.trace import Exactness, ModelCall
 
 LOOKS_BACK = 8
@@ -77,7 +78,7 @@ class Coder:
         prompt, sampled = _ints(call.prompt_ids), _ints(call.sampled_ids)
         logprobs = _bytes(array("f", call.logprobs))
         base, shared = self._base(call, prompt)
-        kept = _common(self._known[base].messages, call.messages) if base >= 0 else 0
+        kept = common_prefix(self._known[base].messages, call.messages) if base >= 0 else 0
         fields = call.model_dump(exclude_defaults=True, exclude=_APART)
         fields["messages"] = [kept, call.messages[kept:]]
         if call.tools != self._tools.get(call.node, ()):
@@ -136,9 +137,9 @@ class Coder:
             known = self._known[number]
             whole: bytes | tuple[Any, ...] = known.tokens if prompt else known.messages
             shared = (
-                _common_tokens(known.tokens, prompt)
+                common_prefix(known.tokens, prompt, unit=WIDTH)
                 if prompt
-                else _common(known.messages, call.messages)
+                else common_prefix(known.messages, call.messages)
             )
             if shared > longest:
                 best, longest = number, shared
@@ -185,30 +186,6 @@ def digest(call: ModelCall) -> str:
 def _hashed(prompt: bytes, sampled: bytes, logprobs: bytes) -> str:
     counts = struct.pack("<II", len(prompt) // WIDTH, len(sampled) // WIDTH)
     return hashlib.sha256(b"".join((counts, prompt, sampled, logprobs))).hexdigest()
-
-
-def _common(left: tuple[Any, ...], other: tuple[Any, ...]) -> int:
-    """Number of equal items at the beginning of two tuples."""
-    longest = min(len(left), len(other))
-    if left[:longest] == other[:longest]:
-        return longest
-    return next(n for n in range(longest) if left[n] != other[n])
-
-
-def _common_tokens(left: bytes, other: bytes) -> int:
-    """Length of the common prefix of two token sequences, in bytes; compares slices, in C."""
-    low, high = 0, min(len(left), len(other))
-    if left[:WIDTH] != other[:WIDTH]:
-        return 0
-    if left[:high] == other[:high]:
-        return high
-    while high - low > WIDTH:
-        middle = (low + high) // 2 // WIDTH * WIDTH
-        if left[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def _ints(values: Sequence[int]) -> bytes:

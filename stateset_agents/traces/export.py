@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stateset_agents.errors import BadInput
+from stateset_agents.files import replacing
 from stateset_agents.reward import Score
 from stateset_agents.trace import Trace
 from stateset_agents.traces.codec import model_json
@@ -32,13 +33,11 @@ class Entry(BaseModel):
 def export(store: TraceStore, file: Path, *, phase: str | None = None) -> int:
     """Write a store's traces, oldest first; returns their number. The file's ending selects the format. An existing file is
     replaced when everything is written."""
-    beside = file.with_name(f"{file.name}.writing")
     write = {".jsonl": _to_lines, ".parquet": _to_parquet}.get(file.suffix)
     if write is None:
         raise BadInput(f"Expected a file that ends in .jsonl or .parquet, found {file.name!r}.")
-    count = write(entries(store, phase), beside)
-    beside.replace(file)
-    return count
+    with replacing(file) as beside:
+        return write(entries(store, phase), beside)
 
 
 def load(store: TraceStore, file: Path) -> tuple[int, int]:

@@ -7,6 +7,8 @@ rows  A B C      nodes  A B C D      segments  [A B]  [C]  [D]
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from stateset_agents.prefix import common_prefix
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trie:
@@ -103,7 +105,7 @@ def _insert(root: _Edge, row: tuple[int, ...]) -> int:
         if below is None:
             edge.children[row[at]] = _Edge(row[at:])
             return len(row) - at
-        shared = _common(below.tokens, row[at : at + len(below.tokens)])
+        shared = common_prefix(below.tokens, row[at : at + len(below.tokens)])
         at += shared
         if shared < len(below.tokens) and at < len(row):
             rest = below.tokens[shared:]
@@ -122,17 +124,3 @@ def _runs(root: _Edge, row: tuple[int, ...]) -> list[tuple[int, int]]:
         runs.append((edge.start, edge.start + count))
         at += count
     return runs
-
-
-def _common(left: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """Length of the common prefix of two segments."""
-    low, high = 0, min(len(left), len(other))
-    if left[:high] == other[:high]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if left[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
