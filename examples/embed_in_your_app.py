@@ -81,7 +81,7 @@ def create_app(policy: BaseChatModel, database: sqlite3.Connection) -> FastAPI:
         end = await graph.ainvoke(send, config)
         if "__interrupt__" in end:
             return {"confirm": end["__interrupt__"][0].value}
-        return {"said": end["messages"][-1].text}
+        return {"text": end["messages"][-1].text}
 
     return app
 

@@ -51,7 +51,7 @@ async def main(url: str, schema: str, step: str) -> None:
             commit_and_die()
         end = await graph.ainvoke(send, THREAD, context=context)
         waiting = [question.value for question in end.get("__interrupt__", [])]
-        print(json.dumps({"waiting": waiting, "said": end["messages"][-1].text}), flush=True)
+        print(json.dumps({"waiting": waiting, "text": end["messages"][-1].text}), flush=True)
         if step == "propose":
             await asyncio.sleep(600)
 

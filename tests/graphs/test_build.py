@@ -32,12 +32,12 @@ async def test_the_agent_acts_for_who_has_signed_in_and_asks_before_it_writes() 
             await client.post("/talk", json={}, headers={"Authorization": "x"})
         ).status_code == 401
         first = await client.post("/talk", json={"text": "Is it ready?"}, headers=ann)
-        assert first.json() == {"said": "Your red tandem is ready on 3 May."}
+        assert first.json() == {"text": "Your red tandem is ready on 3 May."}
         second = await client.post("/talk", json={"text": "Book my cargo bike"}, headers=ann)
         assert second.json()["confirm"]["arguments"] == {"bike": "cargo bike"}
         assert database.execute("SELECT COUNT(*) FROM repairs").fetchone() == (2,)
         third = await client.post("/talk", json={"confirmed": True}, headers=ann)
-        assert third.json()["said"].startswith("Your cargo bike is booked")
+        assert third.json()["text"].startswith("Your cargo bike is booked")
     booked = database.execute("SELECT owner, bike FROM repairs WHERE id > 2").fetchall()
     assert booked == [("ann", "cargo bike")]
 

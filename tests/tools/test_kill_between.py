@@ -43,7 +43,7 @@ def test_a_killed_process_leaves_exactly_one_effect(
     last = subprocess.run(
         [*command, url, "shop", "resume"], check=True, capture_output=True, text=True, timeout=60
     )
-    assert json.loads(last.stdout)["said"] == "Done."
+    assert json.loads(last.stdout)["text"] == "Done."
     assert refunds() == 1
     assert broken(own) == []
     assert audit_holds(own)
