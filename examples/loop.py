@@ -7,7 +7,7 @@ Each step goes the same way, and every line of it is here:
     scenarios -> episodes on the graph -> rewards -> advantages -> one optimiser step -> the new version is served
 
 `stateset-agents train` does the same with what a long run needs beside it: checkpoints that survive a kill, forks, overlap of
-roll-outs and training, eight algorithms, limits, reports. For a graph of your own take `CustomGraph(graph).play_episode` in
+roll-outs and training, seven algorithms, limits, reports. For a graph of your own take `CustomGraph(graph).play_episode` in
 place of `play_episode`.
 """
 

@@ -2,7 +2,7 @@
 
 propose(issue_refund)              -> denied by a rule, or a proposal that waits for the customer's confirmation
 commit(issue_refund, confirmed)    -> the change, exactly as proposed, once per key
-one audit row per attempt, chained by hash; a failed act leaves nothing else behind
+one audit row per finished attempt, chained by hash; a failed act leaves nothing else behind
 """
 
 import hashlib

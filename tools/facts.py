@@ -1,7 +1,7 @@
-"""Facts about a call for the rules: the order, the line, the product, the customer.
+"""Facts about a call for the rules: session, order, quote, product, customer.
 
-A fact is looked up only if a rule uses it, from the call's arguments: `order` from `order_id`,
-`product` from `sku`. `rules.FACTS` lists them.
+A fact is looked up only if a rule uses it: `order` from the argument `order_id`, `product` from `sku`, the customer from the session.
+ `rules.FACTS` lists them.
 """
 
 import re

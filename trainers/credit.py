@@ -1,12 +1,12 @@
 """Credit: the advantage of each model call of each episode, from the scores of a group.
 
 trajectory   every call of an episode gets the episode's advantage over its group
-node, turn   a call is compared with the episodes that reached its node, or turn, whatever became of them afterwards
-forks        at each decision that was forked, the episode and its forks are compared with each other alone:
+node, turn   a call is compared with all episodes that reached its node, or turn
+forks        at a decision that was forked, the episode and its forks are compared only with each other:
 
-    episode   a b c d -> 0        at c: 0 against 1 and 1: c d get theirs, the forks theirs
-    fork at c     c' d' -> 1      before c the episode is worth the mean of the three, 2/3, and a b are compared with the
-    fork at c     c" d" -> 1      other whole episodes by it
+    episode   a b c d -> 0        at c the scores 0, 1, 1 are compared: c d get the first advantage, each fork its own
+    fork at c     c' d' -> 1      before c the episode counts with the mean, 2/3, and with it a b are compared with
+    fork at c     c" d" -> 1      the group's other whole episodes
 """
 
 import math
@@ -44,13 +44,13 @@ def samples(
         for trace, value in zip(group.traces, group.values, strict=True)
     ]
     if how == "trajectory":
-        worth = _forked(group, every, advantages)
+        by_call = _forked(group, every, advantages)
     else:
-        worth = _keyed(group, every, advantages, how)
+        by_call = _keyed(group, every, advantages, how)
     by_adapter: dict[str, list[Sample]] = {}
     for name, nodes in adapters.items():
         by_adapter[name] = []
-        for whole, mine, value in zip(every, worth, group.values, strict=True):
+        for whole, mine, value in zip(every, by_call, group.values, strict=True):
             if value is None:
                 continue
             rows = tuple(
@@ -78,18 +78,18 @@ def _keyed(
     for number, episode in enumerate(every):
         for row in episode.rows:
             there[key(row)].add(number)
-    worth: list[dict[int, float]] = [{} for _ in every]
+    by_call: list[dict[int, float]] = [{} for _ in every]
     for name, numbers in there.items():
         values = group.by_node.get(name, group.values) if how == "node" else group.values
         reached = sorted(numbers)
         if len(reached) < 2:
             continue
-        worths = advantages([values[n] for n in reached])
-        for number, advantage in zip(reached, worths, strict=True):
+        group_advantages = advantages([values[n] for n in reached])
+        for number, advantage in zip(reached, group_advantages, strict=True):
             for row in every[number].rows:
                 if key(row) == name:
-                    worth[number][row.number] = advantage
-    return worth
+                    by_call[number][row.number] = advantage
+    return by_call
 
 
 def _forked(
@@ -105,23 +105,23 @@ def _forked(
             roots.append(number)
         else:
             children[above][trace.forked.calls].append(number)
-    worth: list[dict[int, float]] = [{} for _ in every]
+    by_call: list[dict[int, float]] = [{} for _ in every]
 
     def give(number: int, start: float, end: float, advantage: float) -> None:
         for row in every[number].rows:
             if start <= row.number < end:
-                worth[number][row.number] = advantage
+                by_call[number][row.number] = advantage
 
     def settle(number: int) -> tuple[float | None, float]:
         """An episode's value at its beginning, and the number of its first forked call."""
         value, end = group.values[number], math.inf
         for at in sorted(children[number], reverse=True):
             below = [settle(child) for child in children[number][at]]
-            values = [value, *(worth_below for worth_below, _ in below)]
-            worths = advantages(values)
-            give(number, at, end, worths[0])
+            values = [value, *(value_below for value_below, _ in below)]
+            group_advantages = advantages(values)
+            give(number, at, end, group_advantages[0])
             for child, (_, first), advantage in zip(
-                children[number][at], below, worths[1:], strict=True
+                children[number][at], below, group_advantages[1:], strict=True
             ):
                 give(child, 0, first, advantage)
             scored = [v for v in values if v is not None]
@@ -133,8 +133,8 @@ def _forked(
     if len(roots) == 1 and any(
         trace.forked for trace in group.traces
     ):  # one episode and its forks: nothing to compare its beginning with
-        return worth
-    worths = advantages([value for value, _ in settled])
-    for number, (_, first), advantage in zip(roots, settled, worths, strict=True):
+        return by_call
+    group_advantages = advantages([value for value, _ in settled])
+    for number, (_, first), advantage in zip(roots, settled, group_advantages, strict=True):
         give(number, 0, first, advantage)
-    return worth
+    return by_call

@@ -44,13 +44,14 @@ def train(
 ) -> None:
     """Improve a policy with GRPO on episodes of a graph, or on a store's traces."""
     from stateset_agents.errors import BadInput
+    from stateset_agents.jobs.config import flag_of
     from stateset_agents.trainers.config import PROFILES
 
     if resume is not None:
         others = [*values, *(["profile"] if profile else []), *(["out"] if out else [])]
         if others:
             raise BadInput(
-                f"--{others[0].replace('_', '-')}: expected no other option beside --resume, which uses the settings in the run's "
+                f"{flag_of(others[0])}: expected no other option beside --resume, which uses the settings in the run's "
                 "config.json."
             )
     if profile is not None:

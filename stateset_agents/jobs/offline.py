@@ -7,7 +7,7 @@ from typing import Any
 
 from stateset_agents.errors import BadInput
 from stateset_agents.files import replace_text
-from stateset_agents.jobs.config import JobConfig
+from stateset_agents.jobs.config import JobConfig, flag_of
 from stateset_agents.jobs.registry import find_grading
 from stateset_agents.jobs.run_folder import link_weights, write_config, write_json
 from stateset_agents.policy.weight_files import model_path
@@ -48,9 +48,7 @@ async def offline_job(config: JobConfig, run: Path, report: OfflineReport) -> di
         dataset = OfflineDataset(_at_the_start(list(store.traces(where=LEARNED_FROM)), run))
         method, reason = dataset.method(config.method)
         if method != "rl" and (wrong := sorted(config.model_fields_set - IMITATION)):
-            raise BadInput(
-                f"--{wrong[0].replace('_', '-')}: not used by method {method} ({reason})."
-            )
+            raise BadInput(f"{flag_of(wrong[0])}: not used by method {method} ({reason}).")
         write_config(run, config)
         tokenizer = AutoTokenizer.from_pretrained(model_path(config.model))
         policy = InitialPolicy(base=model_path(config.model), tokenizer=tokenizer)

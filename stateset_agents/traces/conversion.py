@@ -1,4 +1,4 @@
-"""Converts a recorder's events into the parts of a trace; called later, by the writer."""
+"""Converts a recorder's events into the parts of a trace; called by the sink, perhaps later."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -7,7 +7,7 @@ from stateset_agents.trace import ModelCall, ToolCall, Trace
 
 
 class TraceSink(Protocol):
-    """What a recorder writes to, such as a TraceStore. `make` is called later, by the writer."""
+    """What a recorder writes to, such as a TraceStore. `make` may be called later, by a writer's thread."""
 
     def begin(self, trace: Trace) -> object: ...
 
