@@ -1,6 +1,6 @@
 """An agent inside somebody else's app: a bicycle workshop with its own database, sign-in and tools.
 
-uvicorn --factory examples.embed_in_your_app:app     (with STATESET_BASE_URL and a model that calls tools)
+uvicorn --factory examples.embed_in_your_app:app     (with STATESET_BASE_URL and MODEL, a model that calls tools)
 
 curl -H "Authorization: Bearer ann-token" -d '{"text": "Is my bike ready?"}' localhost:8000/talk
 """

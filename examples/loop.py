@@ -7,7 +7,7 @@ Each step goes the same way, and every line of it is here:
     scenarios -> episodes on the graph -> rewards -> advantages -> one optimiser step -> the new version is served
 
 `stateset-agents train` does the same with what a long run needs beside it: checkpoints that survive a kill, forks, overlap of
-roll-outs and training, seven algorithms, limits, reports. For a graph of your own take `CustomGraph(graph).play_episode` in
+roll-outs and training, seven algorithms, limits, reports. For a graph of your own take `CustomGraph(graph, name).play_episode` in
 place of `play_episode`.
 """
 
@@ -67,7 +67,7 @@ async def train(
     reward = OutcomeReward()
 
     with TraceStore(run / "traces.db") as store:
-        # An OpenAI-compatible server samples, in a process of its own: the embedded engine here, vLLM where it is installed.
+        # An OpenAI-compatible server samples, in a process of its own: the embedded engine, or vLLM with STATESET_ENGINE=vllm.
         async with policy_server(config, run, training=True) as server:
             policy = chat_model(server, model_path(config.model))
             version = server.name

@@ -1,6 +1,6 @@
 """Forks: a run continues once more from a decision, from its LangGraph checkpoint and on a clone of its world as it was there.
 
-    points = Points(saver, thread, world.clone)              # a callback of the run; compile the graph with `saver`
+    points = Points(saver, thread, world.clone, calls)       # a callback of the run; compile the graph with `saver`
     await graph.ainvoke(given, {..., "callbacks": [points]}, durability="sync")
     other = await points.taken[2].branch()                   # a checkpointer that holds the third decision alone
     await graph.copy({"checkpointer": other}).ainvoke(None, {"configurable": {"thread_id": thread}})

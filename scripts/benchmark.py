@@ -1,4 +1,4 @@
-"""Runs every benchmark of the project and writes one table: `python scripts/benchmark.py [--out benchmarks.md] [NAME …]`.
+"""Runs the speed benchmarks of the project and writes their tables: `python scripts/benchmark.py [--out benchmarks.md] [NAME …]`.
 
 Ratios within one run are what counts; absolute times are of the machine that is named above the table.
 """

@@ -136,11 +136,6 @@ def _check_one_model(config: EngineConfig, weights: Weights) -> None:
         raise BadInput(
             "--staleness: expected 0 with --full on vLLM, which holds one whole model at a time; train adapters, or give --engine embedded."
         )
-    if config.full and config.nodes:
-        raise BadInput(
-            "--node: expected none with --full on vLLM, which holds one whole model at a time, and the other nodes need the base; train "
-            "adapters, or give --engine embedded."
-        )
     if second := next((path for path in weights.later if is_whole_model(path)), None):
         raise BadInput(
             f"Expected an adapter beside the model on vLLM, which holds one whole model at a time, found the whole one {str(second)!r}. "

@@ -216,7 +216,7 @@ _CLAUSES = re.compile(r"(?<=[.!?])\s+|[,:;\n]\s*|\s(?=(?:but|aber|pero|mais|mas)
 
 
 def promised(reply: str, heard: str) -> list[str]:
-    """Offers in `said` that `heard` does not support, unless they are negated, asked, or conditional: costs for the shop,
+    """Offers in `reply` that `heard` does not support, unless they are negated, asked, or conditional: costs for the shop,
     percentages off, money back, guarantees for ever.
 
     >>> promised("I cannot offer a discount. You get 40% off, for life!", "")

@@ -86,7 +86,7 @@ class TrainConfig(Frozen):
     auto_adjust: bool = option(False, panel=LEARNING, played=True)
     """Adapt learning rate, KL weight, temperature, group size and the choice of scenarios to what is measured."""
     early_stopping: bool = option(False, panel=LEARNING, played=True)
-    """End where the last `patience` steps are not better than those before them."""
+    """End when for `patience` steps in a row the last `patience` steps were not better than those before them."""
     patience: int = option(8, panel=LEARNING, played=True, ge=2)
     """Steps of a plateau."""
     max_grad_norm: float = option(1.0, panel=LEARNING, gt=0)
@@ -139,7 +139,7 @@ class TrainConfig(Frozen):
                 )
         if self.overlong is not None and not 0 < self.overlong[0] < self.overlong[1]:
             raise ValueError(f"overlong: expected 0 < from < to, found {self.overlong}")
-        if self.importance == "recorded" and "importance_cap" in self.model_fields_set:
+        if self.importance != "decoupled" and "importance_cap" in self.model_fields_set:
             raise ValueError("importance_cap: used only with --importance decoupled")
         if self.full:
             for name in ("rank", "lora_alpha", "lora_dropout", "adapters"):

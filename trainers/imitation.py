@@ -52,8 +52,8 @@ async def imitate(
     report: Report,
 ) -> tuple[Path, list[ImitationLog], str]:
     """Train on a store's traces. Returns where the adapter lies, the logged steps, and the method that was used: if no request
-    has better and worse answers, the best traces are imitated instead. Raises BadInput if all scores are equal, or no trace can
-    be scored."""
+    has better and worse answers, the best traces are imitated instead. Raises BadInput if all scores are equal and not positive,
+    or no trace can be scored."""
     groups: dict[str, list[Trace]] = defaultdict(list)
     for trace in traces:
         groups[trace.request].append(trace)
@@ -89,7 +89,7 @@ async def imitate(
 
 
 def _best(scored: Sequence[tuple[float, Trace]]) -> list[Trace]:
-    """The traces with scores of the better half. Raises BadInput if all scores are equal."""
+    """The traces with scores of the better half. Raises BadInput if all are equal and not positive."""
     values = sorted(value for value, _ in scored)
     if values[-1] - values[0] < ROUNDING and len(values) > 1 and values[0] <= 0:
         raise BadInput(

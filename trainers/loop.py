@@ -332,7 +332,7 @@ class TrainingLoop:
         return names
 
     def _by_node(self, versions: dict[str, str]) -> tuple[dict[str, str], str]:
-        """The version that answers at each node, and elsewhere: one adapter answers everywhere, several at their nodes."""
+        """The version that answers at each node, and elsewhere: the default adapter answers everywhere, named ones at their nodes."""
         return versions_by_node(versions, self.config, self.policy.served)
 
     async def close(self) -> None:

@@ -27,7 +27,7 @@ PolicyFolder = Annotated[Path | None, typer.Option(help="A run's folder, or an a
     panels=False,
 )
 def demo(values: Values, out: Out = None) -> None:
-    """Train the seed policy on the shop and show what it gained (10 minutes on two cores)."""
+    """Train the seed policy on the shop and show what it gained (about 5 minutes on two cores)."""
     _train(values, out=out, resume=None, dry_run=False)
 
 

@@ -35,8 +35,8 @@ class JobConfig(TrainConfig):
     world: str | None = option(None, panel=EPISODES, played=True)
     """module:function of a scenario, for a graph of your own: makes what an episode acts on, with a `clone` method."""
     reward: str | None = option(None, panel=EPISODES)
-    """A reward by name, objectives:NAME=WEIGHT,…, judge:MODEL@URL, feedback:KEY:LOW:HIGH, or package.module:reward; default:
-    the shop's."""
+    """A reward by name, objectives:NAME=WEIGHT,…, gdpo:NAME=WEIGHT,…, judge:MODEL@URL, judge-relative:MODEL@URL,
+    neural:FOLDER, feedback:KEY:LOW:HIGH, or package.module:reward; default: the shop's."""
     scenarios: str | None = option(None, panel=EPISODES, played=True)
     """File of scenarios, JSON or JSON lines; default: generated."""
     customer: str | None = option(None, panel=EPISODES, played=True)

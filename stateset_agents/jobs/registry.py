@@ -82,8 +82,9 @@ def load_object(name: str, option: str) -> Any:
     """`package.module:attribute`, looked up from the working directory too. Raises BadInput."""
     module, _, attribute = name.partition(":")
     if not attribute:
+        known = {"--graph": GRAPHS, "--reward": ["shop", *NAMED], "--limit": COSTS}.get(option, ())
         raise BadInput(
-            f"Expected {option} to be 'service' or 'package.module:name', found {name!r}."
+            f"{option}: expected {', '.join([*known, 'package.module:name'])}, found {name!r}."
         )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -171,8 +172,9 @@ def find_grading(config: JobConfig) -> Grading:
 
 
 def find_reward(name: str | None) -> Reward:
-    """The shop's reward, one by its name (`NAMED`), feedback of one kind (`feedback:csat:1:5`), business objectives
-    (`objectives:csat=0.5,gross_margin=0.5`), an object with the reward protocol, or a function of a trace."""
+    """The shop's reward, one by its name (`NAMED`), feedback (`feedback:csat:1:5`), business objectives
+    (`objectives:csat=0.5,gross_margin=0.5`), rewards normalised one by one (`gdpo:outcome=1,rules=0.3`), a judge
+    (`judge:MODEL@URL`, `judge-relative:…`), a reward model (`neural:FOLDER`), or `package.module:reward`."""
     if name is None or name == "shop":
         return shop_reward()
     if name in NAMED:

@@ -107,7 +107,7 @@ class TraceReader:
         return self._tables.read(sql, *values)
 
     def trace_of(self, row: Row) -> Trace:
-        """The trace of a row of id, status and head. Parts that cannot be read are counted in `lost` and named in its error."""
+        """The trace of a row of id, status and head. Parts that cannot be read are counted in `lost`; its error names the first."""
         return self.inspected(row)[0]
 
     def inspected(self, row: Row) -> tuple[Trace, dict[int, ModelCall], list[str]]:

@@ -24,7 +24,7 @@ def test_dry_run_prints_the_resolved_configuration() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["train", "--graph", "nowhere"], "'service' or 'package.module:name'"),
+        (["train", "--graph", "nowhere"], "--graph: expected service, sales"),
         (["train", "--graph", "no.such:graph"], "No module named 'no'"),
         (["train", "--model", "./nothing"], "--model"),
         (["train", "--scenarios", "missing.json"], "missing.json"),

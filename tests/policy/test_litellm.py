@@ -43,5 +43,5 @@ async def test_what_a_provider_refuses_is_typed(
 
 
 def test_a_providers_model_is_not_trained() -> None:
-    with pytest.raises(BadInput, match="evaluated, and not trained"):
+    with pytest.raises(BadInput, match="evaluated but not trained"):
         _check_model("litellm:openai/gpt-x")

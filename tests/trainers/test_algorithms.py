@@ -238,6 +238,7 @@ def test_scale_and_shift_of_rewards_change_nothing(
         ({"resample": 2}, "resample: not used by dr_grpo, only by dapo"),
         ({"algorithm": "dapo", "overlong": (9, 3)}, "overlong: expected 0 < from < to"),
         ({"importance_cap": 3.0}, "importance-cap: used only with --importance decoupled"),
+        ({"importance": "tapered", "importance_cap": 3.0}, "importance-cap: used only with"),
         ({"full": True, "rank": 4}, "rank: there is no adapter"),
         ({"full": True, "beta": 0.1}, "beta: expected 0"),
         ({"forks": 7}, "forks: expected two whole episodes"),
