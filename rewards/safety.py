@@ -42,9 +42,7 @@ class SafetyReward(EachTrace):
     def score(self, trace: Trace) -> Score | None:
         problems = self.problems_in(trace)
         if problems:
-            reason = "; ".join(
-                f"{kind}: {', '.join(parts_found)}" for kind, parts_found in problems.items()
-            )
+            reason = "; ".join(f"{kind}: {', '.join(hits)}" for kind, hits in problems.items())
             parts = {kind: -float(len(hits)) for kind, hits in problems.items()}
             return Score(value=0.0, parts=parts, reason=reason)
         return Score(value=1.0)

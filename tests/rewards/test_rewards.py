@@ -198,10 +198,10 @@ async def test_a_reward_that_does_not_is_told_what_is_wrong() -> None:
         async def __call__(self, traces: Any) -> list[Score | None]:
             return []
 
-    problems_found = " ".join(await problems(Wrong()))
-    assert "expected 0 to 1" in problems_found
-    assert "the same scores again" in problems_found
-    assert "any order" in problems_found
+    listed = " ".join(await problems(Wrong()))
+    assert "expected 0 to 1" in listed
+    assert "the same scores again" in listed
+    assert "any order" in listed
     assert "expected a name" in (await problems(Short()))[0]
 
 

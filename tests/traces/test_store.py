@@ -219,9 +219,9 @@ def test_a_certificate_catches_a_token_that_was_changed(place: str) -> None:
         store._writer.put(
             lambda: [("UPDATE calls SET sampled = ? WHERE number = 2", (bytes(sampled),))]
         ).result()
-        problems_found = list(problems(store))
-        assert len(problems_found) == 2  # the call, and the one whose prompt goes on from it
-        assert "call 2 (r4-2)" in problems_found[0]
+        listed = list(problems(store))
+        assert len(listed) == 2  # the call, and the one whose prompt goes on from it
+        assert "call 2 (r4-2)" in listed[0]
         changed = store.get(trace.id).model_calls[2]
         row = ("UPDATE calls SET digest = ? WHERE number = 2", (digest(changed),))
         store._writer.put(lambda: [row]).result()

@@ -113,9 +113,9 @@ def test_what_cannot_be_read_is_said_and_is_not_the_others_loss(tmp_path: Path) 
         with pytest.raises(NotExact, match="could not be stored or read"):
             trajectory(first)
         assert export(store, tmp_path / "traces.jsonl") == 3
-        problems_found = list(problems(store))
-        assert len(problems_found) == 2
-        assert "call 2 cannot be read" in problems_found[0]
+        listed = list(problems(store))
+        assert len(listed) == 2
+        assert "call 2 cannot be read" in listed[0]
 
 
 def test_a_call_that_is_lost_is_counted_and_the_others_keep_their_numbers(

@@ -97,11 +97,11 @@ def test_it_is_the_closed_form_of_its_paper(tmp_path: Path, name: str) -> None:
     for batch in batches(samples, 10_000):
         ours = ours + learner.batch_loss(batch, samples)
     torch.autograd.backward(ours)
-    gradient_found = gradient(learner.model)
+    trained = gradient(learner.model)
     wanted = closed_form(name, learner.model, group, 40)
     torch.autograd.backward(wanted)
     assert ours.item() == pytest.approx(wanted.item(), rel=1e-6)
-    assert apart(gradient_found, gradient(learner.model)) <= 1e-6  # TRL keeps advantages in float32
+    assert apart(trained, gradient(learner.model)) <= 1e-6  # TRL keeps advantages in float32
 
 
 def test_the_kl_is_to_the_model_without_its_adapter(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_decoupled_weighs_by_what_lies_between_truncated_a_token(tmp_path: Path)
     ]
     (batch,) = batches(samples, 10_000)
     torch.autograd.backward(learner.batch_loss(batch, samples))
-    gradient_found = gradient(learner.model)
+    trained = gradient(learner.model)
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     for trajectory in samples:
         for row, a in zip(trajectory.trajectory.rows, trajectory.advantages, strict=True):
@@ -142,7 +142,7 @@ def test_decoupled_weighs_by_what_lies_between_truncated_a_token(tmp_path: Path)
             total = total - (weight * a * now).sum()
             tokens += len(row.sampled)
     torch.autograd.backward(total / tokens)
-    assert apart(gradient_found, gradient(learner.model)) <= 1e-6
+    assert apart(trained, gradient(learner.model)) <= 1e-6
 
 
 def test_tapered_weighs_the_bad_by_how_likely_the_whole_of_it_still_is(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_tapered_weighs_the_bad_by_how_likely_the_whole_of_it_still_is(tmp_path:
     ]
     (batch,) = batches(samples, 10_000)
     torch.autograd.backward(learner.batch_loss(batch, samples))
-    gradient_found = gradient(learner.model)
+    trained = gradient(learner.model)
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     for trajectory in samples:
         now = torch.cat([plain_logprobs(learner.model, row) for row in trajectory.trajectory.rows])
@@ -167,7 +167,7 @@ def test_tapered_weighs_the_bad_by_how_likely_the_whole_of_it_still_is(tmp_path:
         total = total - (weight * a * now).sum()
         tokens += len(now)
     torch.autograd.backward(total / tokens)
-    assert apart(gradient_found, gradient(learner.model)) <= 1e-6
+    assert apart(trained, gradient(learner.model)) <= 1e-6
 
 
 def naive(rewards: list[float | None]) -> list[float]:

@@ -26,7 +26,7 @@ from stateset_agents.trainers.reward_model import (
 
 
 @pytest.fixture(scope="module")
-def pairs_found() -> list[Pair]:
+def preference_pairs() -> list[Pair]:
     some = list(itertools.islice(scenarios(seed=5, split="train", intents=("price_question",)), 70))
 
     async def play() -> list[Pair]:
@@ -37,22 +37,22 @@ def pairs_found() -> list[Pair]:
 
 @pytest.mark.filterwarnings("ignore")
 async def test_it_learns_from_preferences_and_is_served_like_any_reward(
-    pairs_found: list[Pair], tmp_path: Path
+    preference_pairs: list[Pair], tmp_path: Path
 ) -> None:
     torch.set_num_threads(2)
-    result = train_reward_model(SEED_POLICY, pairs_found[:60], tmp_path, epochs=1.0)
+    result = train_reward_model(SEED_POLICY, preference_pairs[:60], tmp_path, epochs=1.0)
     assert result.held_out == 6
     stored = json.loads((tmp_path / "reward.json").read_text())
     assert stored["accuracy"] == result.accuracy
     reward = find_reward(f"neural:{tmp_path}")
     assert isinstance(reward, NeuralReward)
     assert await problems(reward) == []
-    both = [await reward(list(pair)) for pair in pairs_found[:60]]
+    both = [await reward(list(pair)) for pair in preference_pairs[:60]]
     right = sum(
         a.parts["chance"] > b.parts["chance"] for a, b in both if a is not None and b is not None
     )
     assert right >= 36  # chance is 30
-    salad, honest = Trace(messages=({"role": "user", "content": "x"}, {"role": "assistant", "content": "happy help refund done"})), pairs_found[1][0]  # fmt: skip
+    salad, honest = Trace(messages=({"role": "user", "content": "x"}, {"role": "assistant", "content": "happy help refund done"})), preference_pairs[1][0]  # fmt: skip
     low, high = await reward([salad, honest])
     assert low is not None
     assert high is not None
@@ -73,9 +73,9 @@ def test_the_temperature_makes_chances_of_differences() -> None:
     assert 10.0 <= _temperature(10 * gaps) <= 40.0
 
 
-def test_preferences_of_a_store_are_pairs_of_one_request(pairs_found: list[Pair]) -> None:
-    better, worse = pairs_found[1]
-    again = preferences([worse, better, pairs_found[2][0]])
+def test_preferences_of_a_store_are_pairs_of_one_request(preference_pairs: list[Pair]) -> None:
+    better, worse = preference_pairs[1]
+    again = preferences([worse, better, preference_pairs[2][0]])
     assert again == [(better, worse)]
 
     def rated(value: float) -> Trace:
