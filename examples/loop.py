@@ -34,6 +34,7 @@ from stateset_agents.policy.chat_model import Policy
 from stateset_agents.policy.weight_files import model_path
 from stateset_agents.rewards.outcome import OutcomeReward
 from stateset_agents.tools.scenarios.generator import scenarios
+from stateset_agents.trainers.learner_thread import LearnerThread
 from stateset_agents.trainers.model import Model, load_model, logprobs
 from stateset_agents.trainers.packing.batches import Sample, batches
 from stateset_agents.trajectory import trajectory
@@ -64,7 +65,7 @@ async def train(
     model = load_model(model_path(config.model), config)  # with a fresh LoRA
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=learning_rate)
-    reward = OutcomeReward()
+    reward, learner = OutcomeReward(), LearnerThread()
 
     with TraceStore(run / "traces.db") as store:
         # An OpenAI-compatible server samples, in a process of its own: the embedded engine, or vLLM with STATESET_ENGINE=vllm.
@@ -92,12 +93,12 @@ async def train(
                         worth = (advantage,) * len(tokens.rows)  # the same for each model call
                         samples.append(Sample(trajectory=tokens, advantages=worth))
 
-                # 4. One optimiser step. Torch would hold up the event loop, so it works in a thread.
-                await asyncio.to_thread(optimise, model, optimiser, samples)
+                # 4. One optimiser step. Torch would hold up the event loop, so it has a thread.
+                await learner.run(optimise, model, optimiser, samples)
 
                 # 5. The new version is saved, and served under a name of its own.
                 version = f"{run.name}-v{step}"
-                await asyncio.to_thread(model.save_pretrained, run / version)
+                await learner.run(model.save_pretrained, run / version)
                 await server.publisher.publish(version, run / version)
 
                 # What was learned from can be read again: `stateset-agents traces show`.
@@ -108,6 +109,7 @@ async def train(
                 seconds = time.perf_counter() - began
                 print(f"step {step}: reward {mean:.3f}, {seconds:.0f} s, now {version}", flush=True)
 
+            learner.close()
             after = await success(policy, version, unseen)
             print(f"after: {after:.0%} of {held_out} held-out scenarios", flush=True)
     return before, after

@@ -4,7 +4,7 @@ comes out."""
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +19,7 @@ from stateset_agents.trainers.config import DEFAULT_ADAPTER, TrainConfig
 from stateset_agents.trainers.constraints import Limit, Multipliers
 from stateset_agents.trainers.credit import Graded, samples
 from stateset_agents.trainers.grading import Scores
+from stateset_agents.trainers.learner_thread import LearnerThread
 from stateset_agents.trainers.model import load_model
 from stateset_agents.trainers.packing.batches import Sample
 from stateset_agents.trainers.step_log import StepLog
@@ -45,6 +46,7 @@ class Learner:
         limits: Sequence[Limit] = (),
     ) -> None:
         self.run, self.config = run, config
+        self.thread = LearnerThread()
         self.checkpoints = Checkpoints(run, keep=config.staleness + 3, every=config.keep_every)
         committed = self.checkpoints.newest()
         self.step = committed.step if committed else 0
@@ -70,6 +72,14 @@ class Learner:
             torch.set_rng_state(committed.random)
         else:
             torch.manual_seed(config.seed)
+
+    @classmethod
+    async def start(cls, **options: Any) -> Self:
+        """A learner that was made in its own thread, in which it also trains."""
+        thread = LearnerThread()
+        learner = await thread.run(cls, **options)
+        learner.thread = thread
+        return learner
 
     def use(self, config: TrainConfig) -> None:
         """Use other settings from now on: learning rate, KL weight, temperature."""

@@ -124,8 +124,8 @@ async def train(
     """
     if config.forks and episodes.play_forkable is None:
         raise BadInput("forks: expected episodes that can be forked, found a roll-out that cannot.")
-    learner = await asyncio.to_thread(
-        Learner, base=policy.base, tokenizer=policy.tokenizer, run=outputs.run, config=config, adapter=policy.adapter,
+    learner = await Learner.start(
+        base=policy.base, tokenizer=policy.tokenizer, run=outputs.run, config=config, adapter=policy.adapter,
         limits=grading.limits,
     )  # fmt: skip
     loop = TrainingLoop(learner, policy, episodes, grading, outputs, config, publish, measure)
@@ -256,7 +256,7 @@ class TrainingLoop:
         self.learner.use(self.schedule.config.model_copy(update=temperature))
         gap = MAX_STALE_GAP if self.config.staleness else MAX_GAP
         try:
-            log, learned = await asyncio.to_thread(
+            log, learned = await self.learner.thread.run(
                 self.learner.learn, step.groups, step.scores, step.node_scores, max_gap=gap
             )
         except RunBroken as error:
@@ -304,7 +304,7 @@ class TrainingLoop:
         self.curriculum.see(step.places, successes)
         log.changes = self.schedule.see(log)
         self._plan_after(step.number)
-        await asyncio.to_thread(
+        await self.learner.thread.run(
             self.learner.commit, log, schedule=self.schedule.state, curriculum=self.curriculum.state,
             plans=[plan.model_dump() for plan in self.plans.values()],
         )  # fmt: skip
@@ -340,6 +340,7 @@ class TrainingLoop:
         for task in self._playing.values():
             task.cancel()
         await asyncio.gather(*self._playing.values(), return_exceptions=True)
+        self.learner.thread.close()
         self.log.close()
 
 

@@ -4,7 +4,6 @@ Each trajectory has a weight for the difference between the sampling and the tra
 trajectories count. If the share that still counts (the effective sample size) falls below a bound, the run ends.
 """
 
-import asyncio
 import random
 import time
 from collections.abc import Sequence
@@ -32,8 +31,8 @@ async def train_offline(
     The traces are of `outputs.store`, which keeps the certificates. Raises RunBroken if the first step shows that another
     policy sampled them.
     """
-    learner = await asyncio.to_thread(
-        Learner, base=policy.base, tokenizer=policy.tokenizer, run=outputs.run, config=config, limits=grading.limits
+    learner = await Learner.start(
+        base=policy.base, tokenizer=policy.tokenizer, run=outputs.run, config=config, limits=grading.limits
     )  # fmt: skip
     epoch = -(-len(groups) // config.groups)
     run_log = RunLog(outputs.run, outputs.trackers, config, learner.log)
@@ -44,12 +43,13 @@ async def train_offline(
             if log.tokens_trained and not log.stepped:
                 _end(learner, step, log, policy.base)
                 break
-            await asyncio.to_thread(learner.commit, log)
+            await learner.thread.run(learner.commit, log)
             run_log.add(log)
             outputs.report(log)
             check_learned(learner.log)
     finally:
         run_log.close()
+        learner.thread.close()
     return learner
 
 
@@ -60,7 +60,7 @@ async def _learn(
     began = time.perf_counter()
     scores, node_scores = await graded(groups, grading)
     try:
-        log, learned = await asyncio.to_thread(
+        log, learned = await learner.thread.run(
             learner.learn, groups, scores, node_scores,
             max_gap=MAX_STALE_GAP if step == 1 else float("inf"), least_ess=learner.config.least_ess,
         )  # fmt: skip

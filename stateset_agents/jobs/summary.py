@@ -1,5 +1,7 @@
-"""The summary of a training run: success before and after, tokens and time."""
+"""The summary of a training run: success before and after, tokens, time and memory."""
 
+import resource
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +65,15 @@ def summarise(
         "changes": [f"step {line.step}: {change}" for line in log for change in line.changes],
         "limits": config.limits,
         "torch_threads": config.threads,
+        "peak_rss": peak_rss(),
     }
+
+
+def peak_rss() -> dict[str, int]:
+    """The most memory that this process had, and the largest of its ended children (an engine), in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    who = {"trainer": resource.RUSAGE_SELF, "engine": resource.RUSAGE_CHILDREN}
+    return {name: resource.getrusage(which).ru_maxrss * unit for name, which in who.items()}
 
 
 def _pairs(before: Measurement, after: Measurement) -> tuple[list[float], list[float]]:

@@ -139,6 +139,7 @@ def _facts(summary: dict[str, Any]) -> str:
         ("held-out scenarios", str(summary["held_out"])),
         ("mean reward", f"{_number(summary['mean_reward_before'])} &rarr; {_number(summary['mean_reward_after'])}"),
         ("held-out episodes that broke a rule", f"{summary['violations_before']} &rarr; {summary['violations_after']}"),
+        ("peak memory", " + ".join(f"{name} {size / 1e9:.1f} GB" for name, size in summary["peak_rss"].items())),
         ("seed", str(summary["seed"])),
     ]  # fmt: skip
     return "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in facts)

@@ -155,7 +155,8 @@ class TrainingView:
         if summary["gain"] is not None:
             console.print(
                 f"[bold]gain {summary['gain']:+.3f}[/] (paired 95 % interval "
-                f"{shown(summary['gain_ci95'], '+.3f')}) in {summary['seconds_total'] / 60:.1f} minutes"
+                f"{shown(summary['gain_ci95'], '+.3f')}) in {summary['seconds_total'] / 60:.1f} minutes, "
+                f"at most {sum(summary['peak_rss'].values()) / 1e9:.1f} GB of memory"
             )
         pair = best_pair(run)
         if pair is not None:

@@ -68,7 +68,7 @@ def test_a_run_leaves_all_it_promises(run: Path) -> None:
         "seed", "steps", "group_size", "episodes_trained", "held_out", "success_before", "success_after",
         "ci95_before", "ci95_after", "gain", "gain_ci95", "greedy_before", "greedy_after",
         "success_by_intent", "mean_reward_before", "mean_reward_after", "violations_before",
-        "violations_after", "seconds_total", "seconds_rollout", "seconds_train", "tokens_sampled",
+        "violations_after", "peak_rss", "seconds_total", "seconds_rollout", "seconds_train", "tokens_sampled",
         "tokens_trained", "positions_forwarded", "policy_versions", "torch_threads",
     ):  # fmt: skip
         assert key in summary, key
