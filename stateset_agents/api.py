@@ -240,7 +240,7 @@ def _config(
 @dataclass(kw_only=True)
 class AutoTrainer:
     """`train` with defaults: the composite reward of helpfulness and safety, settings that adapt to what is measured
-    (`auto_adjust`), and with `early_stopping` an end if the last `patience` steps were not better than those before them."""
+    (`auto_adjust`), and with `early_stopping` an end on a plateau of `patience` steps."""
 
     num_episodes: int = 50
     profile: Profile = "balanced"

@@ -24,6 +24,7 @@ def test_dry_run_prints_the_resolved_configuration() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["train", "--reward", "nowhere"], "--reward: expected shop, seed"),
         (["train", "--graph", "nowhere"], "--graph: expected service, sales"),
         (["train", "--graph", "no.such:graph"], "No module named 'no'"),
         (["train", "--model", "./nothing"], "--model"),

@@ -193,6 +193,14 @@ def test_vllm_that_is_missing_or_of_another_version_is_named(
             tmp_path,
             ServerOptions(port=1),
         )
+    with pytest.raises(
+        BadInput, match=r"found 0\.9\.1"
+    ):  # nodes go with whole models: only vLLM is too old
+        launch_of(
+            check_config({"engine": "vllm", "full": True, "nodes": ("reply",)}),
+            tmp_path,
+            ServerOptions(port=1),
+        )
     with pytest.raises(BadInput, match="found the whole one"):
         launch_of(
             check_config({"engine": "vllm"}),
