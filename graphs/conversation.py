@@ -11,13 +11,16 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.pregel import Pregel
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
+from stateset_agents.graphs.run_result import RunResult
+from stateset_agents.nodes.answers import answer_to
 from stateset_agents.nodes.customer import CustomerSimulator
-from stateset_agents.nodes.state import Agents
 
-MAX_CONFIRMATIONS = 8
+MAX_ANSWERS = 20
+"""Interrupts that the customer answers in one turn of the agent."""
 
 
 class ConversationState(TypedDict, total=False):
@@ -28,14 +31,21 @@ class ConversationState(TypedDict, total=False):
     truncated: bool
     forked: bool
     """The agent's thread holds the checkpoint of a decision; the agent continues from there first."""
+    given: dict[str, Any] | None
+    """The agent's first input, instead of the customer's opening."""
+    waits_for: Any
+    """What the agent asked, if the customer cannot answer it."""
+    output: Any
+    """What the agent's graph returned last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversationContext:
     customer: CustomerSimulator
-    agent: CompiledStateGraph[Any, Any, Any, Any]
-    """The agent's graph, compiled with a checkpointer."""
-    agent_context: Agents
+    agent: Any
+    """The agent's graph, compiled with a checkpointer; or another LangChain runnable, which cannot be interrupted."""
+    agent_context: Any
+    """The context of its runs, or None."""
     thread: str
     max_turns: int
     step_limit: int
@@ -58,7 +68,7 @@ async def customer(
 async def agent(
     state: ConversationState, runtime: Runtime[ConversationContext]
 ) -> ConversationState:
-    """The agent takes its turn; the customer answers what it asks to confirm."""
+    """The agent takes its turn; the customer answers what it asks meanwhile."""
     agent_run = runtime.context
     inner: RunnableConfig = {
         "configurable": {"thread_id": agent_run.thread},
@@ -66,26 +76,48 @@ async def agent(
         "callbacks": get_config().get("callbacks"),
     }
     send: Any = {"messages": [HumanMessage(state.get("customer_said") or "")]}
-    if state.get("forked"):
+    if state.get("given") is not None:
+        send = state.get("given")
+    elif state.get("forked"):
         send = None
-    for _ in range(MAX_CONFIRMATIONS):
-        result = await agent_run.agent.ainvoke(
-            send,
-            inner,
-            context=agent_run.agent_context,
-            durability="sync" if agent_run.forkable else "exit",
-        )
-        waiting = result.get("__interrupt__")
+    options: dict[str, Any] = {}
+    if isinstance(agent_run.agent, Pregel):
+        options["durability"] = "sync" if agent_run.forkable else "exit"
+        if agent_run.agent_context is not None:
+            options["context"] = agent_run.agent_context
+    begun: ConversationState = {"forked": False, "given": None}
+    for _ in range(MAX_ANSWERS):
+        output = await agent_run.agent.ainvoke(send, inner, **options)
+        waiting = output.get("__interrupt__") if isinstance(output, dict) else None
         if not waiting:
             break
-        write = waiting[0].value
-        agreed = await agent_run.customer.confirm(write["tool"], write["arguments"])
-        send = Command(resume={"confirmed": agreed})
+        answers = {}
+        for interrupt in waiting:
+            answer = await answer_to(agent_run.customer, interrupt.value)
+            if answer is None:
+                return {**begun, "over": True, "waits_for": interrupt.value, "output": output}
+            answers[interrupt.id] = answer.value
+        send = Command(resume=answers)
     else:
-        return {"over": True, "truncated": True, "forked": False}
-    last = result["messages"][-1]
+        return {**begun, "over": True, "truncated": True, "output": output}
+    messages = output.get("messages") if isinstance(output, dict) else None
+    if not isinstance(messages, list) or not messages:  # it has not spoken to anybody
+        return {**begun, "over": True, "output": output}
+    last = messages[-1]
     text = last.text if isinstance(last, AIMessage) else ""
-    return {"agent_said": text, "over": result.get("handed_off") is not None, "forked": False}
+    over = output.get("handed_off") is not None
+    return {**begun, "agent_said": text, "over": over, "output": output}
+
+
+def ending(result: RunResult) -> dict[str, Any]:
+    """Status and error of an episode, for its trace."""
+    if result.state.get("truncated"):
+        return {"status": "truncated", "error": result.error}
+    question = result.state.get("waits_for")
+    if question is not None:
+        reason = f"the scenario's customer cannot answer what the graph asks: {str(question)[:300]}"
+        return {"status": "waiting", "error": reason}
+    return {"status": result.status, "error": result.error}
 
 
 def build() -> CompiledStateGraph[
@@ -96,7 +128,9 @@ def build() -> CompiledStateGraph[
     graph.add_node("customer", customer)
     graph.add_node("agent", agent)
     graph.add_conditional_edges(
-        START, lambda state: "agent" if state.get("forked") else "customer", ["agent", "customer"]
+        START,
+        lambda state: "agent" if state.get("forked") or state.get("given") else "customer",
+        ["agent", "customer"],
     )
     graph.add_conditional_edges("customer", _over("agent"), ["agent", END])
     graph.add_conditional_edges("agent", _over("customer"), ["customer", END])

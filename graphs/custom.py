@@ -2,40 +2,84 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage, HumanMessage, convert_to_openai_messages
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.pregel import Pregel
 
 from stateset_agents.errors import BadInput
-from stateset_agents.graphs.forking import ForkableEpisode, Point, Points, checked_world
-from stateset_agents.graphs.run_result import result_of
+from stateset_agents.graphs import conversation
+from stateset_agents.graphs.conversation import ConversationContext, ConversationState, ending
+from stateset_agents.graphs.copies import CopySerializer
+from stateset_agents.graphs.forking import (
+    ForkableEpisode,
+    Point,
+    Points,
+    checked_world,
+    turns_before,
+)
+from stateset_agents.graphs.run_result import RunResult, result_of
+from stateset_agents.nodes.customer import CustomerSimulator, RuleCustomer, simulate
 from stateset_agents.policy.chat_model import pinned, sampling_as
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Sampling, Trace
+from stateset_agents.traces.conversion import merged, openai_messages, output_of, own_tools
 from stateset_agents.traces.recorder import Recorder
 from stateset_agents.traces.sink import CallBuffer
+
+THREAD = "episode"
+
+_conversation = conversation.build()
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """What an episode has besides the state of its graph."""
+
+    world: Any
+    customer: CustomerSimulator
+
+    def clone(self) -> "_Setting":
+        world = self.world.clone() if self.world is not None else None
+        return _Setting(world, getattr(world, "customer", None) or self.customer.copy())
+
+    def close(self) -> None:
+        close = getattr(self.world, "close", None)
+        if callable(close):
+            close()
 
 
 class CustomGraph:
     """Roll-outs of `graph`: a function of the chat model that returns a compiled graph, or a
     compiled graph that reads `runtime.context["policy"]`, and `runtime.context["world"]` where one is given.
 
-    The run starts from the scenario's `input`, or from its opening as a user message. `world` makes the object that the nodes
-    of an episode act on; forks get a clone of it. If `graph` is a function with a second parameter, it gets the world there.
+    The first run starts from the scenario's `input`, or from its opening as a user message. The scenario's customer answers what
+    the graph asks in interrupts, and speaks on where it has more to say: further `user_responses`, an answer to a question, or
+    `customer`, a chat model that plays it. `world` makes the object that the nodes of an episode act on; forks get a clone of it,
+    it is closed at the end if it has `close`, and if it has a `customer`, that one is asked. If `graph` is a function with a
+    second parameter, it gets the world there.
     """
 
     def __init__(
-        self, graph: Any, name: str, *, step_limit: int = 50, world: Callable[[Scenario], Any] | None = None
-    ) -> None:  # fmt: skip
+        self,
+        graph: Any,
+        name: str,
+        *,
+        step_limit: int = 50,
+        world: Callable[[Scenario], Any] | None = None,
+        customer: BaseChatModel | None = None,
+    ) -> None:
         if not callable(graph) and not isinstance(graph, Runnable):
             raise BadInput(
                 f"Expected {name!r} to be a compiled LangGraph graph or a function of a chat model, "
                 f"found {type(graph).__name__}."
             )
         self.graph, self.name, self.step_limit, self.world = graph, name, step_limit, world
+        self.customer = customer
 
     async def play_episode(
         self, scenario: Scenario, policy: BaseChatModel, sampling: Sampling
@@ -55,63 +99,101 @@ class CustomGraph:
         trace, points = await self._play(scenario, policy, sampling, forkable=True)
         return ForkableEpisode(trace, points, fork)
 
-    def _compiled(self, model: BaseChatModel, world: Any) -> Any:
-        if isinstance(self.graph, Runnable):
-            return self.graph
-        takes = inspect.signature(self.graph).parameters
-        return self.graph(model, world) if self.world and len(takes) > 1 else self.graph(model)
+    def _compiled(self, model: BaseChatModel, world: Any, saver: InMemorySaver) -> Any:
+        graph = self.graph
+        if not isinstance(graph, Runnable):
+            takes = inspect.signature(graph).parameters
+            graph = graph(model, world) if self.world and len(takes) > 1 else graph(model)
+        # As a copy: the graph's own checkpointer is for its own threads.
+        return graph.copy({"checkpointer": saver}) if isinstance(graph, Pregel) else graph
+
+    def _setting(self, scenario: Scenario, start: Point | None, forkable: bool) -> _Setting:
+        """A new world and customer, or copies of those of the point that an episode starts from."""
+        if start is not None:
+            setting: _Setting = start.world.clone()
+            return setting
+        world = self.world(scenario) if self.world is not None else None
+        if world is not None and forkable:
+            checked_world(world)
+        own = getattr(world, "customer", None)
+        return _Setting(world, own or _customer(scenario, self.customer))
 
     async def _play(
         self, scenario: Scenario, policy: BaseChatModel, sampling: Sampling, *, forkable: bool = False,
         start: Point | None = None,
     ) -> tuple[Trace, list[Point]]:  # fmt: skip
-        buffer, thread = CallBuffer(), "episode"
-        model = sampling_as(policy, sampling)
-        world: Any = None
-        if start is not None:
-            world = start.world and start.world.clone()
-        elif self.world is not None:
-            world = self.world(scenario)
-            world = checked_world(world) if forkable else world
-        compiled = self._compiled(model, world)
-        saver = await start.branch() if start is not None else InMemorySaver()
-        points = Points(saver, thread, lambda: world and world.clone(), lambda: buffer.calls)
-        config: RunnableConfig = {
-            "callbacks": [Recorder(buffer, texts=False)],
-            "recursion_limit": self.step_limit,
-        }
-        options: dict[str, Any] = {}
-        if (
-            forkable or start is not None
-        ):  # as a copy: the graph's own checkpointer is for its own threads
-            compiled = compiled.copy({"checkpointer": saver})
-            config["configurable"] = {"thread_id": thread}
-            options["durability"] = "sync"
-        if forkable:
-            config["callbacks"] = [Recorder(buffer, texts=False), points]
-        if isinstance(self.graph, Runnable):
-            options["context"] = {"policy": model, **({"world": world} if self.world else {})}
-        opening = scenario.customer.opening or next(iter(scenario.customer.user_responses), "")
-        given = scenario.input or {"messages": [HumanMessage(opening)]}
-        with pinned(policy, sampling):
-            result = await result_of(
-                compiled.ainvoke(given if start is None else None, config, **options)
-            )
-        messages = [m for m in result.state.get("messages", []) if isinstance(m, BaseMessage)]
-        changes = getattr(world, "changes", None)
+        buffer, model = CallBuffer(), sampling_as(policy, sampling)
+        setting = self._setting(scenario, start, forkable)
+        try:
+            saver = await _saver(start, forkable)
+            graph = self._compiled(model, setting.world, saver)
+            points = Points(saver, THREAD, setting.clone, lambda: buffer.calls)
+            context: Any = None
+            if isinstance(self.graph, Runnable):
+                context = {"policy": model, **({"world": setting.world} if self.world else {})}
+            talk = ConversationContext(
+                customer=setting.customer, agent=graph, agent_context=context, thread=THREAD,
+                max_turns=scenario.max_turns, step_limit=self.step_limit, forkable=forkable,
+            )  # fmt: skip
+            begun: ConversationState = {
+                "turns": turns_before(start) if start is not None else 0,
+                "forked": start is not None,
+                "given": scenario.input if start is None else None,
+            }
+            recorder = Recorder(buffer, texts=False)
+            config: RunnableConfig = {
+                "callbacks": [recorder, points] if forkable else [recorder],
+                "recursion_limit": 4 * talk.max_turns + 4,
+            }
+            with pinned(policy, sampling):
+                result = await result_of(_conversation.ainvoke(begun, config, context=talk))
+            state = await _last_state(graph, result)
+            changes = getattr(setting.world, "changes", None)
+            happened = tuple(changes()) if callable(changes) else ()
+        finally:
+            setting.close()
         trace = Trace(
             scenario=scenario,
             graph=self.name,
-            status=result.status,
-            error=result.error,
             sampling=sampling,
-            messages=tuple(convert_to_openai_messages(messages)),
+            messages=_messages(state),
             model_calls=(*(start.calls if start is not None else ()), *buffer.calls),
-            changes=tuple(changes()) if callable(changes) else (),
-            output={
-                k: v for k, v in result.state.items() if isinstance(v, str | int | float | bool)
-            },
+            tool_calls=merged(own_tools(state), buffer.tools),
+            changes=happened,
+            output=output_of(result.state.get("output")),
             started=result.started,
             seconds=result.seconds,
+            **ending(result),
         )
         return trace, points.taken
+
+
+def _customer(scenario: Scenario, model: BaseChatModel | None) -> CustomerSimulator:
+    """The scenario's customer. One that knows nothing to answer with leaves after the opening."""
+    customer = scenario.customer
+    if model is not None or customer.user_responses or customer.slots or customer.then:
+        return simulate(scenario, model)
+    return RuleCustomer(customer.model_copy(update={"patience": 0}))
+
+
+async def _saver(start: Point | None, forkable: bool) -> InMemorySaver:
+    """The checkpointer of an episode. Forks need state that can be written down; otherwise any state will do."""
+    if start is not None:
+        return await start.branch()
+    return InMemorySaver() if forkable else InMemorySaver(serde=CopySerializer())
+
+
+async def _last_state(graph: Any, result: RunResult) -> dict[str, Any]:
+    """What the graph returned last; of a run that failed, the state that it had come to."""
+    output = result.state.get("output")
+    if output is None and isinstance(graph, Pregel):
+        output = (await graph.aget_state({"configurable": {"thread_id": THREAD}})).values
+    return output if isinstance(output, dict) else {}
+
+
+def _messages(state: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    messages = state.get("messages")
+    known = (
+        [m for m in messages if isinstance(m, BaseMessage)] if isinstance(messages, list) else []
+    )
+    return openai_messages(known)

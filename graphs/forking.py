@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.memory import InMemorySaver
@@ -96,6 +97,12 @@ class Points(BaseCallbackHandler):
         if about.get("thread_id") == self._thread and self._begun is not None and not self._taken:
             self.taken.append(self._begun)
             self._taken = True
+
+
+def turns_before(point: Point) -> int:
+    """The number of the customer's turns before that point."""
+    messages = point.checkpoint.checkpoint["channel_values"].get("messages", [])
+    return sum(isinstance(message, HumanMessage) for message in messages)
 
 
 Fork = Callable[[Sampling, Point], Awaitable[Trace]]

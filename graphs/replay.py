@@ -18,6 +18,7 @@ from stateset_agents.errors import BadInput
 from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.tools.backend import Ability, Backend, Offer
 from stateset_agents.tools.executor import Outcome
+from stateset_agents.tools.rules import Rule
 from stateset_agents.tools.tool import Session
 from stateset_agents.trace import Trace
 
@@ -84,6 +85,10 @@ class Swapped:
     @property
     def offers(self) -> Mapping[str, Offer]:
         return self._backend.offers
+
+    @property
+    def rules(self) -> Sequence[Rule] | None:
+        return self._backend.rules
 
     async def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
         return self._swap.take(session, name) or await self._backend.propose(

@@ -6,7 +6,7 @@ from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import HumanMessage, convert_to_openai_messages
+from langchain_core.messages import convert_to_openai_messages
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph.state import CompiledStateGraph
@@ -14,9 +14,9 @@ from langgraph.graph.state import CompiledStateGraph
 from stateset_agents.graphs import conversation, orchestrator
 from stateset_agents.graphs.agent import STEP_LIMIT, build, over
 from stateset_agents.graphs.agent import context as context_of
-from stateset_agents.graphs.conversation import ConversationContext, ConversationState
+from stateset_agents.graphs.conversation import ConversationContext, ConversationState, ending
 from stateset_agents.graphs.domains import DOMAINS
-from stateset_agents.graphs.forking import ForkableEpisode, Point, Points
+from stateset_agents.graphs.forking import ForkableEpisode, Point, Points, turns_before
 from stateset_agents.graphs.run_result import result_of
 from stateset_agents.nodes.customer import CustomerSimulator, simulate
 from stateset_agents.policy.chat_model import pinned, sampling_as
@@ -113,7 +113,7 @@ async def _play(
     )
     callbacks: list[BaseCallbackHandler] = [Recorder(buffer, texts=options.texts)]
     begun: ConversationState = {
-        "turns": _turns(start) if start is not None else 0,
+        "turns": turns_before(start) if start is not None else 0,
         "forked": start is not None,
     }
     config: RunnableConfig = {
@@ -129,8 +129,7 @@ async def _play(
     trace = Trace(
         scenario=scenario,
         graph=name,
-        status="truncated" if result.state.get("truncated") else result.status,
-        error=result.error,
+        **ending(result),
         sampling=sampling,
         messages=tuple(convert_to_openai_messages(state.get("messages", []))),
         model_calls=(*(start.calls if start is not None else ()), *buffer.calls),
@@ -185,9 +184,3 @@ def _conversation_of(
         step_limit=limit,
         forkable=options.forkable,
     )
-
-
-def _turns(point: Point) -> int:
-    """The number of the customer's turns before that point."""
-    messages = point.checkpoint.checkpoint["channel_values"].get("messages", [])
-    return sum(isinstance(message, HumanMessage) for message in messages)

@@ -24,7 +24,7 @@ from langgraph.types import Command, interrupt
 
 from stateset_agents.errors import BadInput
 from stateset_agents.grounding import unsupported
-from stateset_agents.nodes.edges import hands_off
+from stateset_agents.nodes.edges import HAND_OFF, hands_off
 from stateset_agents.nodes.state import (
     AgentContext,
     Agents,
@@ -33,11 +33,14 @@ from stateset_agents.nodes.state import (
     Confirmation,
     agents_of,
 )
+from stateset_agents.plain import plain
 from stateset_agents.tools.executor import Outcome
 from stateset_agents.tools.tool import Session
 
 TRANSFER = "transfer"
 """The tool with which an agent passes a conversation to another agent; it is not a tool of the shop."""
+GUARD = "guard-"
+"""The ids of calls that the guard makes begin so."""
 HOLDS = 2
 """Replies that are held back in one turn before a person takes over."""
 
@@ -65,7 +68,7 @@ class Agent:
 
     async def policy(self, state: AgentState, runtime: Runtime[Agents]) -> AgentState:
         """Ask the policy what to do next. With the guard, a reply with unsupported statements is held back and sampled again;
-        after several such replies a person takes over."""
+        after several such replies a person takes over: once by the tool for it, if there is one, else by the graph's end."""
         context, note, wrong = self.context(runtime), "", list[str]()
         # What may be held back must not be streamed to the customer while it is being written.
         options: RunnableConfig = {"tags": [TAG_NOSTREAM]} if context.guard else {}
@@ -83,11 +86,9 @@ class Agent:
                 "Say only what a tool told you, or use a tool."
             )
         reason = f"the agent would not answer without {', '.join(wrong)}"
-        call = {
-            "name": "escalate_to_human",
-            "args": {"reason": reason},
-            "id": f"guard-{uuid.uuid4().hex}",
-        }
+        if HAND_OFF not in context.backend.offers or _guard_called(state):
+            return {"handed_off": {**packet(state), "reason": reason}}
+        call = {"name": HAND_OFF, "args": {"reason": reason}, "id": f"{GUARD}{uuid.uuid4().hex}"}
         return {"messages": [AIMessage("", tool_calls=[call])]}
 
     async def tools(self, state: AgentState, runtime: Runtime[Agents]) -> AgentState | Command[str]:
@@ -111,17 +112,18 @@ class Agent:
                 moved = ToolMessage(json.dumps({"passed_to": to}), tool_call_id=call["id"])
                 # The graph above has seen nothing of this turn yet: it is given all of it.
                 update = {
-                    "messages": [*conversation, *messages, moved], "session": session, "active": to,
+                    "messages": [*conversation, *messages, moved], "session": _kept(session), "active": to,
                     "tool_calls": [*state.get("tool_calls", []), *attempts],
                 }  # fmt: skip
                 return Command(graph=Command.PARENT, goto=to, update=update)
+            session["call"] = str(call["id"])
             outcome = await backend.propose(session, call["name"], call["args"])
             if outcome.status == "proposed":
                 proposal = {"id": call["id"], "tool": call["name"], "arguments": call["args"]}
                 if outcome.rule is not None:
                     proposal["approval"] = outcome.rule
                 break
-            session = outcome.session
+            session = outcome.session.copy()
             messages.append(_answer(call["id"] or "", outcome))
             attempts.append(_attempt(call["id"] or "", call["name"], call["args"], outcome))
             if hands_off(attempts[-1]):
@@ -129,7 +131,7 @@ class Agent:
         return {
             "messages": messages,
             "tool_calls": attempts,
-            "session": session,
+            "session": _kept(session),
             "proposal": proposal,
         }
 
@@ -146,6 +148,7 @@ class Agent:
         )
         context = self.context(runtime)
         backend, session = context.backend, _session(state, context)
+        session["call"] = proposal["id"]
         name, arguments = proposal["tool"], proposal["arguments"]
         if agreed and (approved or rule is None):
             key = f"{context.thread}/{proposal['id']}"
@@ -160,7 +163,7 @@ class Agent:
         return {
             "messages": [_answer(proposal["id"], outcome)],
             "tool_calls": [_attempt(proposal["id"], name, arguments, outcome)],
-            "session": outcome.session,
+            "session": _kept(outcome.session),
             "proposal": None,
         }
 
@@ -212,6 +215,17 @@ def packet(state: AgentState) -> dict[str, Any]:
     }
 
 
+def _guard_called(state: AgentState) -> bool:
+    """Whether the guard asked for a person since the customer's last message, and the policy was asked again."""
+    for message in reversed(state["messages"]):
+        if isinstance(message, HumanMessage):
+            return False
+        calls = message.tool_calls if isinstance(message, AIMessage) else []
+        if calls and str(calls[0]["id"]).startswith(GUARD):
+            return True
+    return False
+
+
 def _session(state: AgentState, context: AgentContext) -> Session:
     """The conversation's session, in the agent's role."""
     session = state["session"].copy()
@@ -219,14 +233,24 @@ def _session(state: AgentState, context: AgentContext) -> Session:
     return session
 
 
+def _kept(session: Session) -> Session:
+    """The session for the next node: the call it was made for is over."""
+    kept = session.copy()
+    kept.pop("call", None)
+    return kept
+
+
 def _unsupported(answer: AIMessage, state: AgentState, context: AgentContext) -> list[str]:
     attempts = [call for call in state.get("tool_calls", []) if call["status"] == "done"]
-    written = {name for name, offer in context.backend.offers.items() if offer.writes}
+    offers = context.backend.offers
     return unsupported(
         answer.text,
         customer=[m.text for m in state["messages"] if isinstance(m, HumanMessage)],
         tools=[m.text for m in state["messages"] if isinstance(m, ToolMessage)],
-        acted=any(call["name"] in written for call in attempts),
+        acted=any(
+            call["name"] in offers and offers[call["name"]].asks(call["arguments"])
+            for call in attempts
+        ),
     )
 
 
@@ -236,7 +260,11 @@ def _answer_to(question: dict[str, Any]) -> bool:
 
 
 def _answer(call_id: str, outcome: Outcome) -> ToolMessage:
-    return ToolMessage(json.dumps(outcome.result), tool_call_id=call_id)
+    """The outcome for the model. It never fails: the act is done."""
+    text = outcome.text
+    if text is None:
+        text = json.dumps(plain(outcome.result))
+    return ToolMessage(text, tool_call_id=call_id)
 
 
 def _attempt(
@@ -245,9 +273,9 @@ def _attempt(
     return {
         "id": call_id,
         "name": name,
-        "arguments": arguments,
+        "arguments": plain(arguments),
         "status": outcome.status,
-        "result": outcome.result,
+        "result": plain(outcome.result),
         "rule": outcome.rule,
-        "facts": {thing: dict(known) for thing, known in outcome.facts.items()},
+        "facts": {thing: plain(dict(known)) for thing, known in outcome.facts.items()},
     }

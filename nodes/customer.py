@@ -8,7 +8,7 @@ from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemM
 
 from stateset_agents.errors import CustomerInvented
 from stateset_agents.grounding import specifics
-from stateset_agents.scenario import Customer, Scenario
+from stateset_agents.scenario import Act, Customer, Scenario
 from stateset_agents.tools.scenarios.replies import approves, reply
 
 
@@ -67,20 +67,22 @@ class RuleCustomer:
 
 
 class ScriptedCustomer:
-    """Writes its lines in order, whatever the agent answers, and agrees to everything."""
+    """Writes its lines in order, whatever the agent answers. It agrees to the writes in `approves`, or to all if there are
+    none."""
 
-    def __init__(self, lines: tuple[str, ...]) -> None:
+    def __init__(self, lines: tuple[str, ...], approves: tuple[Act, ...] = ()) -> None:
         self._lines = lines
+        self._approves = approves
 
     async def speak(self, agent_said: str | None) -> str | None:
         line, self._lines = next(iter(self._lines), None), self._lines[1:]
         return line
 
     async def confirm(self, tool: str, arguments: dict[str, Any]) -> bool:
-        return True
+        return not self._approves or Act(tool=tool, arguments=arguments) in self._approves
 
     def copy(self) -> "ScriptedCustomer":
-        return ScriptedCustomer(self._lines)
+        return ScriptedCustomer(self._lines, self._approves)
 
 
 LEAVES = "[done]"
@@ -144,7 +146,7 @@ class ModelCustomer:
 def simulate(scenario: Scenario, model: BaseChatModel | None = None) -> CustomerSimulator:
     """The customer of a scenario: its script if it has one, else a model if one is given, else rules."""
     if scenario.customer.user_responses:
-        return ScriptedCustomer(scenario.customer.user_responses)
+        return ScriptedCustomer(scenario.customer.user_responses, scenario.customer.approves)
     if model is not None:
         return ModelCustomer(scenario.customer, model)
     return RuleCustomer(scenario.customer)

@@ -11,12 +11,17 @@ from stateset_agents.nodes.state import (
     AgentState,
 )
 
+HAND_OFF = "escalate_to_human"
+"""The tool that passes a conversation to a person."""
+
 
 def after_identity(state: AgentState) -> str:
     return "handoff" if state.get("handed_off") else "policy"
 
 
 def after_policy(state: AgentState) -> str:
+    if state.get("handed_off"):
+        return "handoff"
     last = state["messages"][-1]
     return "tools" if isinstance(last, AIMessage) and last.tool_calls else "__end__"
 
@@ -35,4 +40,4 @@ def after_confirm(state: AgentState) -> str:
 
 
 def hands_off(attempt: dict[str, Any]) -> bool:
-    return bool(attempt["name"] == "escalate_to_human" and attempt["status"] == "done")
+    return bool(attempt["name"] == HAND_OFF and attempt["status"] == "done")

@@ -1,11 +1,14 @@
 """A chat model that plays a scenario's plan, act by act."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from stateset_agents.scenario import Act
 
@@ -18,6 +21,10 @@ class Oracle(BaseChatModel):
     @property
     def _llm_type(self) -> str:
         return "oracle"
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
+        """Any graph may bind tools: the plan says which are called."""
+        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
 
     def _generate(
         self,

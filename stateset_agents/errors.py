@@ -35,5 +35,9 @@ class NotExact(StatesetError):
     """Exact training got a trace without token ids or log-probabilities."""
 
 
+class NothingMeasured(StatesetError):
+    """A run ended without a result: every episode failed, none could be scored, nothing was learned, or no tool was called."""
+
+
 class RunBroken(StatesetError):
     """A training run cannot continue or be resumed; the committed steps are kept."""

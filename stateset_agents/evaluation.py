@@ -2,14 +2,18 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from stateset_agents.frozen import Frozen
+from pydantic import Field
+
+from stateset_agents.plain import Frozen
 from stateset_agents.reward import Score
 from stateset_agents.trace import Trace
 
 Interval = tuple[float, float]
+ENDED_BADLY = ("failed", "waiting")
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> Interval:
@@ -47,15 +51,16 @@ def shown(interval: Sequence[float] | None, style: str = ".2f") -> str:
 
 
 class Measurement(Frozen):
-    """One policy version on one set of scenarios. Failed and truncated episodes are not successes. If any scenario has no goal
-    (in a custom graph), all are measured by their reward instead."""
+    """One policy version on one set of scenarios. Truncated episodes are no successes; failed ones are counted apart and are no
+    outcome. If any scenario has no goal (in a custom graph), all are measured by their reward instead."""
 
     version: str
     temperature: float
     measured_by: Literal["success", "reward"]
     outcomes: tuple[float | None, ...]
-    """1 or 0 for each scenario in order; without goals the reward, or None."""
-    success: float
+    """1 or 0 for each scenario in order, without goals the reward; None if the episode failed or has no score."""
+    success: float | None
+    """The mean of the known outcomes; None if there are none."""
     ci95: Interval | None
     success_by_intent: dict[str, float]
     mean_reward: float | None
@@ -66,18 +71,58 @@ class Measurement(Frozen):
     turns: float
     failed: int
     truncated: int
+    waiting: int = 0
+    """Episodes that ended waiting for an answer which the customer could not give."""
+    offered: int = 0
+    """Episodes in which the policy was given tools."""
+    used: int = 0
+    """Episodes in which it called one."""
+    errors: dict[str, int] = Field(default_factory=dict)
+    """Why episodes failed or waited, the most frequent reasons first, with their numbers."""
+
+    compared: bool = False
+    """The reward compares several episodes of a scenario, so that these, one of each, have no score."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why this measures nothing; None if it does."""
+        count = len(self.outcomes)
+        reason = next(iter(self.errors), "")
+        if count and self.failed + self.waiting == count:
+            kind = "failed" if self.failed else "waited for an answer"
+            return f"Expected episodes that end, found that all {count} {kind}: {reason}."
+        if self.success is None and not self.compared:
+            because = f" {self.failed} of them failed: {reason}." if self.failed else ""
+            return (
+                f"Expected episodes that can be scored, found none among {count}: their scenarios have no goal, and the reward "
+                f"gives no score.{because} Give the scenarios goals, or name a reward of your own (--reward module:attribute)."
+            )
+        return None if self.success else self.no_tools
+
+    @property
+    def no_tools(self) -> str | None:
+        """That the policy never called a tool though it always could; None if that is not so."""
+        count = len(self.outcomes)
+        if not count or self.offered < count or self.used:
+            return None
+        return (
+            f"Expected a policy that calls tools, found no call in {count} episodes, though all offered some. Either its chat "
+            "template does not show tools to the model, or the engine does not read its calls (--tool-parser)."
+        )
 
 
 def measure(
-    traces: Sequence[Trace], scores: Sequence[Score | None], *, version: str, temperature: float
-) -> Measurement:
+    traces: Sequence[Trace], scores: Sequence[Score | None], *, version: str, temperature: float, compared: bool = False
+) -> Measurement:  # fmt: skip
     """Sum up an evaluation."""
     goals = [trace.goal_score for trace in traces]
     by_goal = all(goal is not None for goal in goals)
     outcomes: list[float | None] = [
-        float(goal.success) if by_goal and goal else (score.value if score else None)
-        for goal, score in zip(goals, scores, strict=True)
-    ]
+        None if trace.status == "failed"
+        else float(goal.success) if by_goal and goal
+        else score.value if score else None
+        for trace, goal, score in zip(traces, goals, scores, strict=True)
+    ]  # fmt: skip
     by_intent: dict[str, list[float]] = {}
     for trace, outcome in zip(traces, outcomes, strict=True):
         if outcome is not None:
@@ -86,14 +131,15 @@ def measure(
             )
     known = [outcome for outcome in outcomes if outcome is not None]
     values = [score.value for score in scores if score is not None]
-    mean = math.fsum(known) / len(known) if known else 0.0
+    mean = math.fsum(known) / len(known) if known else None
+    errors = Counter(trace.error for trace in traces if trace.error and trace.status in ENDED_BADLY)
     return Measurement(
         version=version,
         temperature=temperature,
         measured_by="success" if by_goal else "reward",
         outcomes=tuple(outcomes),
         success=mean,
-        ci95=wilson(int(sum(known)), len(known)) if by_goal else normal(known),
+        ci95=wilson(int(sum(known)), len(known)) if by_goal and known else normal(known),
         success_by_intent={k: sum(v) / len(v) for k, v in sorted(by_intent.items())},
         mean_reward=math.fsum(values) / len(values) if values else None,
         unscored=sum(score is None for score in scores),
@@ -101,6 +147,11 @@ def measure(
         turns=sum(trace.turns for trace in traces) / max(1, len(traces)),
         failed=sum(trace.status == "failed" for trace in traces),
         truncated=sum(trace.status == "truncated" for trace in traces),
+        waiting=sum(trace.status == "waiting" for trace in traces),
+        offered=sum(trace.offers_tools for trace in traces),
+        used=sum(bool(trace.tool_calls) for trace in traces),
+        errors=dict(errors.most_common(5)),
+        compared=compared,
     )
 
 

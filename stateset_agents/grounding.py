@@ -22,12 +22,26 @@ _MONTHS: Mapping[str, str] = {
     "december": "december|dezember|diciembre|décembre|dezembro",
 }
 _NAMED = {word: month for month, words in _MONTHS.items() for word in words.split("|")}
+_NAMED |= {month[:3]: month for month in _MONTHS} | {"sept": "september"}
+_NUMBERED = dict(enumerate(_MONTHS, start=1))
 _MONTH = rf"({'|'.join(sorted(_NAMED, key=len, reverse=True))})\b"
 _DAY = r"\b(\d{1,2})(?:st|nd|rd|th|er|º|\.)?"
-_DATE = re.compile(rf"{_DAY} (?:de )?{_MONTH}|\b{_MONTH} {_DAY}(?!\d)")
-_COMMA = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+|\d+),(\d\d)(?!\d|[.,]\d)")
+_YEAR = r"(?:,? (?:de |del )?(\d{4})\b)?"
+_DATE = re.compile(rf"{_DAY} (?:de )?{_MONTH}\.?{_YEAR}|\b{_MONTH}\.? {_DAY}(?!\d){_YEAR}")
+_ISO_DATE = re.compile(r"\b(\d{4})-(\d\d)-(\d\d)(?:t(?=\d)|\b)")
+_DOTTED_DATE = re.compile(r"(?<![\d.])(\d{1,2})[./](\d{1,2})[./](\d{4})(?![\d.]*\d)")
+_CURRENCY = r"(?:us\$|r\$|[$€£¥]|\b(?:eur|usd|gbp|brl|chf|euros?|dollars?|dólares|pounds?|libras|reais|real)\b)"
+_CODE = re.compile(r"(?<=\d)(?=(?:eur|usd|gbp|brl|chf)\b)|(?<=\b(?:eur|usd|gbp|brl|chf))(?=\d)")
+_SPACES = re.compile(
+    rf"(?<![\d.,])(\d{{1,3}}(?:[\u00a0\u202f ]\d{{3}})+)(?=[.,]\d\d(?!\d)|\s?{_CURRENCY})"
+    r"|(?<![\d.,])(\d{1,3}(?:[\u00a0\u202f]\d{3})+)(?!\d)"
+)
+_NUMBER = re.compile(r"(?<![\w.,'\u2019])\d+(?:[.,'\u2019]\d+)*(?!\w)(?![.,]\d)")
+_ROUND = re.compile(r"(?<=\d),(?:-|\u2013|\u2014)+")
+_MONEY = re.compile(rf"{_CURRENCY}\s?(\d+)(?![\d.]*\d)|(?<![\w.])(\d+)\s?{_CURRENCY}")
+_LEAF = re.compile(r"\":\s*(\d+)(?=\s*[,}\]])")
 _SPECIFIC = re.compile(
-    rf"\d+ (?:{'|'.join(_MONTHS)})\b|[a-z]{{1,3}}\d+|\d+(?:\.\d+)?\s?%|\d+\.\d{{2}}|\d+"
+    rf"\d+ (?:{'|'.join(_MONTHS)})\b|[a-z]{{1,3}}\d+|\d+(?:\.\d+)?\s?%|\d+\.\d+|\d+"
 )
 _CLAIMS: Mapping[str, str] = {
     "refunded": "refunded|will get your money back|(?:zurück)?erstattet|reembolsad[oa]s?|remboursée?s?",
@@ -105,18 +119,87 @@ def states(text: str) -> set[str]:
     return names - {""}
 
 
+def _plain_number(written: str, *, places: int) -> str | None:
+    """A number in any of the five languages' ways of writing, with a point; None if it is none, such as a list or a version.
+
+    One separator before exactly three digits groups thousands: 1,234 and 1.234 are the same number in either reading.
+    """
+    text = re.sub("['\u2019]", "", written)
+    marks = re.findall(r"[.,]", text)
+    head, *groups = re.split(r"[.,]", text)
+    if not marks:
+        return text
+    thousands = all(len(group) == 3 for group in groups) and 0 < len(head) <= 3 and head != "0"
+    if len(set(marks)) == 1 and thousands:
+        return head + "".join(groups)
+    *grouped, last = groups
+    if any(len(group) != 3 for group in grouped) or (grouped and marks[0] == marks[-1]):
+        return None
+    if len(set(marks[:-1])) > 1 or (marks[-1] == "," and len(last) != 2):
+        return None
+    decimals = last.rstrip("0")
+    return f"{head}{''.join(grouped)}.{decimals:0<{places}}".rstrip(".")
+
+
+def canonical(text: str, *, places: int = 0) -> str:
+    """A text in lower case with each number and date written in one way; `places`: the fewest decimals of a number that has some.
+
+    >>> canonical("Am 3. Mai 2026: 3.646,50 €"), canonical("On 2026-05-03: $3,646.5")
+    ('am 3 may 2026: 3646.5 €', 'on 3 may 2026: $3646.5')
+    """
+    plain = _ROUND.sub("", _CODE.sub(" ", text.lower()))
+    plain = _ISO_DATE.sub(
+        lambda m: _dated(m[3], m[2], m[1], m[0]) + " " * m[0].endswith("t"), plain
+    )
+    plain = _DOTTED_DATE.sub(lambda m: _dated(m[1], m[2], m[3], m[0]), plain)
+    plain = _DATE.sub(_date, plain)
+    plain = _SPACES.sub(lambda m: re.sub(r"\D", "", m[0]), plain)
+    return _NUMBER.sub(lambda m: _plain_number(m[0], places=places) or m[0], plain)
+
+
+def _date(match: re.Match[str]) -> str:
+    day, month, year = match[1] or match[5], match[2] or match[4], match[3] or match[6]
+    return f"{int(day)} {_NAMED[month]}" + (f" {year}" if year else "")
+
+
+def _dated(day: str, month: str, year: str, otherwise: str) -> str:
+    """A date in figures; with a slash or a point the month may come first, as far as that can be seen."""
+    first, second = int(day), int(month)
+    if second > 12 >= first:
+        first, second = second, first
+    if not (1 <= first <= 31 and 1 <= second <= 12):
+        return otherwise
+    return f"{first} {_NUMBERED[second]} {year}"
+
+
+def says(text: str, phrase: str) -> bool:
+    """Whether a text has these words, with numbers compared as numbers and dates as dates.
+
+    >>> says("It was $3,646.68 on May 3rd.", "3646.68"), says("It was 3.646,68 € am 3. Mai.", "3 May"), says("145.50", "45.50")
+    (True, True, False)
+    """
+    words = _words(phrase)
+    pattern = rf"(?<!\w){re.escape(words)}(?!\w)(?!\.\d)"
+    return re.search(pattern, _words(text)) is not None
+
+
+def _words(text: str) -> str:
+    return " ".join(canonical(text).replace(",", " ").split())
+
+
 def specifics(text: str) -> set[str]:
-    """Amounts, ids, dates and numbers in a text, each written in one way.
+    """Amounts, ids, dates and numbers in a text, each written in one way. A whole amount of money has decimals; a number in JSON
+    may be one, so it counts as both.
 
     >>> sorted(specifics("Order W20417: 1,045.50 back on May 3rd"))
     ['1045.50', '3 may', 'w20417']
-    >>> sorted(specifics("Am 3. Mai: 1.045,50 zurück"))
-    ['1045.50', '3 may']
+    >>> sorted(specifics("Am 3. Mai: 1.045,50 zurück")), specifics("$30"), sorted(specifics('{"total": 30}'))
+    (['1045.50', '3 may'], {'30.00'}, ['30', '30.00'])
     """
-    plain = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.lower())
-    plain = _COMMA.sub(lambda m: f"{m[1].replace('.', '')}.{m[2]}", plain)
-    plain = _DATE.sub(lambda m: f"{m[1] or m[4]} {_NAMED[m[2] or m[3]]}", plain)
-    return {match.replace(" %", "%") for match in _SPECIFIC.findall(plain)}
+    plain = canonical(text, places=2)
+    leaves = {f"{leaf}.00" for leaf in _LEAF.findall(plain)}
+    plain = _MONEY.sub(lambda m: f" {m[1] or m[2]}.00 ", plain)
+    return {match.replace(" %", "%") for match in _SPECIFIC.findall(plain)} | leaves
 
 
 def claims(text: str) -> set[str]:
@@ -220,7 +303,7 @@ def promised(reply: str, heard: str) -> list[str]:
     percentages off, money back, guarantees for ever.
 
     >>> promised("I cannot offer a discount. You get 40% off, for life!", "")
-    ['40%', 'forever']
+    ['40%', '40% off', 'forever', 'life']
     """
     plain = heard.lower().replace("_", " ")
     known = offers(plain) | ({"free"} if _GIFT.search(plain) or _NO_COST.search(plain) else set())

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
-from stateset_agents.frozen import Frozen
+from stateset_agents.plain import Frozen
 from stateset_agents.trace import Trace
 
 

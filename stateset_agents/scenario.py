@@ -6,7 +6,6 @@ change_f1  2 * (1/2) * (1/1) / (1/2 + 1/1) = 0.67, and no success: something els
 """
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from stateset_agents.errors import BadInput
-from stateset_agents.frozen import Frozen
+from stateset_agents.grounding import says
+from stateset_agents.plain import Frozen
 
 
 class Change(Frozen):
@@ -27,7 +27,7 @@ class Change(Frozen):
 
 
 class Fact(Frozen):
-    """Something the agent must tell the customer: one of several phrasings, compared as words."""
+    """Something the agent must tell the customer: one of several phrasings, compared as words, numbers and dates."""
 
     name: str
     any_of: tuple[str, ...] = Field(min_length=1)
@@ -35,13 +35,9 @@ class Fact(Frozen):
     """Phrasings that contradict it: "shipped or delivered" states neither."""
 
     def said_in(self, text: str) -> bool:
-        plain = _plain(text)
-
-        def has(phrase: str) -> bool:
-            words = rf"(?<!\w){re.escape(_plain(phrase))}(?!\w)(?!\.\d)"
-            return re.search(words, plain) is not None
-
-        return any(map(has, self.any_of)) and not any(map(has, self.none_of))
+        return any(says(text, phrase) for phrase in self.any_of) and not any(
+            says(text, phrase) for phrase in self.none_of
+        )
 
 
 class GoalScore(Frozen):
@@ -106,7 +102,7 @@ class Customer(Frozen):
     slots: dict[str, str] = Field(default_factory=dict)
     """What the customer knows, by slot name (order_id, zip, street, item, ...)."""
     approves: tuple[Act, ...] = ()
-    """The writes this customer says yes to; any other proposal is refused."""
+    """The writes this customer says yes to; any other proposal is refused. A scripted customer without any says yes to all."""
     answers: dict[str, str] = Field(default_factory=dict)
     """How this customer words an answer, by slot name; `{}` stands for the value."""
     locale: Literal["en", "de", "es", "fr", "pt"] = "en"
@@ -140,11 +136,7 @@ class Scenario(Frozen):
     max_turns: int = Field(default=8, ge=1, le=100)
     """The most customer turns; a longer conversation is truncated."""
     input: dict[str, Any] | None = None
-    """For a custom graph: its input, passed unchanged."""
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().replace(",", " ").split())
+    """For a custom graph: its first input, passed unchanged instead of the opening."""
 
 
 def load_scenarios(path: Path) -> list[Scenario]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stateset_agents.frozen import Frozen
+from stateset_agents.plain import Frozen
 from stateset_agents.scenario import Change, GoalScore, Scenario
 
 Exactness = Literal["exact", "rendered", "text"]
@@ -57,6 +57,15 @@ class Forked(Frozen):
     """Number of model calls that come from that run; the fork's own calls follow."""
 
 
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "top_p": (1,), "top_k": (0, -1), "min_p": (0,), "typical_p": (1,), "presence_penalty": (0,), "frequency_penalty": (0,),
+    "repetition_penalty": (1,), "length_penalty": (1,), "logit_bias": ({},), "min_tokens": (0,), "best_of": (1,),
+    "response_format": ({"type": "text"},), "tool_choice": ("auto", "none"), "bad_words": ([],), "ignore_eos": (False,),
+    "stop_token_ids": ([],), "use_beam_search": (False,), "strict": (False,),
+}  # fmt: skip
+"""Values of sampling parameters that change nothing."""
+
+
 class ModelCall(Frozen):
     """One request to the policy, with its sampled tokens."""
 
@@ -74,7 +83,9 @@ class ModelCall(Frozen):
     messages: tuple[dict[str, Any], ...] = ()
     """The request's messages, in OpenAI's form; not kept for episodes, whose tokens are kept."""
     tools: tuple[dict[str, Any], ...] = ()
-    """The request's tools, in OpenAI's form."""
+    """The request's tools, in OpenAI's form; not kept for episodes."""
+    offered: int = 0
+    """The number of the request's tools."""
     answer: dict[str, Any] | None = None
     """The answer, as an OpenAI message."""
     version: str = ""
@@ -109,6 +120,15 @@ class ModelCall(Frozen):
                 f"{len(self.sampled_ids)} in {self.response_id!r}."
             )
         return self
+
+    @property
+    def constraint(self) -> str:
+        """The parameter by which its tokens were drawn from another distribution than softmax(logits / temperature), such as
+        `top_p` or a forced `tool_choice`; '' if there is none. Such tokens are not trained on."""
+        for name, value in self.sampling.items():
+            if value not in _NEUTRAL.get(name, ()):
+                return name
+        return ""
 
     @property
     def exactness(self) -> Exactness:
@@ -205,6 +225,11 @@ class Trace(Frozen):
     def violations(self) -> tuple[str, ...]:
         """Ids of the rules that stopped an attempt."""
         return tuple(call.rule for call in self.tool_calls if call.rule is not None)
+
+    @property
+    def offers_tools(self) -> bool:
+        """Whether a call was given tools."""
+        return any(call.offered or call.tools for call in self.calls)
 
     @property
     def tokens_sampled(self) -> int:

@@ -38,6 +38,8 @@ class Row:
 class Trajectory:
     trace_id: str
     rows: tuple[Row, ...]
+    constrained: int = 0
+    """Calls without a row: something forced their tokens (`ModelCall.constraint`), so that they show no choice of the policy."""
 
     def by(self, of: Literal["node", "agent", "turn"]) -> dict[str, tuple[Row, ...]]:
         """Its rows, node by node, agent by agent, or turn by turn (`"1"`, `"2"`, …), each in their order."""
@@ -54,7 +56,7 @@ class Trajectory:
 
 def trajectory(trace: Trace, *, nodes: Sequence[str] | None = None) -> Trajectory:
     """The exact rows of a trace, of all nodes or of the named ones (nodes, or agents below an orchestrator). A fork has only
-    the rows that it sampled itself; the others belong to the run it was forked from.
+    the rows that it sampled itself; the others belong to the run it was forked from. A constrained call has no row.
 
     Raises NotExact if a call, or its token ids or log-probabilities, are missing.
     """
@@ -63,7 +65,7 @@ def trajectory(trace: Trace, *, nodes: Sequence[str] | None = None) -> Trajector
             f"Expected every call of trace {trace.id!r}, found that {trace.lost} could not be stored or read: "
             f"{trace.error}"
         )
-    rows = []
+    rows, constrained = [], 0
     first = trace.forked.calls if trace.forked else 0
     for number, call in enumerate(trace.model_calls):
         counts = number >= first and call.error is None and not call.discarded
@@ -76,6 +78,9 @@ def trajectory(trace: Trace, *, nodes: Sequence[str] | None = None) -> Trajector
                 f"found none for call {number} at node {call.node!r}. Serve the policy with "
                 "`return_token_ids` and `logprobs` (vLLM or `stateset-agents policy serve`)."
             )
+        if call.constraint:
+            constrained += 1
+            continue
         rows.append(
             Row(
                 prompt=call.prompt_ids,
@@ -88,4 +93,4 @@ def trajectory(trace: Trace, *, nodes: Sequence[str] | None = None) -> Trajector
                 turn=call.turn,
             )
         )
-    return Trajectory(trace_id=trace.id, rows=tuple(rows))
+    return Trajectory(trace_id=trace.id, rows=tuple(rows), constrained=constrained)

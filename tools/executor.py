@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from stateset_agents.plain import plain
 from stateset_agents.tools.facts import facts_for, ids_in
-from stateset_agents.tools.rules import Facts, Rule, facts_of
+from stateset_agents.tools.rules import Facts, Rule, asks_approval, facts_of
 from stateset_agents.tools.shop.database import Database, Impossible
 from stateset_agents.tools.tool import Arguments, Desk, Session, Tool, ToolError
 from stateset_agents.tools.toolset import shop_rules
@@ -29,8 +30,11 @@ class Outcome:
     """The outcome of an attempt. `result` is for the model."""
 
     status: Literal["done", "proposed", "denied", "invalid", "declined"]
-    result: dict[str, Any]
+    result: Any
+    """Plain data: an object for tools of our shop; whatever a host's tool answers."""
     session: Session
+    text: str | None = None
+    """The answer as the model reads it; default: the result as JSON."""
     rule: str | None = None
     """The rule that denied it, or that requires a person's approval."""
     facts: Facts = field(default_factory=dict)
@@ -40,6 +44,12 @@ class Outcome:
 def refused(session: Session, code: str, help: str) -> Outcome:
     """The result of an impossible attempt: the problem, and what would help."""
     return Outcome(status="invalid", result={"error": code, "help": help}, session=session)
+
+
+def denied(session: Session, rule: Rule, facts: Facts) -> Outcome:
+    """A rule does not allow it."""
+    result = {"error": rule.code, "help": rule.help}
+    return Outcome(status="denied", result=result, session=session, rule=rule.id, facts=facts)
 
 
 def declined(session: Session) -> Outcome:
@@ -95,7 +105,7 @@ class Executor:
         checked = self._check(session, tool, call, confirmed=True, approved=self.approvals)
         if isinstance(checked, Outcome):
             return checked
-        approval = self._asks_approval(tool, checked) if self.approvals else None
+        approval = asks_approval(self._rules(tool), checked) if self.approvals else None
         if tool.confirm or approval is not None:
             return Outcome(
                 status="proposed", result=arguments, session=session, rule=approval, facts=checked
@@ -196,7 +206,8 @@ class Executor:
         arguments = call.model_dump()
         try:
             with self.shop.atomically():
-                result = tool.run(Desk(shop=self.shop, session=after, rules=self.rules), call)
+                desk = Desk(shop=self.shop, session=after, rules=self.rules)
+                result = plain(tool.run(desk, call))
                 written = json.dumps(result)
                 if key is not None:
                     self.shop.insert(
@@ -229,22 +240,13 @@ class Executor:
                 return self._refuse(session, tool.name, call.model_dump(), error.code, error.help)
             if not rule.allows(facts):
                 self._audit(tool.name, call.model_dump(), "denied", rule.id)
-                result = {"error": rule.code, "help": rule.help}
-                return Outcome(
-                    status="denied", result=result, session=session, rule=rule.id, facts=facts
-                )
+                return denied(session, rule, facts)
         return facts
 
     def _rules(self, tool: Tool) -> list[Rule]:
         if tool.name not in self._rules_of:
             self._rules_of[tool.name] = [r for r in self.rules if tool.name in r.applies_to]
         return self._rules_of[tool.name]
-
-    def _asks_approval(self, tool: Tool, facts: Facts) -> str | None:
-        """The first rule that allows it only with a person's approval."""
-        alone = {**facts, "call": {**facts["call"], "approved": False}}
-        asking = (r.id for r in self._rules(tool) if r.effect == "approval" and not r.allows(alone))
-        return next(asking, None)
 
     def _refuse(
         self, session: Session, name: str, arguments: dict[str, Any], code: str, help: str

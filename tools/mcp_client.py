@@ -25,6 +25,8 @@ class McpBackend(Foreign):
     cloned or rolled back and does not report changes: enough to serve, not to train on. The server keeps the verified customer
     as long as the connection."""
 
+    rules = None  # its own server checks them
+
     def __init__(self) -> None:
         self.offers = {}
         self._client: ClientSession | None = None

@@ -87,8 +87,8 @@ class Memory(Foreign):
         kept = [item for item in items if item.value["until"] > now]
         return sorted(kept, key=lambda item: (item.value["at"], item.key))
 
-    def check(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome | None:
-        unknown = super().check(session, name, arguments)
+    async def check(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome | None:
+        unknown = await super().check(session, name, arguments)
         if unknown is not None:
             return unknown
         if not session["customer"]:

@@ -97,10 +97,22 @@ class Rule(BaseModel):
         return compile_condition(self.unless)({**facts, "limit": self.limits})
 
     @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """The facts that it needs, such as `("order", "days")`."""
+        return tuple(_needed(self))
+
+    @property
     def prompt(self) -> str:
         """The rule as a sentence."""
         shown = {name: show(n) if name == "cents" else n for name, n in self.limits.items()}
         return self.text.format(**shown)
+
+
+def asks_approval(rules: Iterable[Rule], facts: Facts) -> str | None:
+    """Id of the first of these rules that allows a call only with a person's approval."""
+    alone = {**facts, "call": {**facts["call"], "approved": False}}
+    asking = (rule.id for rule in rules if rule.effect == "approval" and not rule.allows(alone))
+    return next(asking, None)
 
 
 def rules_text(rules: Iterable[Rule], tools: Iterable[str]) -> str:
@@ -185,9 +197,14 @@ class Signature:
     """Whether each call has one right amount."""
     writes: bool
     """Whether it needs confirmation; `applies_to: [writes]` means all such tools."""
+    foreign: bool = False
+    """Whether it acts outside our shop: then a rule knows its arguments and the session, and nothing of orders or products."""
 
     def tells(self, thing: str, name: str) -> bool:
         """Whether `thing.name` is known of every call."""
+        if self.foreign:
+            known = self.arguments | (ABOUT_CALL - {"seen"})
+            return thing == "session" or (thing == "call" and name in known)
         if thing == "call":
             return name in self.arguments | ABOUT_CALL
         if thing == "quote":

@@ -21,6 +21,8 @@ class Session(TypedDict):
     """Id of the verified customer, or '' before verification."""
     role: NotRequired[Role]
     """The role that the agent acts for; default: the customer."""
+    call: NotRequired[str]
+    """Id of the model's tool call that is being made; not kept between calls."""
     seen: NotRequired[list[str]]
     """Ids that tools have shown in this conversation."""
 

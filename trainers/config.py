@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from stateset_agents.frozen import Frozen
+from stateset_agents.plain import Frozen
 from stateset_agents.trainers.algorithms import ALGORITHMS
 
 DEFAULT_ADAPTER = "default"

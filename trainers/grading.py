@@ -55,8 +55,15 @@ def check_played(groups: Sequence[Sequence[Trace]], step: int) -> None:
     if not any(trajectory(trace).tokens for trace in ended):
         raise RunBroken(
             f"Expected episodes in step {step} in which the policy was called, found that none of {len(ended)} holds a token of it. "
-            "Does the graph call the model it is given?"
+            f"{_constraints(ended)}Does the graph call the model it is given?"
         )
+
+
+def _constraints(traces: Sequence[Trace]) -> str:
+    names = sorted({c.constraint for t in traces for c in t.calls if c.constraint})
+    if not names:
+        return ""
+    return f"Calls whose tokens are forced ({', '.join(names)}) are not trained on. "
 
 
 def success_of(group: Sequence[Trace], scores: Scores) -> float | None:

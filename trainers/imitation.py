@@ -80,10 +80,18 @@ async def imitate(
     if method == "sft":
         best = _best(scored)
         learned = [call for trace in best for call in calls(tokenizer, trace)]
+        if not learned:
+            raise BadInput(
+                f"Expected traces with tokens, or with the messages of each call, found neither in the {len(best)} best."
+            )
         log = await asyncio.to_thread(sft, base, tokenizer, learned, place, config, report)
     else:
         compared = [first_difference(tokenizer, *pair) for pair in pairs]
         differing = [calls for calls in compared if calls is not None]
+        if not differing:
+            raise BadInput(
+                f"Expected better and worse answers that differ as tokens, found none among {len(pairs)} pairs."
+            )
         log = await asyncio.to_thread(dpo, base, tokenizer, differing, place, config, report)
     return place, log, method
 

@@ -190,10 +190,15 @@ def _episodes(traces: Sequence[Trace], scores: Scores) -> dict[str, Any]:
         if ordered
         else None,
         "parts": {name: sum(own) / len(own) for name, own in sorted(parts.items())},
-        "success": sum(goal is not None and goal.success for goal in goals) / len(traces),
+        "success": sum(goal is not None and goal.success for goal in goals) / len(traces)
+        if any(goal is not None for goal in goals)
+        else None,
+        "offered": sum(trace.offers_tools for trace in traces) / len(traces),
+        "used": sum(bool(trace.tool_calls) for trace in traces) / len(traces),
         "unscored": len(traces) - len(values),
         "violations": sum(bool(trace.violations) for trace in traces) / len(traces),
         "episodes": len(traces),
+        "constrained": sum(bool(call.constraint) for trace in traces for call in trace.calls),
         "forks": sum(trace.forked is not None for trace in traces),
         "tokens_sampled": sum(trace.tokens_sampled for trace in traces),
     }
@@ -218,17 +223,23 @@ def certificate(
 
 
 def nothing_to_learn(log: Sequence[StepLog], after: int = 3) -> str | None:
-    """Why a run should end: from its beginning all rewards were equal within every group. None otherwise."""
+    """Why a run should end: from its beginning nothing was scored, or all rewards were equal within every group. None
+    otherwise."""
     if len(log) < after or any(line.flat_groups < 1 for line in log):
         return None
+    if all(line.unscored == line.episodes for line in log):
+        return (
+            f"Expected episodes that can be scored, found none among {sum(line.episodes for line in log)} in {len(log)} steps: "
+            "nothing was learned. Give the scenarios goals, or name a reward of your own (--reward module:attribute)."
+        )
     return (
         f"Expected rewards that differ within a group, found that all were equal in {len(log)} steps: nothing was learned. Take a "
         "reward that tells episodes apart, a higher temperature, or scenarios that succeed sometimes."
     )
 
 
-def check_learned(log: Sequence[StepLog]) -> None:
-    """Raises RunBroken if nothing was learned."""
-    reason = nothing_to_learn(log)
+def check_learned(log: Sequence[StepLog], after: int = 3) -> None:
+    """Raises RunBroken if nothing was learned in at least `after` steps."""
+    reason = nothing_to_learn(log, after)
     if reason is not None:
         raise RunBroken(reason)

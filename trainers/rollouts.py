@@ -7,7 +7,7 @@ from typing import Protocol
 
 from pydantic import Field
 
-from stateset_agents.frozen import Frozen
+from stateset_agents.plain import Frozen
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.trainers.concurrency import Gate

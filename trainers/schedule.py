@@ -53,7 +53,7 @@ class Schedule:
             return []
         self._rewards.append(log.reward)
         self._flat.append(log.flat_groups)
-        self._success.append(log.success)
+        self._success.append(log.success or 0.0)
         self._kl.append(log.kl)
         changes = self._adjusted() if self._initial.auto_adjust else []
         if self._initial.early_stopping:

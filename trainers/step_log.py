@@ -41,11 +41,18 @@ class StepLog(StepUpdate):
     """Mean over the episodes that could be scored."""
     reward_quartiles: list[float] | None = None
     parts: dict[str, float] = field(default_factory=dict)
-    success: float = 0.0
+    success: float | None = None
+    """Share of the episodes that reached their goal; None if no scenario has one."""
+    offered: float = 0.0
+    """Share of the episodes in which the policy was given tools."""
+    used: float = 0.0
+    """Share of the episodes in which it called one."""
     unscored: int = 0
     violations: float = 0.0
     """Share of the episodes in which a rule denied an attempt."""
     episodes: int = 0
+    constrained: int = 0
+    """Model calls that were not trained on, because something forced their tokens, such as `tool_choice`."""
     forks: int = 0
     tokens_sampled: int = 0
     flat_groups: float = 0.0

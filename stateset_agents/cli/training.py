@@ -92,6 +92,7 @@ def _train(values: Values, *, out: Path | None, resume: Path | None, dry_run: bo
 
 
 def _train_on_episodes(config: JobConfig, run: Path) -> None:
+    from stateset_agents.errors import NothingMeasured
     from stateset_agents.jobs.train import train_job
     from stateset_agents.reporting.html import write_report
     from stateset_agents.reporting.terminal import TrainingView
@@ -100,6 +101,8 @@ def _train_on_episodes(config: JobConfig, run: Path) -> None:
         summary = asyncio.run(train_job(config, run, view))
     write_report(run)
     view.conclude(run, summary)
+    if summary["problem"] is not None:
+        raise NothingMeasured(summary["problem"])
 
 
 def _train_offline(config: JobConfig, run: Path) -> None:
@@ -123,6 +126,7 @@ def _train_offline(config: JobConfig, run: Path) -> None:
 )  # fmt: skip
 def collect(values: Values, policy: PolicyFolder = None, out: Out = None) -> None:
     """Play training scenarios with a policy as it is and keep the episodes, for `train --from-traces`. A step is a round."""
+    from stateset_agents.errors import NothingMeasured
     from stateset_agents.jobs.collect import collect_job
     from stateset_agents.jobs.config import check_config
     from stateset_agents.jobs.run_folder import new_run
@@ -140,10 +144,13 @@ def collect(values: Values, policy: PolicyFolder = None, out: Out = None) -> Non
     run = new_run(out or settings.runs)
     with TrainingView() as view:
         summary = asyncio.run(collect_job(config, run, adapter, view))
-    print(
-        f"{summary['episodes']} episodes, success {summary['success']:.0%}, {summary['tokens_sampled']:,} tokens sampled\n"
-        f"learn from them: stateset-agents train --from-traces {run}"
-    )
+    result = "not scored"
+    if summary["success"] is not None:
+        result = f"{summary['measured_by']} {summary['success']:.3f}"
+    print(f"{summary['episodes']} episodes, {result}, {summary['tokens_sampled']:,} tokens sampled")
+    if summary["problem"] is not None:
+        raise NothingMeasured(summary["problem"])
+    print(f"learn from them: stateset-agents train --from-traces {run}")
 
 
 @config_options(
@@ -154,7 +161,7 @@ def evaluate(
     values: Values, policy: PolicyFolder = None, out: Out = None, dry_run: DryRun = False
 ) -> None:
     """Measure a policy on held-out scenarios. A model litellm:PROVIDER/MODEL is measured as a baseline."""
-    from stateset_agents.errors import BadInput
+    from stateset_agents.errors import BadInput, NothingMeasured
     from stateset_agents.jobs.config import check_config
     from stateset_agents.jobs.evaluate import evaluate_job
     from stateset_agents.jobs.run_folder import new_run
@@ -184,3 +191,5 @@ def evaluate(
     with TrainingView() as view:
         result = asyncio.run(evaluate_job(config, run, adapter, temperature, view))
     view.measurement(result, run)
+    if result.problem is not None:
+        raise NothingMeasured(result.problem)

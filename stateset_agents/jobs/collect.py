@@ -16,7 +16,7 @@ from stateset_agents.reporting.events import (
     Report,
     ServerSaid,
 )
-from stateset_agents.reward import Score
+from stateset_agents.reward import Score, declaration_of
 from stateset_agents.trace import Trace
 from stateset_agents.traces.store import TraceStore
 
@@ -65,11 +65,16 @@ async def collect_job(
                     scores += group_scores
                     traces += group
             version = server.name
-    result = measure(traces, scores, version=version, temperature=config.temperature)
+    result = measure(
+        traces, scores, version=version, temperature=config.temperature,
+        compared=declaration_of(job.grading.reward).compares,
+    )  # fmt: skip
     summary = {
         "episodes": len(traces),
         "tokens_sampled": sum(trace.tokens_sampled for trace in traces),
         "success": result.success,
+        "measured_by": result.measured_by,
+        "problem": result.problem,
         "mean_reward": result.mean_reward,
         "failed": result.failed,
     }

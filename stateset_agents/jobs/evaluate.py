@@ -7,6 +7,7 @@ from pathlib import Path
 
 from langchain_core.language_models import BaseChatModel
 
+from stateset_agents.errors import NothingMeasured
 from stateset_agents.evaluation import Measurement, measure
 from stateset_agents.files import replace_text
 from stateset_agents.jobs.config import JobConfig
@@ -71,7 +72,14 @@ class Evaluator:
         ]
         for written in pending:
             await written
-        return measure(traces, scores, version=version, temperature=temperature)
+        return measure(traces, scores, version=version, temperature=temperature, compared=compares)
+
+    def check(self, result: Measurement) -> None:
+        """Before training: raises NothingMeasured if the episodes cannot be trained on. That no tool was called training may
+        change."""
+        problem = result.problem
+        if problem is not None and problem != result.no_tools:
+            raise NothingMeasured(problem)
 
     def report_episode(self) -> None:
         self.report(EpisodeEnded())

@@ -28,6 +28,8 @@ def summarise(
     pairs = _pairs(before, after)
     gain, gain_ci95 = paired_gain(*pairs) if pairs[0] else (None, None)
     return {
+        "graph": config.graph,
+        "problem": None,
         "seed": config.seed,
         "steps": len(log),
         "algorithm": config.algorithm,

@@ -44,7 +44,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     import torch
     from transformers import AutoTokenizer
 
-    from stateset_agents.trainers.learner import version
+    from stateset_agents.trainers.learner import check_learned, version
     from stateset_agents.trainers.loop import versions_by_node
 
     clock = Clock(run)
@@ -62,9 +62,12 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
             policy = server.policy().model_copy(update={"render": renderer(tokenizer)})
             evaluator = Evaluator(job, policy, store, run, report)
             before = await evaluator.measure_once("before", server.name, config.temperature)
+            evaluator.check(before)
             greedy_before = await evaluator.measure_once("greedy_before", server.name, 0.0)
             training = _Training(job, run, server, policy, evaluator, report)
             learner, base = await training.run_steps(tokenizer)
+            if config.warm_start is None:
+                check_learned(learner.log, after=1)
             newest = {name: version(run, learner.step, name) for name in config.trained}
             versions, name = versions_by_node(newest, config, base)
             after = await evaluator.measure_once("after", name, config.temperature, versions)
@@ -74,6 +77,8 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
         before=before, greedy_before=greedy_before, after=after, greedy_after=greedy_after
     )
     summary = summarise(config, measured, learner.log, clock.read())
+    if summary["problem"] is None and not any(line.used for line in learner.log):
+        summary["problem"] = after.problem
     write_json(run / "summary.json", summary)
     report(JobEnded())
     return summary
@@ -161,7 +166,9 @@ class _Training:
                 f"step-{log.step}", name, config.temperature, versions
             )
             share = result.violations / len(self.job.held_out)
-            log.held_out = {"success": result.success, "violations": share}
+            log.held_out = {"violations": share}
+            if result.success is not None:
+                log.held_out["success"] = result.success
 
     async def _read_metrics(self) -> None:
         with contextlib.suppress(

@@ -54,10 +54,10 @@ def write_report(run: Path) -> Path:
 def _tiles(summary: dict[str, Any]) -> str:
     name = summary["measured_by"]
     tiles = [
-        (f"{name} before", f"{summary['success_before']:.3f}", _range(summary["ci95_before"])),
-        (f"{name} after", f"{summary['success_after']:.3f}", _range(summary["ci95_after"])),
+        (f"{name} before", _number(summary["success_before"]), _range(summary["ci95_before"])),
+        (f"{name} after", _number(summary["success_after"]), _range(summary["ci95_after"])),
         ("gain, same scenarios", _number(summary["gain"], "+.3f"), shown(summary["gain_ci95"], "+.3f")),
-        ("greedy", f"{summary['greedy_before']:.2f} &rarr; {summary['greedy_after']:.2f}", "temperature 0"),
+        ("greedy", f"{_number(summary['greedy_before'], '.2f')} &rarr; {_number(summary['greedy_after'], '.2f')}", "temperature 0"),
         ("time", f"{summary['seconds_total'] / 60:.1f} min", f"torch threads: {summary['torch_threads']}"),
     ]  # fmt: skip
     return "".join(

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from rich.columns import Columns
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import (
     BarColumn,
@@ -20,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stateset_agents.evaluation import Measurement, shown
+from stateset_agents.graphs.names import GRAPHS
 from stateset_agents.reporting.events import (
     CollectionStarted,
     EpisodeEnded,
@@ -57,8 +59,8 @@ class TrainingView:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             TextColumn("{task.fields[note]}"),
             console=self.console,
         )
@@ -113,10 +115,14 @@ class TrainingView:
         assert self.task is not None
         speed = log.tokens_sampled / log.seconds_rollout
         reward = "-" if log.reward is None else f"{log.reward:.2f}"
-        note = f"reward {reward}  success {log.success:.0%}  kl {log.kl:.3f}  {speed:.0f} tok/s"
+        success = "" if log.success is None else f"success {log.success:.0%}  "
+        note = f"reward {reward}  {success}kl {log.kl:.3f}  {speed:.0f} tok/s"
         self.progress.update(self.task, completed=log.step, note=note)
         if not self.console.is_terminal:
             self.console.print(f"step {log.step}: {note}  {log.seconds or 0.0:.1f} s")
+        if log.constrained and log.step == 1:
+            note = f"step 1: {log.constrained} calls are not trained on: their tokens were forced, as by tool_choice"
+            self.console.print(Text(note, style="bold"))
         if log.alarm:
             self.console.print(Text(f"step {log.step}: {log.alarm}", style="bold red"))
 
@@ -135,22 +141,20 @@ class TrainingView:
         name = summary["measured_by"]
         table.add_row(
             f"{name} (95 % interval)",
-            f"{summary['success_before']:.3f} ({shown(summary['ci95_before'])})",
-            f"{summary['success_after']:.3f} ({shown(summary['ci95_after'])})",
+            f"{_figure(summary['success_before'])} ({shown(summary['ci95_before'])})",
+            f"{_figure(summary['success_after'])} ({shown(summary['ci95_after'])})",
         )
-        table.add_row(
-            f"{name}, greedy", f"{summary['greedy_before']:.3f}", f"{summary['greedy_after']:.3f}"
-        )
+        greedy = [_figure(summary["greedy_before"]), _figure(summary["greedy_after"])]
+        table.add_row(f"{name}, greedy", *greedy)
         if name == "success":
             for intent, pair in summary["success_by_intent"].items():
                 table.add_row(f"  {intent}", f"{pair['before']:.2f}", f"{pair['after']:.2f}")
         rewards = [summary["mean_reward_before"], summary["mean_reward_after"]]
-        table.add_row("mean reward", *("-" if r is None else f"{r:.3f}" for r in rewards))
-        table.add_row(
-            "episodes that broke a rule",
-            str(summary["violations_before"]),
-            str(summary["violations_after"]),
-        )
+        table.add_row("mean reward", *(_figure(reward) for reward in rewards))
+        ours = summary["graph"] in GRAPHS
+        if ours:
+            broken = [str(summary["violations_before"]), str(summary["violations_after"])]
+            table.add_row("episodes that broke a rule", *broken)
         console.print(table)
         if summary["gain"] is not None:
             console.print(
@@ -169,20 +173,37 @@ class TrainingView:
         console.print(
             Text(
                 f"report     {run / 'report.html'}\nsummary    {run / 'summary.json'}\n"
-                f"adapter    {run / 'adapter'}\ntraces     stateset-agents traces list {run}\n"
-                f"talk to it stateset-agents chat --policy {run}"
+                f"adapter    {run / 'adapter'}\ntraces     stateset-agents traces list {run}"
+                + (f"\ntalk to it stateset-agents chat --policy {run}" if ours else "")
             )
         )
 
 
 def _measured(name: str, result: Measurement) -> str:
     kind = "greedy" if result.temperature == 0 else "sampled"
-    reward = "-" if result.mean_reward is None else f"{result.mean_reward:.3f}"
-    return (
-        f"{name}: {result.measured_by} [bold]{result.success:.3f}[/] ({shown(result.ci95)}, {kind}), "
-        f"reward {reward}, {result.turns:.1f} turns, {result.violations} broke a rule, "
-        f"{result.failed} failed, {result.truncated} truncated"
-    )
+    figure = "[bold]not scored[/]"
+    if result.success is not None:
+        figure = (
+            f"{result.measured_by} [bold]{result.success:.3f}[/] ({shown(result.ci95)}, {kind})"
+        )
+    parts = [
+        figure,
+        f"reward {_figure(result.mean_reward)}",
+        f"{result.turns:.1f} turns",
+        f"{result.violations} broke a rule" if result.violations else "",
+        f"{result.failed} failed" + (", not counted" if result.failed else ""),
+        f"{result.truncated} truncated",
+        f"{result.waiting} waited for an answer" if result.waiting else "",
+        f"{result.unscored} not scored" if result.success is not None and result.unscored else "",
+    ]
+    reasons = [f"\n  {count} with: {escape(error)}" for error, count in result.errors.items()]
+    if result.no_tools is not None:
+        reasons.append(f"\n  {escape(result.no_tools)}")
+    return f"{name}: {', '.join(filter(None, parts))}" + "".join(reasons)
+
+
+def _figure(value: float | None) -> str:
+    return "not scored" if value is None else f"{value:.3f}"
 
 
 def _transcript(trace: Trace) -> Text:

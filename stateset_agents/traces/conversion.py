@@ -10,6 +10,7 @@ from langgraph.errors import GraphRecursionError
 from langgraph.types import Command
 
 from stateset_agents.errors import ContextFull
+from stateset_agents.plain import DEPTH, plain
 from stateset_agents.policy.completion import Completion
 from stateset_agents.trace import ModelCall, Status, ToolCall, Trace
 
@@ -26,19 +27,41 @@ class RecordedRequest:
     clock: float
 
 
-SAMPLING = (
-    "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias",
-    "response_format", "guided_json", "structured_outputs",
-)  # fmt: skip
-"""Parameters besides temperature that change the sampling distribution."""
+HARMLESS = frozenset({
+    "model", "model_name", "_type", "messages", "prompt", "input", "tools", "functions", "stream", "stream_options",
+    "stream_usage", "seed", "max_tokens", "max_completion_tokens", "stop", "temperature", "n", "logprobs", "top_logprobs",
+    "user", "metadata", "store", "extra_body", "extra_headers", "extra_query", "timeout", "request_timeout",
+    "return_token_ids", "return_tokens_as_token_ids", "kv_transfer_params", "parallel_tool_calls", "service_tier",
+    "prompt_cache_key", "safety_identifier", "request_id", "priority", "cache_salt", "include_reasoning", "chat_template",
+    "chat_template_kwargs", "add_generation_prompt", "reasoning", "reasoning_effort", "verbosity", "skip_special_tokens",
+    "spaces_between_special_tokens", "include_stop_str_in_output", "ls_structured_output_format",
+})  # fmt: skip
+"""Parameters of a request that do not change the distribution of a token after its prompt. All others are kept on record."""
 
 
 def sampling(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """A request's sampling parameters: the temperature (None if not given) and the others."""
-    settings = {**parameters, **(parameters.get("extra_body") or {})}
-    temperature = settings.get("temperature")
-    rest = {name: _plain(settings[name]) for name in SAMPLING if settings.get(name) is not None}
-    return {"temperature": None if temperature is None else float(temperature), "sampling": rest}
+    """A request's sampling parameters: the temperature (None if not given) and whatever else may change the distribution, such
+    as `top_p`, a forced `tool_choice`, or a form that the answer must have."""
+    extra = parameters.get("extra_body")
+    settings = {**parameters, **(extra if isinstance(extra, Mapping) else {})}
+    rest = {
+        str(name): _plain(value)
+        for name, value in settings.items()
+        if name not in HARMLESS and value is not None
+    }
+    tools = settings.get("tools")
+    for tool in tools if isinstance(tools, list | tuple) else ():
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if isinstance(function, Mapping) and function.get("strict"):
+            rest["strict"] = True  # the engine may force the arguments into the tool's schema
+    return {"temperature": _number(settings.get("temperature")), "sampling": rest}
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _request_fields(call: RecordedRequest, seconds: float, texts: bool) -> dict[str, Any]:
@@ -49,6 +72,7 @@ def _request_fields(call: RecordedRequest, seconds: float, texts: bool) -> dict[
         "turn": sum(message.type == "human" for message in call.messages),
         **sampling(call.parameters),
         "seconds": seconds,
+        "offered": len(call.parameters.get("tools") or ()),
     }
     if texts:
         fields["messages"] = tuple(_openai(message) for message in call.messages)
@@ -87,7 +111,9 @@ def unanswered(
     return ModelCall(response_id=run_id, error=problem, **_request_fields(call, seconds, texts))
 
 
-def used(name: str, call: str, inputs: Any, output: Any, error: BaseException | None) -> ToolCall:
+def used(
+    name: str, inputs: Any, output: Any, error: BaseException | None = None, *, call: str
+) -> ToolCall:
     arguments = _plain(inputs)
     result: Any = f"{type(error).__name__}: {error}" if error is not None else _result(output)
     broke = error is not None or getattr(output, "status", "") == "error"
@@ -130,17 +156,36 @@ def finished(
             "input": {"resume": _plain(given.resume)}
             if isinstance(given, Command)
             else _plain(given),
-            "messages": tuple(_openai(message) for message in messages),
-            "tool_calls": _own_tools(state.get("tool_calls")),
-            "output": {k: v for k, v in state.items() if isinstance(v, str | int | float | bool)}
-            or None,
+            "messages": openai_messages(messages),
+            "tool_calls": own_tools(state),
+            "output": output_of(output),
             "seconds": seconds,
         }
     )
 
 
-def _own_tools(attempts: Any) -> tuple[ToolCall, ...]:
+def output_of(output: Any) -> dict[str, Any] | None:
+    """What a graph returned, as plain data, without its messages; what is no dict is under the key `output`."""
+    if isinstance(output, dict):
+        kept = {k: _plain(v) for k, v in output.items() if k not in NOT_OUTPUT}
+        return {str(key): value for key, value in kept.items()} or None
+    return None if output is None or isinstance(output, AIMessage) else {"output": _plain(output)}
+
+
+NOT_OUTPUT = ("messages", "tool_calls", "session", "__interrupt__")
+"""Parts of a final state that a trace has in other places."""
+
+
+def merged(own: Sequence[ToolCall], seen: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
+    """Tool calls as a shop agent keeps them, and those that were seen besides: a call is there once, with what the agent knows
+    of it."""
+    known = {call.id for call in own}
+    return (*own, *(call for call in seen if call.id not in known))
+
+
+def own_tools(state: dict[str, Any]) -> tuple[ToolCall, ...]:
     """The tool calls in the state of a shop agent, whose tools are not LangChain's."""
+    attempts = state.get("tool_calls")
     if not isinstance(attempts, list) or not all(
         isinstance(attempt, dict)
         and {"id", "name", "arguments", "status", "result"} <= attempt.keys()
@@ -148,6 +193,11 @@ def _own_tools(attempts: Any) -> tuple[ToolCall, ...]:
     ):
         return ()
     return tuple(ToolCall.model_validate(attempt) for attempt in attempts)
+
+
+def openai_messages(messages: Sequence[BaseMessage]) -> tuple[dict[str, Any], ...]:
+    """A conversation in OpenAI's form."""
+    return tuple(_openai(message) for message in messages)
 
 
 def _openai(message: BaseMessage) -> dict[str, Any]:
@@ -172,20 +222,15 @@ def _result(output: Any) -> Any:
     return _plain(content)
 
 
-def _plain(value: Any) -> Any:
-    """The value as JSON data; other objects as text."""
-    if isinstance(value, str | int | float | bool) or value is None:
-        return value
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
+def _plain(value: Any, depth: int = DEPTH) -> Any:
+    """The value as JSON data, messages in OpenAI's form; other objects as text."""
     if isinstance(value, BaseMessage):
         return _openai(value)
-    try:
-        return str(value)
-    except Exception:  # noqa: BLE001 (an object of somebody's app that cannot be printed)
-        return f"<{type(value).__name__}>"
+    if isinstance(value, dict) and depth:
+        return {str(key): _plain(item, depth - 1) for key, item in list(value.items())}
+    if isinstance(value, list | tuple | set) and depth:
+        return [_plain(item, depth - 1) for item in value]
+    return plain(value)
 
 
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from stateset_agents.errors import BadInput
-from stateset_agents.trace import ModelCall, Trace
+from stateset_agents.grounding import claims
+from stateset_agents.trace import Trace, words
 
 Method = Literal["auto", "rl", "sft", "dpo"]
 LEARNED_FROM = "phase IN ('', 'train')"
@@ -24,17 +25,18 @@ class OfflineDataset:
 
     def __init__(self, every: Sequence[Trace]) -> None:
         self.every = list(every)
-        self.ended = [
+        ended = [
             trace
             for trace in every
             if trace.status in ("completed", "truncated")
             and trace.calls
             and not is_measurement(trace)
         ]
+        self.unbacked = [trace for trace in ended if claims_only(trace)]
+        """Text in which the agent claims acts that the trace does not contain: it would teach to claim, not to act."""
+        self.ended = [trace for trace in ended if not claims_only(trace)]
         self.exact = [trace for trace in self.ended if trace.exactness == "exact"]
-        self.plain = [
-            t for t in self.exact if not any(modifies_distribution(call) for call in t.calls)
-        ]
+        self.plain = [t for t in self.exact if not any(call.constraint for call in t.calls)]
 
     def method(self, requested: Method) -> tuple[Literal["rl", "sft", "dpo"], str]:
         """The training method and the reason. Raises BadInput if no trace can be used."""
@@ -45,15 +47,28 @@ class OfflineDataset:
         if not self.ended:
             raise BadInput(
                 f"--from-traces: expected finished traces that are not evaluations, found none among {len(self.every)}."
+                f"{self._left_out()}"
             )
         answered_twice = len({trace.request for trace in self.ended}) < len(self.ended)
         reason = f"none of {len(self.ended)} traces has token ids and log-probabilities, without which there is no importance weight: "
         if answered_twice:
-            return (
-                "dpo",
-                reason + "what answers a request better is preferred to what answers it worse",
-            )
-        return "sft", reason + "no request was answered twice, so the better ones are imitated"
+            how = "what answers a request better is preferred to what answers it worse"
+            return "dpo", f"{reason}{how}.{self._left_out()}".removesuffix(".")
+        how = "no request was answered twice, so the better ones are imitated"
+        return "sft", f"{reason}{how}.{self._left_out()}".removesuffix(".")
+
+    def _constraints(self) -> str:
+        """Which parameters constrained the others."""
+        names = sorted({c.constraint for t in self.exact for c in t.calls if c.constraint})
+        return f" (the others with {', '.join(names)})" if names else ""
+
+    def _left_out(self) -> str:
+        if not self.unbacked:
+            return ""
+        return (
+            f" {len(self.unbacked)} more claim acts (a refund, a cancellation, …) without a tool call that did them, and are left "
+            "out: record the tool calls too."
+        )
 
     def groups(self) -> list[list[Trace]]:
         """Groups of exact traces that answer the same request. Raises BadInput if there are none."""
@@ -65,7 +80,8 @@ class OfflineDataset:
             raise BadInput(
                 f"--from-traces: expected exact traces that answer the same request more than once, found {len(self.every)} "
                 f"traces, {len(self.ended)} of them finished and not evaluations, {len(self.exact)} of those exact, {len(self.plain)} "
-                "sampled without top_p or top_k, 0 groups of the same request."
+                f"sampled freely{self._constraints()}, 0 groups of the same request. A request has to be answered several times: "
+                "its answers are compared with each other."
             )
         return groups
 
@@ -80,6 +96,17 @@ class OfflineDataset:
         return float(temperatures[0])
 
 
+def claims_only(trace: Trace) -> bool:
+    """Whether the agent says in a text trace that it acted, and no tool was called."""
+    if trace.exactness == "exact" or trace.tool_calls:
+        return False
+    spoken = [*trace.messages, *(call.answer for call in trace.calls if call.answer)]
+    shown = [*spoken, *(message for call in trace.calls for message in call.messages)]
+    if any(m.get("role") == "tool" or m.get("tool_calls") for m in shown):
+        return False
+    return bool(claims("\n".join(words(m) for m in spoken if m.get("role") == "assistant")))
+
+
 def is_measurement(trace: Trace) -> bool:
     """Whether it was played to measure a policy: such traces are never trained on."""
     return trace.scenario is not None and trace.scenario.split not in ("train", "user")
@@ -90,18 +117,3 @@ def _start_of(trace: Trace) -> tuple[str, ...]:
     first = trace.calls[0]
     prompt = hashlib.sha256(array("i", first.prompt_ids)).hexdigest()
     return trace.scenario.id if trace.scenario else "", first.node, prompt
-
-
-_NEUTRAL = {
-    "top_p": 1, "top_k": (0, -1), "min_p": 0, "presence_penalty": 0, "frequency_penalty": 0,
-    "repetition_penalty": 1, "logit_bias": {}, "response_format": {"type": "text"},
-}  # fmt: skip
-
-
-def modifies_distribution(call: ModelCall) -> bool:
-    """Whether a call was sampled from another distribution than softmax(logits / temperature), such as with top_p."""
-    for name, value in call.sampling.items():
-        neutral = _NEUTRAL.get(name, ())
-        if value not in (neutral if isinstance(neutral, tuple) else (neutral,)):
-            return True
-    return False

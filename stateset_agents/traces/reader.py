@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from stateset_agents.errors import BadInput
 from stateset_agents.trace import Feedback, ModelCall, ToolCall, Trace
 from stateset_agents.traces.codec import Coded, Coder
+from stateset_agents.traces.conversion import merged
 from stateset_agents.traces.records import CODED
 from stateset_agents.traces.tables import Row, Tables
 
@@ -135,7 +136,7 @@ class TraceReader:
         ]
         update = {
             "model_calls": tuple(calls.values()),
-            "tool_calls": (*trace.tool_calls, *tools),
+            "tool_calls": merged(trace.tool_calls, tools),
             "feedback": tuple(feedback),
             "lost": trace.lost + len(problems),
             "error": problems[0] if problems else trace.error,

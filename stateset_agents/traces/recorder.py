@@ -16,11 +16,12 @@ from functools import partial
 from typing import Any, ClassVar, Self, TypeVar
 from uuid import UUID
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 from langgraph.errors import GraphBubbleUp
+from langgraph.types import Command
 
 from stateset_agents.errors import BadInput
 from stateset_agents.policy.completion import fetch
@@ -49,6 +50,8 @@ class _Run:
     """Number of attempts of each task, by checkpoint namespace."""
     open: set[int] = field(default_factory=set)
     """Ids of running model and tool calls."""
+    requested: dict[str, tuple[str, Any]] = field(default_factory=dict)
+    """Tool calls that the model asked for and no tool run was seen of: name and arguments by id."""
 
 
 @dataclass(slots=True)
@@ -113,6 +116,10 @@ class Recorder(GraphCallbackHandler):
         place = self._places.pop(run_id.int, None)
         if place is None:
             return
+        if place.run.requested:
+            update = outputs.update if isinstance(outputs, Command) else outputs
+            messages = update.get("messages") if isinstance(update, dict) else None
+            self._answered_by_hand(place.run, messages)
         if place.opens and isinstance(outputs, dict):
             # Whose conversation it is: a run that fails later ends without a state to read it from.
             session = outputs.get("session")
@@ -170,6 +177,7 @@ class Recorder(GraphCallbackHandler):
         )
         self._requests[run_id.int] = (place, call)
         place.run.open.add(run_id.int)
+        self._answered_by_hand(place.run, messages)
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
         known = self._requests.pop(run_id.int, None)
@@ -193,6 +201,8 @@ class Recorder(GraphCallbackHandler):
         tokens = fetch(response_id)
         make = partial(answered, call, message, response_id, tokens, seconds, self._texts)
         self._add_call(place, make)
+        for request in getattr(message, "tool_calls", ()):
+            place.run.requested[str(request["id"])] = (request["name"], request["args"])
         self._ended(run_id, place, message, None)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -213,7 +223,9 @@ class Recorder(GraphCallbackHandler):
     ) -> None:  # fmt: skip
         place = self._place(run_id, parent_run_id, metadata or {}, kwargs)
         name = str((serialized or {}).get("name") or kwargs.get("name") or "")
-        call = str(kwargs.get("tool_call_id") or run_id)
+        about = metadata or {}
+        call = str(kwargs.get("tool_call_id") or about.get("tool_call_id") or run_id)
+        place.run.requested.pop(call, None)
         self._places[run_id.int] = place
         self._tools[run_id.int] = (
             place,
@@ -257,9 +269,21 @@ class Recorder(GraphCallbackHandler):
         place, name, call, inputs = known
         if isinstance(error, GraphBubbleUp):
             return  # it asks somebody, and runs again when it is answered
-        make = partial(used, name, call, inputs, _copied(output), error)
+        make = partial(used, name, inputs, _copied(output), error, call=call)
         self._sink.add_tool(place.run.trace.id, make)
         self._ended(run_id, place, output, error)
+
+    def _answered_by_hand(self, run: _Run, messages: Any) -> None:
+        """Keep the tool calls that these messages answer and no tool's run was seen of: a node called plain functions."""
+        if not run.requested or not isinstance(messages, list):
+            return
+        for message in messages:
+            request = None
+            if isinstance(message, ToolMessage):
+                request = run.requested.pop(message.tool_call_id, None)
+            if request is not None:
+                make = partial(used, *request, message, call=message.tool_call_id)
+                self._sink.add_tool(run.trace.id, make)
 
     # Runs.
 

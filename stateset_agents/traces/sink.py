@@ -22,10 +22,12 @@ class TraceSink(Protocol):
 
 
 class CallBuffer:
-    """A sink in memory for model calls only: roll-outs know the rest."""
+    """A sink in memory for the calls of an episode."""
 
     def __init__(self) -> None:
         self._calls: dict[tuple[str, int], ModelCall] = {}
+        self.tools: list[ToolCall] = []
+        """Tool calls in the order in which they ended, also those of functions that report to nobody."""
 
     @property
     def calls(self) -> tuple[ModelCall, ...]:
@@ -36,7 +38,8 @@ class CallBuffer:
     def add_call(self, run: str, number: int, make: Callable[[], ModelCall]) -> None:
         self._calls[run, number] = make()
 
-    def add_tool(self, run: str, make: Callable[[], ToolCall]) -> None: ...
+    def add_tool(self, run: str, make: Callable[[], ToolCall]) -> None:
+        self.tools.append(make())
 
     def discard(self, run: str, numbers: Sequence[int]) -> None:
         for number in numbers:

@@ -126,17 +126,16 @@ def test_rewards_that_are_all_equal_end_the_run_and_say_that_nothing_was_learned
 
 
 def test_a_reward_that_scores_nothing_is_no_zero(tmp_path: Path) -> None:
-    """It ends for the same reason: what was not scored is in no group."""
+    """It ends before a step: nothing could be learned."""
     done = train(
         "--graph", "tests.two_nodes:graph", "--reward", "feedback:csat", "--scenarios", str(questions(tmp_path)),
         "--steps", "30", "--groups", "2", "--group-size", "4", "--max-tokens", "4", "--log", "none", "--out", str(tmp_path / "runs"),
     )  # fmt: skip
     assert done.returncode == 2
-    assert "nothing was learned" in done.stderr
+    assert "can be scored, found none among 2" in done.stderr
     (run,) = (tmp_path / "runs").iterdir()
-    line = json.loads((run / "log.jsonl").read_text().splitlines()[0])
-    assert line["reward"] is None
-    assert line["unscored"] == 8
+    before = json.loads((run / "before.json").read_text())
+    assert (before["success"], before["mean_reward"], before["unscored"]) == (None, None, 2)
 
 
 def test_a_reward_that_is_no_number_stops_the_run_and_names_it(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.errors import GraphRecursionError
 from langgraph.types import Command
 
 from examples.embed_in_your_app import create_app, workshop
@@ -60,14 +61,52 @@ async def test_the_guard_holds_what_no_tool_of_the_app_said() -> None:
 
             return AIMessage("")
 
-    @tool
-    def nothing() -> str:
-        """Nothing."""
-        return ""
-
     graph = build_graph("workshop", prompt="Help.", policy=Stubborn(plan=plan), tools=[nothing])
     end = await graph.ainvoke({"messages": [HumanMessage("hello")]}, {"recursion_limit": 20})
     assert end["messages"][-1].text == "Which bike is it?"
+
+
+class Says(Oracle):
+    """Says the same whatever it is asked, or calls the same tool."""
+
+    plan: tuple[Act, ...] = ()
+    act: Act
+    count: int = 0
+
+    def _generate(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
+        self.count += 1
+        self.plan = (self.act,) * (len(messages) + 1)
+        return super()._generate(messages, *args, **kwargs)
+
+
+@tool
+def nothing() -> str:
+    """Nothing."""
+    return ""
+
+
+@tool
+def escalate_to_human(reason: str) -> str:
+    """Passes to a person, on working days."""
+    raise RuntimeError("nobody is there")
+
+
+@pytest.mark.parametrize("tools", [[nothing], [nothing, escalate_to_human]])
+async def test_a_held_back_reply_ends_in_a_state_that_says_so(tools: Any) -> None:
+    policy = Says(act=Act(say="It is free and arrives on 9 June."))
+    graph = build_graph("workshop", prompt="Help.", policy=policy, tools=tools)
+    end = await graph.ainvoke({"messages": [HumanMessage("hello")]})
+    assert policy.count <= 6
+    assert "9 june" in end["handed_off"]["reason"]
+    assert "colleague" in end["messages"][-1].text
+
+
+async def test_a_turn_that_never_ends_is_ended() -> None:
+    policy = Says(act=Act(tool="nothing"))
+    graph = build_graph("workshop", prompt="Help.", policy=policy, tools=[nothing])
+    with pytest.raises(GraphRecursionError):
+        await graph.ainvoke({"messages": [HumanMessage("hello")]})
+    assert policy.count <= 20
 
 
 async def test_our_shop_with_the_hosts_sign_in_and_a_tool_beside() -> None:

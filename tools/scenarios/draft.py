@@ -86,7 +86,8 @@ class Draft:
             raise ValueError(f"Expected the plan to be allowed, found {outcome} for {act}.")
         self.plan.append(act)
         self.session = outcome.session
-        return outcome.result
+        result: dict[str, Any] = outcome.result
+        return result
 
     def _propose(self, tool: str, arguments: dict[str, Any]) -> Outcome:
         outcome = self.executor.propose(self.session, tool, arguments)
