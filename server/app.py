@@ -10,7 +10,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,16 +24,13 @@ from langgraph.types import Command
 from pydantic import ValidationError
 
 from stateset_agents.errors import ContextFull, PolicyUnreachable
-from stateset_agents.nodes.state import Confirmation
+from stateset_agents.nodes.state import Agents, Confirmation
 from stateset_agents.server.conversations import Conversation, Conversations
-from stateset_agents.server.http import (
-    Refusal,
-    body_of,
-    event,
-    install,
-    messages_of,
-    while_connected,
-)
+from stateset_agents.server.http import Refusal, event, install, while_connected
+from stateset_agents.server.schema import EndpointChat
+
+MAX_WORDS = 200_000
+"""Characters of a conversation; longer than what any served policy reads, and short enough to look through."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,21 +60,42 @@ def text_of(content: Any) -> str:
     return str(content or "")
 
 
-def checked(body: dict[str, Any]) -> list[dict[str, Any]]:
+def checked(body: EndpointChat) -> list[dict[str, Any]]:
     """The request's messages. Raises Refusal if no agent's turn can follow them."""
-    messages = messages_of(body)
-    if messages[-1]["role"] not in ("user", "tool"):
+    last = body.messages[-1]
+    if last.role not in ("user", "tool"):
+        reason = "messages: expected the last one to be the user's or a tool's."
+        raise Refusal(400, reason, "invalid_value", param="messages")
+    if last.role == "user" and not last.text.strip():
+        reason = f"messages.{len(body.messages) - 1}.content: expected words, found none."
+        raise Refusal(400, reason, "invalid_value", param="messages")
+    if sum(len(message.text) for message in body.messages) > MAX_WORDS:
+        reason = f"messages: expected at most {MAX_WORDS:,} characters in all, found more."
+        raise Refusal(400, reason, "context_length_exceeded", param="messages")
+    return [message.model_dump(exclude_unset=True) for message in body.messages]
+
+
+def as_asked(context: Any, body: EndpointChat) -> Any:
+    """The context of a turn with the client's sampling and further instructions. These come below the agent's own rules, which
+    the tools enforce whatever the prompt says. Raises Refusal if the graph is not an agent of ours, which could take them."""
+    sampling, instructions = body.sampling, body.instructions
+    if not (sampling or instructions):
+        return context
+    if not isinstance(context, Agents):
+        field = "messages" if instructions else next(iter(sampling))
         raise Refusal(
-            400,
-            "messages: expected the last one to be the user's or a tool's.",
-            "invalid_value",
-            param="messages",
+            400, f"{field}: this graph takes no settings from a client.", "unsupported_parameter", param=field
+        )  # fmt: skip
+    note = f"\nThe app that you work in asks, as far as the rules allow: {instructions}"
+    team = {
+        name: replace(
+            agent,
+            policy=agent.policy.bind(**sampling) if sampling else agent.policy,
+            prompt=agent.prompt + (note if instructions else ""),
         )
-    if (body.get("n") or 1) != 1:
-        raise Refusal(
-            400, "n: expected 1; a conversation has one next turn.", "invalid_value", param="n"
-        )
-    return messages
+        for name, agent in context.team.items()
+    }
+    return Agents(team=team)
 
 
 def build(
@@ -85,7 +103,7 @@ def build(
 ) -> FastAPI:
     """The application that serves `graphs`, with a bearer key where one is given; conversations are kept in memory by
     default."""
-    app = FastAPI(title="stateset-agents")
+    app = FastAPI(title="stateset-agents", strict_content_type=False)
     install(app, key=key)
     kept = conversations or Conversations()
 
@@ -102,10 +120,9 @@ def build(
         return JSONResponse({"object": "list", "data": data})
 
     @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        body = await body_of(request)
+    async def chat(body: EndpointChat, request: Request) -> Response:
         messages = checked(body)
-        name = str(body.get("model"))
+        name = body.model
         served = graphs.get(name)
         if served is None:
             known = ", ".join(graphs)
@@ -115,17 +132,17 @@ def build(
                 "model_not_found",
                 param="model",
             )
-        turn = await _turn(kept, served, name, messages)
-        if not body.get("stream"):
+        turn = await _turn(kept, served, body, messages)
+        if not body.stream:
             return JSONResponse(await while_connected(request, turn.answer()))
-        usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        usage = bool(body.stream_options and body.stream_options.include_usage)
         return StreamingResponse(turn.stream(usage), media_type="text/event-stream")
 
     return app
 
 
 async def _turn(
-    kept: Conversations, served: Served, name: str, messages: list[dict[str, Any]]
+    kept: Conversations, served: Served, body: EndpointChat, messages: list[dict[str, Any]]
 ) -> "Turn":
     """Find or make the conversation that these messages continue, and the input of its next turn."""
     conversation = await kept.find(words(messages[:-1]))
@@ -173,8 +190,16 @@ async def _turn(
                 retry=False,
             )
         send = {"messages": new}
+    context = as_asked(served.context(conversation.id), body)
     kept.answering.add(conversation.id)
-    return Turn(kept, served, name, conversation, messages, send)
+    return Turn(
+        kept,
+        replace(served, context=lambda thread: context),
+        body.model,
+        conversation,
+        messages,
+        send,
+    )
 
 
 def _config(served: Served, conversation: Conversation) -> RunnableConfig:

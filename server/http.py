@@ -3,17 +3,23 @@
 import asyncio
 import hmac
 import json
+import logging
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stateset_agents.plain import plain
+
 MAX_BODY = 4 * 1024 * 1024
+BODY_SECONDS = 20.0
+"""How long a request's body may take to arrive."""
 Result = TypeVar("Result")
 
 
@@ -57,23 +63,28 @@ class Guard:
         if refusal is not None:
             await _refused(refusal)(scope, receive, send_with_id)
             return
-        arrived = 0
+        try:
+            waiting = [await asyncio.wait_for(_body(receive), BODY_SECONDS)]
+        except TimeoutError:
+            late = Refusal(408, f"Expected the body within {BODY_SECONDS:g} s.", "too_slow")
+            await _closing(late)(scope, receive, send_with_id)
+            return
+        except Refusal as too_large:
+            await _closing(too_large)(scope, receive, send_with_id)
+            return
 
-        async def counted() -> Message:
-            nonlocal arrived
-            message = await receive()
-            arrived += len(message.get("body", b""))
-            if arrived > MAX_BODY:
-                raise _too_large(str(arrived))
-            return message
+        async def replayed() -> Message:
+            return waiting.pop() if waiting else await receive()
 
         try:
-            await self.app(scope, counted, send_with_id)
+            await self.app(scope, replayed, send_with_id)
         except Exception as error:
-            if not answered:
-                broken = Refusal(500, f"{type(error).__name__} in the server.", "internal_error")
-                await _refused(broken)(scope, receive, send_with_id)
-            raise  # the server logs it
+            # Not raised again: the server would close the connection under the client's next request.
+            logging.getLogger(__name__).exception("%s %s", scope["method"], scope["path"])
+            if answered:
+                raise
+            broken = Refusal(500, f"{type(error).__name__} in the server.", "internal_error")
+            await _refused(broken)(scope, receive, send_with_id)
 
     def _refusal(self, headers: Headers, path: str) -> Refusal | None:
         sent = headers.get("authorization", "").removeprefix("Bearer ")
@@ -90,6 +101,22 @@ class Guard:
         return None
 
 
+async def _body(receive: Receive) -> Message:
+    """The whole body as one message. Raises Refusal 413 for one that is too large."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return message
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY:
+            raise _too_large(str(size))
+        if not message.get("more_body"):
+            return {"type": "http.request", "body": b"".join(parts), "more_body": False}
+
+
 def _too_large(size: str) -> Refusal:
     return Refusal(413, f"Expected at most {MAX_BODY} bytes, found {size}.", "too_large")
 
@@ -102,62 +129,45 @@ def install(app: FastAPI, *, key: str | None) -> None:
     async def refused(request: Request, refusal: Refusal) -> Response:
         return _refused(refusal)
 
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return _refused(_invalid(error.errors()))
+
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         return _refused(Refusal(error.status_code, str(error.detail), "http_error"))
 
 
+def _invalid(errors: Sequence[Any]) -> Refusal:
+    """The most specific of a body's errors, with the field's name."""
+    first = max(errors, key=lambda error: len(error["loc"]))
+    # Pydantic names the alternatives of a union too; a field's name has no brackets or dashes, an index is a number.
+    path = [part for part in first["loc"][1:] if isinstance(part, int) or str(part).isidentifier()]
+    field = ".".join(map(str, path))
+    if first["type"] == "json_invalid" or not field:
+        return Refusal(400, "Expected a JSON object as the request's body.", "invalid_json")
+    if first["type"] == "extra_forbidden":
+        return Refusal(400, f"{field}: not supported here.", "unsupported_parameter", param=field)
+    found = repr(plain(first.get("input")))[:60]
+    message = f"{field}: {first['msg'][:200]}; found {found}."
+    code = (
+        "unsupported_value"
+        if first["type"].startswith(("literal", "union_tag"))
+        else "invalid_value"
+    )
+    return Refusal(400, message, code, param=field)
+
+
+def _closing(refusal: Refusal) -> Response:
+    """An answer after which the connection is closed: the rest of its body will not be read."""
+    response = _refused(refusal)
+    response.headers["connection"] = "close"
+    return response
+
+
 def _refused(refusal: Refusal) -> Response:
     headers = {} if refusal.retry else {"x-should-retry": "false"}
     return JSONResponse({"error": refusal.error}, refusal.status, headers)
-
-
-async def body_of(request: Request) -> dict[str, Any]:
-    """The request's JSON object. Raises Refusal 400 for anything else."""
-    try:
-        body = await request.json()
-    except (ValueError, UnicodeDecodeError):
-        body = None
-    if not isinstance(body, dict):
-        raise Refusal(400, "Expected a JSON object as the request's body.", "invalid_json")
-    return body
-
-
-def messages_of(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The request's messages, at least one and each with a known role. Raises Refusal 400."""
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise Refusal(
-            400, "messages: expected a list with at least one message.", "invalid_value",
-            param="messages",
-        )  # fmt: skip
-    for place, message in enumerate(messages):
-        roles = ("system", "developer", "user", "assistant", "tool")
-        if not isinstance(message, dict) or message.get("role") not in roles:
-            raise Refusal(
-                400, f"messages[{place}]: expected a role of {', '.join(roles)}.", "invalid_value",
-                param="messages",
-            )  # fmt: skip
-        calls = message.get("tool_calls") or []
-        if not isinstance(calls, list) or not all(isinstance(c, dict) and "id" in c for c in calls):
-            raise Refusal(
-                400, f"messages[{place}].tool_calls: expected calls with an id.", "invalid_value",
-                param="messages",
-            )  # fmt: skip
-    return messages
-
-
-def number(body: dict[str, Any], name: str, default: float, low: float, high: float) -> float:
-    """A numeric field within bounds. Raises Refusal 400 that names the field."""
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise Refusal(
-            400, f"{name}: expected a number from {low:g} to {high:g}, found {str(value)[:40]!r}.",
-            "invalid_value", param=name,
-        )  # fmt: skip
-    return value
 
 
 def event(data: Any) -> str:

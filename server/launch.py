@@ -113,14 +113,14 @@ def launch_of(
             weights=weights.whole, weights_key=weights.key,
         )  # fmt: skip
         return vllm.launch(path, options, own)
-    for option in ("gpu_memory_utilization", "max_model_len", "tool_parser"):
+    for option in ("gpu_memory_utilization", "tool_parser"):
         if getattr(config, option) is not None:
             raise BadInput(
                 f"--{option.replace('_', '-')}: used only by vLLM, and the engine is the embedded one; add --engine vllm."
             )
     from stateset_agents.server.engine import process as embedded
 
-    return embedded.launch(path, options)
+    return embedded.launch(path, options, length=config.max_model_len)
 
 
 def gpu_shares(config: EngineConfig, *, training: bool = False) -> list[Share]:

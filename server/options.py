@@ -19,6 +19,8 @@ class ServerOptions:
     """Sequences at once."""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """Adapters to load at the start, by name."""
+    adapters_from: tuple[Path, ...] = ()
+    """Folders below which the embedded engine loads adapters while it runs; default: the current one."""
     key: str = ""
     """The bearer key of clients; default: none."""
     extra: tuple[str, ...] = ()

@@ -61,7 +61,9 @@ class MultiTurnAgent:
         config = check_config({"model": self.config.model_name, "base_url": self.config.base_url})
         folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory()))
         self._server = await self._exit.enter_async_context(
-            policy_server.policy_server(config, folder, exact=False, training=True)
+            policy_server.policy_server(
+                config, folder, exact=False, training=True, also_from=[Path("/")]
+            )
         )
         self.version = self._server.name
 

@@ -104,7 +104,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of an embedded engine with the seed policy; one for all tests."""
     log = tmp_path_factory.mktemp("engine") / "engine.log"
     with kept_running(
-        embedded.launch(str(SEED_POLICY), ServerOptions(port=free_port())), log
+        embedded.launch(
+            str(SEED_POLICY), ServerOptions(port=free_port(), adapters_from=(Path("/"),))
+        ),
+        log,
     ) as running:
         yield running.url
 

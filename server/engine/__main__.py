@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 import torch
 import uvicorn
@@ -26,6 +27,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--slots", type=int, default=96)
     parser.add_argument("--max-model-len", type=int, default=2048)
+    parser.add_argument("--adapters-from", action="append", type=Path, metavar="FOLDER")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     try:
@@ -33,8 +35,9 @@ def main() -> int:
         if not tokenizer.chat_template:
             tokenizer.chat_template = default_chat_template()
         engine = Engine(
-            model, tokenizer, options.name, slots=options.slots, length=options.max_model_len
-        )
+            model, tokenizer, options.name, slots=options.slots, length=options.max_model_len,
+            adapters_from=options.adapters_from or [Path.cwd()],
+        )  # fmt: skip
         for adapter in options.adapter:
             name, _, path = adapter.partition("=")
             engine.load(name, path)

@@ -9,10 +9,16 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from stateset_agents.errors import BadInput
+from stateset_agents.policy.chat_template import needed, refusal
+from stateset_agents.server import schema
 from stateset_agents.server.engine import protocol
 from stateset_agents.server.engine.answers import chat_completion, completion, stream_chat
 from stateset_agents.server.engine.engine import Engine
-from stateset_agents.server.http import Refusal, body_of, install, messages_of
+from stateset_agents.server.http import Refusal, install
+from stateset_agents.server.schema import plain_body
+
+LONG = 50_000
+"""Characters of a prompt that is rendered in a thread."""
 
 
 def build(engine: Engine, key: str | None = None) -> FastAPI:
@@ -23,7 +29,9 @@ def build(engine: Engine, key: str | None = None) -> FastAPI:
         yield
         engine.batcher.close()
 
-    app = FastAPI(title="stateset-agents policy engine", lifespan=lifespan)
+    app = FastAPI(
+        title="stateset-agents policy engine", lifespan=lifespan, strict_content_type=False
+    )
     install(app, key=key)
     _add_status(app, engine)
     _add_adapters(app, engine)
@@ -67,51 +75,44 @@ def _add_status(app: FastAPI, engine: Engine) -> None:
 
 def _add_adapters(app: FastAPI, engine: Engine) -> None:
     @app.post("/v1/load_lora_adapter")
-    async def load(request: Request) -> Response:
-        body = await body_of(request)
-        name, path = body.get("lora_name"), body.get("lora_path")
-        if not isinstance(name, str) or not isinstance(path, str):
-            raise Refusal(400, "Expected lora_name and lora_path.", "invalid_value")
-        await asyncio.to_thread(engine.load, name, path)
-        return Response(f"Success: LoRA adapter '{name}' added successfully.")
+    async def load(body: schema.LoadAdapter) -> Response:
+        engine.check_folder(body.lora_path)
+        await asyncio.to_thread(engine.load, body.lora_name, body.lora_path)
+        return Response(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @app.post("/v1/unload_lora_adapter")
-    async def unload(request: Request) -> Response:
-        name = str((await body_of(request)).get("lora_name"))
-        engine.unload(name)
-        return Response(f"Success: LoRA adapter '{name}' removed successfully.")
+    async def unload(body: schema.UnloadAdapter) -> Response:
+        engine.unload(body.lora_name)
+        return Response(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 
 def _add_completions(app: FastAPI, engine: Engine) -> None:
     @app.post("/tokenize")
-    async def tokenize(request: Request) -> Response:
-        body = await body_of(request)
-        try:
-            ids = protocol.render(engine.tokenizer, messages_of(body), body.get("tools"))
-        except BadInput as error:
-            raise Refusal(400, str(error), "invalid_value", param="messages") from None
+    async def tokenize(given: schema.Tokenize) -> Response:
+        ids = await _rendered(engine, plain_body(given))
         return JSONResponse({"count": len(ids), "max_model_len": engine.length, "tokens": ids})
 
     @app.post("/v1/completions")
-    async def complete(request: Request) -> Response:
-        body = await body_of(request)
-        prompt = body.get("prompt")
+    async def complete(given: schema.EngineCompletion, request: Request) -> Response:
+        body = plain_body(given)
+        if given.stream:
+            raise Refusal(
+                400, "stream: not supported here.", "unsupported_parameter", param="stream"
+            )
+        prompt = body["prompt"]
         if isinstance(prompt, str):
-            prompt = engine.tokenizer.encode(prompt, add_special_tokens=False)
+            prompt = await asyncio.to_thread(
+                engine.tokenizer.encode, prompt, add_special_tokens=False
+            )
         prompt = _ids(engine, prompt, "prompt")
         sampling = engine.request({"max_tokens": 16, **body}, prompt)
         await engine.run(sampling, request)
         return JSONResponse(completion(engine, sampling, body))
 
     @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        body = await body_of(request)
-        try:
-            prompt = _given(engine, body) or protocol.render(
-                engine.tokenizer, messages_of(body), body.get("tools")
-            )
-        except BadInput as error:
-            raise Refusal(400, str(error), "invalid_value", param="messages") from None
+    async def chat(given: schema.EngineChat, request: Request) -> Response:
+        body = plain_body(given)
+        prompt = _given(engine, body) or await _rendered(engine, body)
         sampling = engine.request(body, prompt)
         if body.get("stream"):
             sampling.stream = True
@@ -120,6 +121,22 @@ def _add_completions(app: FastAPI, engine: Engine) -> None:
             )
         await engine.run(sampling, request)
         return JSONResponse(chat_completion(engine, sampling, body))
+
+
+async def _rendered(engine: Engine, body: dict[str, Any]) -> list[int]:
+    """The prompt's ids. A long one is rendered in a thread, so that others are answered meanwhile."""
+    tools = None if body.get("tool_choice") == "none" else body.get("tools")
+    messages = body["messages"]
+    missing = needed(messages, tools) & engine.hides
+    if missing:
+        param = "tools" if "tools" in missing else "messages"
+        raise Refusal(400, refusal(engine.name, missing), "template_without_tools", param=param)
+    try:
+        if sum(len(str(message.get("content"))) for message in messages) < LONG:
+            return protocol.render(engine.tokenizer, messages, tools)
+        return await asyncio.to_thread(protocol.render, engine.tokenizer, messages, tools)
+    except BadInput as error:
+        raise Refusal(400, str(error), "invalid_value", param="messages") from None
 
 
 def _ids(engine: Engine, ids: Any, param: str) -> list[int]:

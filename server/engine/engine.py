@@ -2,16 +2,20 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 from fastapi import Request
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stateset_agents.errors import BadInput
+from stateset_agents.policy.chat_template import hidden_by
 from stateset_agents.server.engine import batcher, models
 from stateset_agents.server.engine.batcher import Batcher
-from stateset_agents.server.http import Refusal, number, while_connected
+from stateset_agents.server.engine.protocol import render
+from stateset_agents.server.http import Refusal, while_connected
 
 
 class Engine:
@@ -25,7 +29,9 @@ class Engine:
         *,
         slots: int = 96,
         length: int = 2048,
+        adapters_from: Sequence[Path] = (),
     ) -> None:
+        """`adapters_from`: the folders below which clients may have adapters loaded."""
         limit = getattr(base.config, "max_position_embeddings", length)
         self.length = min(length, limit)
         self.tokenizer = tokenizer
@@ -33,11 +39,23 @@ class Engine:
         self.base = base
         self.models: dict[str, PreTrainedModel] = {name: base}
         self.adapters: dict[str, str] = {}
+        self._folders = [folder.resolve() for folder in adapters_from]
         self._loading = threading.Lock()
         self.batcher = Batcher(base, slots=slots, length=self.length)
         ends = base.generation_config.eos_token_id if base.generation_config else None
         known = ends if isinstance(ends, list) else [ends]
+        self.hides = hidden_by(partial(render, tokenizer))
         self.stop_ids = frozenset(i for i in (*known, tokenizer.eos_token_id) if isinstance(i, int))
+
+    def check_folder(self, path: str) -> None:
+        """Raises Refusal for an adapter outside the folders that clients may load from."""
+        place = Path(path).resolve() if "\0" not in path else Path("/")
+        if not any(place.is_relative_to(folder) for folder in self._folders):
+            allowed = ", ".join(map(str, self._folders)) or "no folder"
+            raise Refusal(
+                400, f"lora_path: expected an adapter below {allowed}. Start the engine with --adapters-from.",
+                "bad_adapter", param="lora_path",
+            )  # fmt: skip
 
     def load(self, name: str, path: str) -> None:
         with self._loading:  # a second one under the same name waits, and is told
@@ -60,15 +78,12 @@ class Engine:
         del self.models[name]
 
     def request(self, body: dict[str, Any], prompt: list[int]) -> batcher.Request:
-        """A request from a body's sampling fields. Raises Refusal for what it cannot do."""
+        """A request from a checked body's sampling fields. Raises Refusal for a model that is not there and a prompt that is too
+        long."""
         model = body.get("model") or self.name
         if model not in self.models:
             raise Refusal(
                 404, f"The model {model!r} does not exist.", "model_not_found", param="model"
-            )
-        if (body.get("n") or 1) != 1:
-            raise Refusal(
-                400, "n: expected 1; send several requests instead.", "invalid_value", param="n"
             )
         room = self.length - len(prompt)
         if room < 1:
@@ -78,20 +93,19 @@ class Engine:
                 f"{len(prompt)}. Shorten the messages.",
                 "context_length_exceeded",
             )
-        limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
         stops = body.get("stop") or []
-        stops = [stops] if isinstance(stops, str) else [str(stop) for stop in stops]
-        seed = number(body, "seed", -1, -(2**63), 2**63)
+        stops = [stops] if isinstance(stops, str) else stops
+        limit = body.get("max_completion_tokens") or body.get("max_tokens") or room
         return batcher.Request(
             prompt=prompt,
             version=model,
             model=self.models[model],
-            temperature=number(body, "temperature", 1.0, 0.0, 2.0),
-            top_p=number(body, "top_p", 1.0, 1e-6, 1.0),
-            top_k=int(number(body, "top_k", 0, -1, 1e6)),
-            max_tokens=min(int(number(body, limit, room, 1, 1e9)), room),
-            seed=None if body.get("seed") is None else int(seed),
-            top=int(number(body, "top_logprobs", 0, 0, 20)),
+            temperature=_or(body.get("temperature"), 1.0),
+            top_p=_or(body.get("top_p"), 1.0),
+            top_k=_or(body.get("top_k"), 0),
+            max_tokens=min(limit, room),
+            seed=body.get("seed"),
+            top=body.get("top_logprobs") or 0,
             stop_ids=frozenset() if body.get("ignore_eos") else self.stop_ids,
             stop=(lambda ids: _any_in(self.text(ids), stops)) if stops else None,
             stops=tuple(stops),
@@ -148,6 +162,13 @@ class Engine:
                 pass
 
         await while_connected(client, sample())
+
+
+Value = TypeVar("Value")
+
+
+def _or(value: Value | None, default: Value) -> Value:
+    return default if value is None else value
 
 
 def _any_in(text: str, stops: list[str]) -> bool:

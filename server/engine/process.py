@@ -7,8 +7,8 @@ from stateset_agents.server.options import ServerOptions
 from stateset_agents.server.supervisor import Launch
 
 
-def launch(model: str, options: ServerOptions) -> Launch:
-    """The launch of the engine for the model at a path."""
+def launch(model: str, options: ServerOptions, *, length: int | None = None) -> Launch:
+    """The launch of the engine for the model at a path; `length`: the most tokens of a sequence, default 2,048."""
     command = [
         sys.executable, "-m", "stateset_agents.server.engine", "--model", model, "--name", options.name,
         "--host", options.host, "--port", str(options.port), "--threads", str(options.threads),
@@ -16,6 +16,10 @@ def launch(model: str, options: ServerOptions) -> Launch:
     ]  # fmt: skip
     for adapter, path in options.adapters.items():
         command += ["--adapter", f"{adapter}={path}"]
+    for folder in options.adapters_from:
+        command += ["--adapters-from", str(folder)]
+    if length is not None:
+        command += ["--max-model-len", str(length)]
     # Two processes share few cores: a thread that spins while it waits takes the other's time.
     environment = {"OMP_WAIT_POLICY": "passive", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return Launch(

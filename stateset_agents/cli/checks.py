@@ -38,6 +38,7 @@ def missing_for(config: JobConfig, *, training: bool = False, provider: bool = F
         lambda: registry.find_rollout(config.graph, config.customer, config.world),
         lambda: registry.find_grading(config),
         lambda: _check_model(model_path(config.model), provider=provider),
+        lambda: _check_template(config, provider=provider),
         lambda: check_warm_start(config),
     ]
     plays = config.from_traces is None
@@ -73,6 +74,34 @@ def _check_model(path: str, *, provider: bool = False) -> None:
             f"--model: expected 'seed', a folder or a Hugging Face name, found {path!r}: "
             f"{str(error).splitlines()[0]}"
         ) from None
+
+
+def _check_template(config: JobConfig, *, provider: bool) -> None:
+    """Raises BadInput if the shop's agents, which all have tools, would be played by a model that cannot see them."""
+    from stateset_agents.graphs.names import GRAPHS
+    from stateset_agents.policy.chat_template import hidden_by, refusal
+    from stateset_agents.policy.weight_files import model_path
+
+    if provider or config.base_url or config.from_traces or config.graph not in GRAPHS:
+        return
+    from transformers import AutoTokenizer
+
+    path = model_path(config.model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, ImportError):
+        return  # named by the check of the model
+    if tokenizer.chat_template is None:
+        return  # it gets the default one
+
+    def render(messages: Any, tools: Any) -> str:
+        from stateset_agents.server.engine.protocol import render
+
+        return str(render(tokenizer, messages, tools))
+
+    hidden = hidden_by(render)
+    if hidden:
+        raise BadInput(f"--model: {refusal(path, hidden)}")
 
 
 def quiet_libraries() -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stateset_agents.policy.capabilities import probe
+from stateset_agents.policy.capabilities import probe, probe_template
 from stateset_agents.policy.chat_model import Policy, policy_of
 from stateset_agents.policy.pool import ReplicaPool, pool_at
 from stateset_agents.policy.publishing import Publisher, served_models
@@ -59,10 +59,10 @@ class PolicyServer:
 @contextlib.asynccontextmanager
 async def policy_server(
     config: EngineConfig, folder: Path, say: Say = lambda message: None, *, exact: bool = True,
-    weights: Weights | None = None, training: bool = False,
+    weights: Weights | None = None, training: bool = False, also_from: Sequence[Path] = (),
 ) -> AsyncIterator[PolicyServer]:  # fmt: skip
     """The servers of a config: the named ones, or an engine that is started, with `training` beside a trainer. Logs and files
-    of the engine go to `folder`. With `exact` the servers are probed first.
+    of the engine go to `folder`. With `exact` the servers are probed first. The embedded engine loads adapters from `folder`, and from below `also_from`.
 
     Raises BadInput if an engine cannot be started, PolicyRefused and NotExact if a server lacks an ability.
     """
@@ -82,7 +82,12 @@ async def policy_server(
             launch_of(
                 config,
                 folder,
-                ServerOptions(port=free_port(), name=name, slots=slots_of(config)),
+                ServerOptions(
+                    port=free_port(),
+                    name=name,
+                    slots=slots_of(config),
+                    adapters_from=(folder, *(path.parent for path in weights.later), *also_from),
+                ),
                 replace(weights, share=share),
             )
             for share in gpu_shares(config, training=training)
@@ -101,6 +106,8 @@ async def _leased(
     publisher = Publisher(pool, in_place=in_place)
     capabilities = await probe(pool, adapters=adapters) if exact else None
     name = capabilities.model if capabilities is not None else (await served_models(pool))[0]
+    if capabilities is None:
+        await probe_template(pool, name)
     return PolicyServer(pool=pool, publisher=publisher, name=name)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stateset_agents.errors import NotExact, PolicyRefused, PolicyUnreachable
+from stateset_agents.policy.chat_template import probes
 from stateset_agents.policy.pool import ReplicaPool
 from stateset_agents.policy.replica import Replica
 
@@ -55,7 +56,35 @@ async def probe(pool: ReplicaPool, *, adapters: bool = False) -> Capabilities:
                 f"{'' if result.model != first.model else ' with different tokens for the same words'}."
             )
     pool.tokenizes = all(result.tokenizes for result in results)
+    await probe_template(pool, first.model)
     return first
+
+
+async def probe_template(pool: ReplicaPool, model: str) -> None:
+    """Find out what the model's chat template hides (`pool.hides`): the prompts of two requests that differ are compared."""
+    pool.hides = frozenset()
+    hidden = set()
+    for name, requests in probes().items():
+        try:
+            prompts = [await _prompt(pool, {"model": model, **body}) for body in requests]
+        except PolicyRefused as refused:
+            if refused.status not in (400, 422):
+                raise
+            hidden.add(name)
+            continue
+        counted = isinstance(prompts[0], int)  # the number says nothing of which order a call names
+        if prompts[0] is not None and prompts[0] == prompts[1] and (name == "tools" or not counted):
+            hidden.add(name)
+    pool.hides = frozenset(hidden)
+
+
+async def _prompt(pool: ReplicaPool, body: dict[str, Any]) -> list[int] | int | None:
+    """The ids of a prompt, or their number if the server gives no more; None if it gives neither."""
+    body = {**body, "max_tokens": 1, "temperature": 0.0}
+    answer, _ = await pool.post("/chat/completions", body | {"return_token_ids": True})
+    ids: list[int] | None = answer.get("prompt_token_ids")
+    count: int | None = (answer.get("usage") or {}).get("prompt_tokens")
+    return ids or count
 
 
 async def _probe_one(pool: ReplicaPool, replica: Replica) -> Capabilities:

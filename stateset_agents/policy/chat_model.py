@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr
 
 from stateset_agents.errors import PolicyRefused
 from stateset_agents.policy import blocking_portal, sequence_extension
+from stateset_agents.policy.chat_template import needed, refusal
 from stateset_agents.policy.completion import completion_of, deposit, join_completions, join_message
 from stateset_agents.policy.litellm import ProviderPolicy
 from stateset_agents.policy.pool import ReplicaPool, pool_at
@@ -199,6 +200,9 @@ class Policy(ChatOpenAI):
         """The request's body, the conversation's name, and what is known of the call. A call that extends a known sequence has
         its prompt as ids."""
         body = payload | (payload.pop("extra_body", None) or {})
+        missing = needed(body["messages"], body.get("tools")) & self.pool.hides
+        if missing:
+            raise PolicyRefused(refusal(body["model"], missing))
         metadata = ensure_config().get("metadata") or {}
         session = self.session or str(metadata.get("thread_id") or "")
         exact = self.exact and self.sends_ids

@@ -17,6 +17,7 @@ from typing import Any
 
 from stateset_agents.errors import PolicyRefused, PolicyUnreachable
 from stateset_agents.policy import blocking_portal
+from stateset_agents.policy.chat_template import Hides
 from stateset_agents.policy.replica import Replica
 from stateset_agents.policy.transport import Busy, Transport, Unanswered, UnknownModel
 
@@ -53,6 +54,8 @@ class ReplicaPool:
         self.restore: Restore | None = None
         """Set by the publisher of versions (`publishing.Publisher`)."""
         self.tokenizes = True
+        self.hides: Hides = frozenset()
+        """What the served model's chat template does not show; requests that need it are refused."""
         """Whether the replicas tokenize messages (`/tokenize`); set after the first try."""
         self._affinity: OrderedDict[str, Replica] = OrderedDict()
         self._waiting: deque[asyncio.Future[None]] = deque()

@@ -197,8 +197,8 @@ async def test_errors_have_openais_shape(
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        ({"messages": [{"role": "robot"}]}, "invalid_value"),
-        ({"messages": MESSAGES, "n": 2}, "invalid_value"),
+        ({"messages": [{"role": "robot"}]}, "unsupported_value"),
+        ({"messages": MESSAGES, "n": 2}, "unsupported_value"),
         ({"messages": [{"role": "user", "content": "a b " * 3000}]}, "context_length_exceeded"),
     ],
 )
