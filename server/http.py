@@ -148,8 +148,8 @@ def _invalid(errors: Sequence[Any]) -> Refusal:
         return Refusal(400, "Expected a JSON object as the request's body.", "invalid_json")
     if first["type"] == "extra_forbidden":
         return Refusal(400, f"{field}: not supported here.", "unsupported_parameter", param=field)
-    found = repr(plain(first.get("input")))[:60]
-    message = f"{field}: {first['msg'][:200]}; found {found}."
+    value = repr(plain(first.get("input")))[:60]
+    message = f"{field}: {first['msg'][:200]}; found {value}."
     code = (
         "unsupported_value"
         if first["type"].startswith(("literal", "union_tag"))

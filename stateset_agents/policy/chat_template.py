@@ -39,8 +39,13 @@ def probes() -> Mapping[str, tuple[dict[str, Any], dict[str, Any]]]:
         return {"role": "assistant", "content": "", "tool_calls": [made]}
 
     def answered(order: str, answer: str) -> dict[str, Any]:
-        told = {"role": "tool", "tool_call_id": "call_1", "name": "look_up", "content": answer}
-        return {"messages": [_USER, call(order), told], "tools": [_TOOL]}
+        answer_message = {
+            "role": "tool",
+            "tool_call_id": "call_1",
+            "name": "look_up",
+            "content": answer,
+        }
+        return {"messages": [_USER, call(order), answer_message], "tools": [_TOOL]}
 
     return {
         "tools": ({"messages": [_USER]}, {"messages": [_USER], "tools": [_TOOL]}),
