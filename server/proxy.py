@@ -2,15 +2,17 @@
 
     stateset-agents traces proxy --to http://policy:8001/v1 --traces traces.db      # then point the app's base URL at it
 
-Callers can identify themselves in headers: `x-stateset-thread`, `x-stateset-node`, `x-stateset-customer`. Other requests pass
-through.
+Bytes pass first, piece by piece; the record is made beside. Chat completions, completions and responses are recorded; other
+requests pass through. Callers can identify themselves in headers: `x-stateset-thread`, `x-stateset-node`, `x-stateset-customer`.
 """
 
 import asyncio
+import hmac
 import json
 import logging
 import signal
 import time
+import urllib.parse
 import uuid
 from collections.abc import AsyncIterator
 from functools import partial
@@ -18,18 +20,18 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
-from stateset_agents.policy.completion import (
-    Completion,
-    completion_of,
-    join_completions,
-    join_message,
-)
+from stateset_agents.policy.completion import Completion
+from stateset_agents.server.proxy_answers import Reading, messages_of, read
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.traces.conversion import openai_message, sampling
 from stateset_agents.traces.sink import TraceSink
 
 THREAD, NODE, CUSTOMER = "x-stateset-thread", "x-stateset-node", "x-stateset-customer"
+KEY = "x-stateset-key"
+"""The proxy's own key, for clients whose `Authorization` is the upstream server's."""
+RECORDED = ("chat/completions", "completions", "responses")
 _HOP = {
     "host",
     "content-length",
@@ -38,26 +40,32 @@ _HOP = {
     "content-encoding",
     "accept-encoding",
     "keep-alive",
+    "te",
+    "trailer",
+    "upgrade",
+    "proxy-connection",
 }
 """Hop-by-hop headers, which are not forwarded."""
 MAX_BYTES = 64 * 2**20
-"""Of a request."""
+"""Of a request, and of an answer's record."""
 
 
 class Proxy:
     """Forwards calls to `to` (ends in /v1) and records them. With `exact` it asks vLLM, or the embedded engine, for token ids,
-    which the client gets only if it asked for them."""
+    which the client gets only if it asked for them. With `key`, clients have to send it: in `x-stateset-key`, or as their bearer
+    key, which is then not passed on."""
 
-    def __init__(self, to: str, sink: TraceSink, *, exact: bool) -> None:
+    def __init__(self, to: str, sink: TraceSink, *, exact: bool, key: str = "") -> None:
         self.to = to.rstrip("/")
         self.sink = sink
         self.exact = exact
+        self.key = key
+        self._announced: set[str] = set()
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=MAX_BYTES)
         app.cleanup_ctx.append(self._connected)
-        app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_route("*", "/v1/{rest:.*}", self._pass)
+        app.router.add_route("*", "/v1/{rest:.*}", self._forward)
         return app
 
     async def _connected(self, app: web.Application) -> AsyncIterator[None]:
@@ -68,182 +76,179 @@ class Proxy:
         yield
         await self.session.close()
 
-    async def _pass(self, request: web.Request) -> web.StreamResponse:
-        url = f"{self.to}/{request.match_info['rest']}"
-        body = await request.read()
+    async def _forward(self, request: web.Request) -> web.StreamResponse:
+        refusal = self._refusal(request)
+        if refusal is not None:
+            return refusal
+        kind = "/".join(_segments(request) or ())
+        raw = await request.read()
+        headers = _passed(request.headers)
+        if self.key and _bearer(request) == self.key:
+            headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
+        body = _body(raw) if request.method == "POST" and kind in RECORDED else None
+        recorded = (
+            _ProxiedRequest(self.sink, kind, request.headers, body) if body is not None else None
+        )
+        hides = None
+        if self.exact and body is not None and kind == "chat/completions":
+            raw = json.dumps({**body, "logprobs": True, "return_token_ids": True}).encode()
+            hides = _Hides(ids=not body.get("return_token_ids"), logprobs=not body.get("logprobs"))
+        if recorded is None:
+            self._say_once(request.method, kind)
         try:
             async with self.session.request(
-                request.method,
-                url,
-                params=request.query,
-                data=body,
-                headers=_passed(request.headers),
+                request.method, self._url(request), data=raw or None, headers=headers
             ) as answer:
-                return web.Response(
-                    status=answer.status, body=await answer.read(), headers=_passed(answer.headers)
-                )
-        except aiohttp.ClientError as error:
-            return self._unreachable(error)
-
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        raw = await request.read()
-        try:
-            body = json.loads(raw)
-        except ValueError:
-            body = None
-        if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
-            return _refusal(
-                400, "Expected a JSON body with a list of messages, found none.", "invalid_body"
-            )
-        sent = {**body, "logprobs": True, "return_token_ids": True} if self.exact else body
-        recorded = _ProxiedRequest(self.sink, request.headers, body)
-        hides = (
-            _Hides(ids=not body.get("return_token_ids"), logprobs=not body.get("logprobs"))
-            if self.exact
-            else None
-        )
-        try:
-            async with self.session.post(
-                f"{self.to}/chat/completions", json=sent, headers=_passed(request.headers)
-            ) as answer:
-                headers = _passed(answer.headers)
-                if answer.status == 200 and answer.content_type == "text/event-stream":
-                    return await self._streamed(request, answer, headers, recorded, hides)
-                data = await answer.read()
-                if answer.status != 200:
-                    recorded.failed(f"{answer.status}: {data[:300].decode(errors='replace')}")
-                    return web.Response(status=answer.status, body=data, headers=headers)
-                completion = _parsed(data)
-                if completion is None:
-                    recorded.failed(f"no chat completion: {data[:300].decode(errors='replace')}")
-                    return web.Response(body=data, headers=headers)
-                recorded.answered(
-                    [
-                        (completion_of(completion, n), choice["message"])
-                        for n, choice in enumerate(completion["choices"])
-                    ]
-                )
-                if hides is not None:
-                    hides.hide(completion)
-                    data = json.dumps(completion).encode()
-                return web.Response(body=data, headers=headers)
+                return await self._answered(request, answer, recorded, hides)
         except (aiohttp.ClientError, TimeoutError) as error:
-            recorded.failed(f"{type(error).__name__}: {error}")
-            return self._unreachable(error)
+            if recorded is not None:
+                recorded.failed(f"{type(error).__name__}: {error}")
+            message = f"Expected a server at {self.to}, found {type(error).__name__}: {error}"
+            return _refusal(502, message, "upstream_unreachable")
         except asyncio.CancelledError:
-            recorded.failed("the client left")
+            if recorded is not None:
+                recorded.failed("the client left")
             raise
 
-    async def _streamed(
-        self, request: web.Request, answer: aiohttp.ClientResponse, headers: dict[str, str], recorded: "_ProxiedRequest",
+    async def _answered(
+        self, request: web.Request, answer: aiohttp.ClientResponse, recorded: "_ProxiedRequest | None",
         hides: "_Hides | None",
     ) -> web.StreamResponse:  # fmt: skip
-        out = web.StreamResponse(headers=headers)
+        """Pass the answer on as it arrives, and keep a copy to record."""
+        headers = _passed(answer.headers)
+        tape, size, ended = list[bytes](), 0, "the stream ended without a finish reason"
+        streamed = answer.content_type == "text/event-stream"
+        out = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+        rewrites = hides is not None and answer.status == 200
+        if rewrites and not streamed:
+            data = await answer.read()
+            if recorded is not None:
+                recorded.answered(data, answer.status, streamed=False, ended=None)
+            assert hides is not None
+            return web.Response(status=200, body=hides.hidden_in(data), headers=headers)
         await out.prepare(request)
-        choices = _Choices(int(recorded.body.get("n") or 1))
         try:
-            async for line in _lines(answer.content):
-                if line.startswith(b"data: {"):
-                    chunk = json.loads(line[6:])
-                    choices.add(chunk)
-                    if choices.whole:  # a client may leave at its end, before we know of it
-                        recorded.answered(choices.answers())
-                    if hides is not None:
-                        line = f"data: {json.dumps(hides.hidden(chunk))}\n".encode()
-                await out.write(line)
+            async for piece in _lines(answer.content) if rewrites else answer.content.iter_any():
+                if size < MAX_BYTES and recorded is not None:
+                    tape.append(piece)
+                    size += len(piece)
+                await out.write(hides.hidden_line(piece) if rewrites and hides else piece)
         except asyncio.CancelledError:
-            recorded.failed("the client left")
+            ended = "the client left"
             raise
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            recorded.failed(f"the stream broke off: {type(error).__name__}")
+        except (aiohttp.ClientError, OSError) as error:
+            ended = f"the stream broke off: {type(error).__name__}"
             if request.transport is not None:  # an end that looks like one would be a lie
                 request.transport.abort()
             return out
-        recorded.failed("the stream ended without a finish reason")
+        finally:
+            if recorded is not None:
+                recorded.answered(b"".join(tape), answer.status, streamed=streamed, ended=ended)
         await out.write_eof()
         return out
 
-    def _unreachable(self, error: Exception) -> web.Response:
-        message = f"Expected a server at {self.to}, found {type(error).__name__}: {error}"
-        return _refusal(502, message, "upstream_unreachable")
+    def _refusal(self, request: web.Request) -> web.Response | None:
+        if self.key:
+            sent = (_bearer(request), request.headers.get(KEY, ""))
+            if not any(
+                hmac.compare_digest(s.encode("utf-8", "replace"), self.key.encode()) for s in sent
+            ):
+                wanted = f"Expected the proxy's key, in `{KEY}` or as the bearer key."
+                return _refusal(401, wanted, "invalid_api_key")
+        if _segments(request) is None:
+            return _refusal(404, "Expected a path below /v1.", "not_found")
+        if request.headers.get("upgrade", "").lower() == "websocket":
+            wanted = "Expected a request over HTTP: web sockets are neither passed on nor recorded."
+            return _refusal(501, wanted, "not_supported")
+        return None
+
+    def _url(self, request: web.Request) -> URL:
+        """The same path below the upstream's `/v1`, and never above it."""
+        url = URL(self.to)
+        for segment in _segments(request) or ():
+            url = url / segment
+        return url.with_query(request.rel_url.query)
+
+    def _say_once(self, method: str, path: str) -> None:
+        if (name := f"{method} {path}") not in self._announced and len(self._announced) < 100:
+            self._announced.add(name)
+            logging.getLogger(__name__).warning("%s passes through and is not recorded", name)
 
 
-class _Choices:
-    """The choices of a streamed answer, joined."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._chunks: dict[int, list[dict[str, Any]]] = {}
-        self._ended: set[int] = set()
-
-    def add(self, chunk: dict[str, Any]) -> None:
-        for choice in chunk.get("choices") or []:
-            index = int(choice.get("index") or 0)
-            chunks = self._chunks.setdefault(index, [])
-            chunks.append({**chunk, "choices": [{**choice, "index": 0}]})
-            if choice.get("finish_reason"):
-                self._ended.add(index)
-
-    @property
-    def whole(self) -> bool:
-        return len(self._ended) >= self._count
-
-    def answers(self) -> "Answers":
-        return [
-            (join_completions(chunks), join_message(chunks))
-            for _, chunks in sorted(self._chunks.items())
-        ]
+def _segments(request: web.Request) -> tuple[str, ...] | None:
+    """The path below /v1, decoded; None if it would leave it."""
+    rest = urllib.parse.unquote(request.rel_url.raw_path).removeprefix("/v1/")
+    segments = tuple(
+        segment for segment in rest.replace("\\", "/").split("/") if segment not in ("", ".")
+    )
+    decoded = {urllib.parse.unquote(segment) for segment in segments}
+    leaves = any(
+        part == ".." for segment in decoded for part in segment.replace("\\", "/").split("/")
+    )
+    return None if leaves else segments
 
 
-Answers = list[tuple[Completion, dict[str, Any]]]
-"""The tokens and the message of each choice."""
+def _bearer(request: web.Request) -> str:
+    return request.headers.get("authorization", "").removeprefix("Bearer ")
+
+
+def _body(raw: bytes) -> dict[str, Any] | None:
+    """The request as a JSON object; None if it is none: the server says what it thinks of it."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) else None
 
 
 class _ProxiedRequest:
     """One request: a run on the caller's thread. Errors of recording are logged and never reach the client."""
 
-    def __init__(self, sink: TraceSink, headers: Any, body: dict[str, Any]) -> None:
-        self.sink, self.body = sink, body
+    def __init__(self, sink: TraceSink, kind: str, headers: Any, body: dict[str, Any]) -> None:
+        self.sink, self.kind, self.body = sink, kind, body
         self.is_recorded = False
-        self.node = headers.get(NODE, "")
+        self.node = _readable(headers.get(NODE, ""))
         self.clock = time.perf_counter()
         self.trace = Trace(
-            id=uuid.uuid4().hex, thread=headers.get(THREAD, ""), customer=headers.get(CUSTOMER, ""), graph="proxy",
-            started=time.time(),
+            id=uuid.uuid4().hex, thread=_readable(headers.get(THREAD, "")), customer=_readable(headers.get(CUSTOMER, "")),
+            graph="proxy", started=time.time(),
         )  # fmt: skip
+        self._keep(lambda: self.sink.begin(self.trace))
 
-    def answered(self, answers: Answers) -> None:
+    def answered(self, data: bytes, status: int, *, streamed: bool, ended: str | None) -> None:
         """Record the answer; only the first outcome of a request counts."""
-        self._keep(answers, None)
+        make = partial(read, self.kind, data, status=status, streamed=streamed, ended=ended)
+        self._end(make)
 
     def failed(self, error: str) -> None:
-        self._keep([], error)
+        self._end(lambda: Reading(error=error))
 
-    def _keep(self, answers: Answers, error: str | None) -> None:
-        if self.is_recorded:
-            return
-        self.is_recorded = True
+    def _end(self, make: Any) -> None:
+        if not self.is_recorded:
+            self.is_recorded = True
+            self._keep(lambda: self._hand_over(make()))
+
+    def _keep(self, work: Any) -> None:
         try:
-            self._hand_over(answers, error)
+            work()
         except Exception:
             logging.getLogger(__name__).exception("a call was not recorded")
 
-    def _hand_over(self, answers: Answers, error: str | None) -> None:
+    def _hand_over(self, reading: Reading) -> None:
         seconds = time.perf_counter() - self.clock
-        make = partial(_call, self.node, self.body, seconds)
-        self.sink.begin(self.trace)
+        question = messages_of(self.kind, self.body)
+        make = partial(_call, self.node, self.body, question, seconds)
+        answers: list[Any] = [*reading.answers] or [(None, None)]
         for number, (completion, message) in enumerate(answers):
-            self.sink.add_call(
-                self.trace.id, number, partial(make, number, completion, message, None)
-            )
-        if error is not None:
-            self.sink.add_call(self.trace.id, 0, partial(make, 0, None, None, error))
-        first = [_compact(message) for _, message in answers[:1]]
+            call = partial(make, number, completion, message, reading.error)
+            self.sink.add_call(self.trace.id, number, call)
+        first = [_compact(message) for _, message in reading.answers[:1]]
         update = {
-            "status": "failed" if error else "completed",
-            "error": error,
-            "messages": (*self.body["messages"], *first),
+            "status": "failed" if reading.error else "completed",
+            "error": reading.error,
+            "messages": tuple(openai_message(m) for m in question) + tuple(first),
             "seconds": seconds,
+            "lost": reading.lost,
         }
         self.sink.end(self.trace.id, partial(self.trace.model_copy, update=update))
 
@@ -254,35 +259,52 @@ class _Hides:
     def __init__(self, *, ids: bool, logprobs: bool) -> None:
         self.ids, self.logprobs = ids, logprobs
 
-    def hide(self, answer: dict[str, Any]) -> None:
+    def hidden_line(self, line: bytes) -> bytes:
+        """A line of a stream; one that cannot be read passes as it is."""
+        start, colon, data = line.partition(b":")
+        chunk = _body(data) if colon and start == b"data" else None
+        if chunk is None:
+            return line
+        self._hide(chunk)
+        return b"data: " + json.dumps(chunk).encode() + b"\n"
+
+    def hidden_in(self, data: bytes) -> bytes:
+        """A whole answer; one that cannot be read passes as it is."""
+        answer = _body(data)
+        if answer is None:
+            return data
+        self._hide(answer)
+        return json.dumps(answer).encode()
+
+    def _hide(self, answer: dict[str, Any]) -> None:
         if self.ids:
             answer.pop("prompt_token_ids", None)
-        for choice in answer.get("choices") or []:
+        choices = answer.get("choices")
+        for choice in choices if isinstance(choices, list) else []:
+            if not isinstance(choice, dict):
+                continue
             if self.ids:
                 choice.pop("token_ids", None)
             if self.logprobs and "logprobs" in choice:
                 choice["logprobs"] = None
 
-    def hidden(self, chunk: dict[str, Any]) -> dict[str, Any]:
-        """A copy: the original is still to be recorded."""
-        copy = {**chunk, "choices": [dict(choice) for choice in chunk.get("choices") or []]}
-        self.hide(copy)
-        return copy
-
 
 def _call(
-    node: str, body: dict[str, Any], seconds: float, number: int, completion: Completion | None,
+    node: str, body: dict[str, Any], question: list[Any], seconds: float, number: int, completion: Completion | None,
     message: dict[str, Any] | None, error: str | None,
 ) -> ModelCall:  # fmt: skip
     whole = completion is not None and len(completion.logprobs) == len(completion.sampled_ids)
     response = completion.response_id if completion else uuid.uuid4().hex
+    tools = body.get("tools")
     return ModelCall(
         response_id=f"{response}/{number}" if number else response,
         node=node,
-        turn=sum(m.get("role") == "user" for m in body["messages"] if isinstance(m, dict)),
-        version=completion.version if completion else str(body.get("model") or ""),
-        messages=tuple(openai_message(message) for message in body["messages"]),
-        tools=tuple(body.get("tools") or ()),
+        turn=sum(m.get("role") == "user" for m in question if isinstance(m, dict)),
+        version=(completion.version if completion else "") or str(body.get("model") or ""),
+        messages=tuple(openai_message(message) for message in question),
+        tools=tuple(tool for tool in tools if isinstance(tool, dict))
+        if isinstance(tools, list)
+        else (),
         answer=None if message is None else _compact(message),
         prompt_ids=completion.prompt_ids if completion else (),
         sampled_ids=completion.sampled_ids if completion else (),
@@ -292,16 +314,6 @@ def _call(
         error=error,
         **sampling(body),
     )
-
-
-def _parsed(data: bytes) -> dict[str, Any] | None:
-    try:
-        answer = json.loads(data)
-    except ValueError:
-        return None
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    good = isinstance(choices, list) and choices and all("message" in c for c in choices)
-    return answer if good and "id" in answer else None
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
@@ -322,8 +334,21 @@ def _compact(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _passed(headers: Any) -> dict[str, str]:
-    ours = (THREAD, NODE, CUSTOMER)
-    return {k: v for k, v in headers.items() if k.lower() not in _HOP and k.lower() not in ours}
+    ours = (THREAD, NODE, CUSTOMER, KEY)
+    return {
+        k: _readable(v)
+        for k, v in headers.items()
+        if k.lower() not in _HOP and k.lower() not in ours
+    }
+
+
+def _readable(value: str) -> str:
+    """A header's value as text: what is no UTF-8 is read as Latin-1, as HTTP once had it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogateescape").decode("latin-1")
+    return value
 
 
 def _refusal(status: int, message: str, code: str) -> web.Response:

@@ -85,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 
 if os.environ.get("STATESET_RECORD", "") not in ("", "0", "false"):
-    import_module(f"{__name__}.traces.recorder").record_process()
+    import_module(f"{__name__}.traces.process_recorder").record_process()

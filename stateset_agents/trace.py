@@ -17,8 +17,8 @@ from stateset_agents.scenario import Change, GoalScore, Scenario
 
 Exactness = Literal["exact", "rendered", "text"]
 Status = Literal["completed", "truncated", "failed", "waiting", "interrupted"]
-"""`waiting`: for the answer to an interrupt. `interrupted`: the record has no end, because the process died or the run is still
-under way."""
+"""`waiting`: for the answer to an interrupt. `interrupted`: the record has no end, because the process died, the run is still under
+way, or who listened to its stream left in the middle."""
 
 
 def words(message: dict[str, Any]) -> str:

@@ -282,16 +282,24 @@ def traces_proxy(
     """Record an app in any language: point its base URL here."""
     import asyncio
     import contextlib
+    import secrets
 
+    from stateset_agents.jobs.serve_policy import LOOPBACK
     from stateset_agents.server.proxy import Proxy, serve
     from stateset_agents.server.supervisor import port_is_free
+    from stateset_agents.settings import load_settings
     from stateset_agents.traces.redaction import Redacted, Redactor
 
     port_is_free(host, port)
+    key = load_settings().api_key
+    secret = key.get_secret_value() if key is not None else ""
+    if not secret and host not in LOOPBACK:
+        secret = secrets.token_urlsafe(24)
+        print(f"STATESET_API_KEY is not set; the key of this proxy is {secret}", flush=True)
     with open_store(store, create=True) as opened, contextlib.suppress(KeyboardInterrupt):
         sink = Redacted(opened, Redactor()) if redact else opened
         print(f"http://{host}:{port}/v1 passes to {to} and records into {store}", flush=True)
-        asyncio.run(serve(Proxy(to, sink, exact=exact), host=host, port=port))
+        asyncio.run(serve(Proxy(to, sink, exact=exact, key=secret), host=host, port=port))
 
 
 langsmith = CommandLine(help="Runs of LangSmith as traces, and traces as runs.")

@@ -131,9 +131,10 @@ def finished(
     given: Any,
     output: Any,
     error: BaseException | None,
-    waiting: bool,
+    ended: Status | None,
     seconds: float,
 ) -> Trace:
+    """The trace at a run's end. `ended`: how, if that is known otherwise than by its error."""
     state = output if isinstance(output, dict) else {}
     alone = [output] if isinstance(output, AIMessage) else []
     given_back = state.get("messages") if state else alone
@@ -142,8 +143,10 @@ def finished(
         if isinstance(given_back, list)
         else []
     )
-    status: Status = "waiting" if waiting else "completed"
-    if error is not None:
+    status: Status = ended or "completed"
+    if ended is not None:
+        error = None  # nobody listened any more: no failure of the run
+    elif error is not None:
         cut = isinstance(error, GraphRecursionError | ContextFull)
         status = "truncated" if cut else "failed"
     session = state.get("session")

@@ -6,73 +6,32 @@ It is a callback handler in the event loop and only takes references (of lists a
 change them); the sink does the rest of the work.
 """
 
-import os
+import logging
 import threading
 import time
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Self, TypeVar
-from uuid import UUID
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
-from langchain_core.tracers.context import register_configure_hook
 from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
-from langgraph.errors import GraphBubbleUp
+from langgraph.constants import END
+from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.types import Command
 
 from stateset_agents.errors import BadInput
-from stateset_agents.policy.completion import fetch
-from stateset_agents.trace import ModelCall, Trace
+from stateset_agents.policy.completion import fetch, unclaimed
+from stateset_agents.trace import ModelCall, Status, Trace
 from stateset_agents.traces.conversion import RecordedRequest, answered, finished, unanswered, used
 from stateset_agents.traces.redaction import Redacted, Redactor
+from stateset_agents.traces.run_state import Attempt, Place, Run, copied, is_own, last_nodes
 from stateset_agents.traces.sink import TraceSink
-from stateset_agents.traces.store import TraceStore
 
 Graph = TypeVar("Graph")
-
-
-@dataclass(slots=True)
-class _Run:
-    """A run from its outermost call to its end."""
-
-    trace: Trace
-    root: int
-    clock: float
-    input: Any = None
-    calls: int = 0
-    waiting: bool = False
-    customer: str = ""
-    """The customer, as soon as it is known."""
-    attempts: dict[str, int] = field(default_factory=dict)
-    """Number of attempts of each task, by checkpoint namespace."""
-    open: set[int] = field(default_factory=set)
-    """Ids of running model and tool calls."""
-    requested: dict[str, tuple[str, Any]] = field(default_factory=dict)
-    """Tool calls that the model asked for and no tool run was seen of: name and arguments by id."""
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """One attempt of one node, perhaps inside another graph's node."""
-
-    node: str
-    namespace: str
-    number: int
-    above: "_Attempt | None"
-    calls: list[int] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Place:
-    """The place of an event in a run."""
-
-    run: _Run
-    attempt: _Attempt | None
-    opens: bool
-    """Whether this call is the attempt itself."""
 
 
 class Recorder(GraphCallbackHandler):
@@ -80,14 +39,23 @@ class Recorder(GraphCallbackHandler):
 
     run_inline = True  # in the event loop: a hop to a thread costs ten times the work
 
-    def __init__(self, sink: TraceSink, *, texts: bool = True) -> None:
+    def __init__(
+        self, sink: TraceSink, *, texts: bool = True, last_nodes: frozenset[str] = frozenset()
+    ) -> None:
+        """`last_nodes`: the nodes after which the graph ends, so that it is known of a stream that was left there."""
         self._sink = sink
         self._texts = texts
+        self._last_nodes = last_nodes
+        self._used: OrderedDict[int, None] = OrderedDict()
+        self._ignored: set[int] = set()
+        """Ids of runs that another recorder writes to the same place."""
+        self._begun, self._hints = time.perf_counter(), True
+        _recorders.add(self)
         self._in_order = threading.Lock()
         # Keyed by the ids' integers: a UUID is hashed in Python, ten times a call.
-        self._places: dict[int, _Place] = {}
-        self._requests: dict[int, tuple[_Place, RecordedRequest]] = {}
-        self._tools: dict[int, tuple[_Place, str, str, Any]] = {}
+        self._places: dict[int, Place] = {}
+        self._requests: dict[int, tuple[Place, RecordedRequest]] = {}
+        self._tools: dict[int, tuple[Place, str, str, Any]] = {}
 
     # Chains: the run itself, and the attempts of its nodes.
 
@@ -96,26 +64,32 @@ class Recorder(GraphCallbackHandler):
         metadata: dict[str, Any] | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         about = metadata or {}
+        if self._is_recorded_elsewhere(run_id, parent_run_id):
+            return
         above = self._places.get(parent_run_id.int) if parent_run_id is not None else None
         if above is None:
             run = self._begin(run_id, about, str(kwargs.get("name") or ""))
-            run.input = _copied(inputs)
-            self._places[run_id.int] = _Place(run, None, False)
+            run.input = copied(inputs)
+            self._places[run_id.int] = Place(run, None, False)
             return
         node, namespace = about.get("langgraph_node"), str(about.get("langgraph_checkpoint_ns", ""))
         same = above.attempt is not None and above.attempt.namespace == namespace
         if node is None or same or not namespace:
-            self._places[run_id.int] = _Place(above.run, above.attempt, False)
+            self._places[run_id.int] = Place(above.run, above.attempt, False)
             return
         number = above.run.attempts.get(namespace, 0) + 1
         above.run.attempts[namespace] = number
-        attempt = _Attempt(str(node), namespace, number, above.attempt)
-        self._places[run_id.int] = _Place(above.run, attempt, True)
+        attempt = Attempt(str(node), namespace, number, above.attempt)
+        if above.attempt is None:
+            above.run.at_end = False
+        self._places[run_id.int] = Place(above.run, attempt, True)
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        self._ignored.discard(run_id.int)
         place = self._places.pop(run_id.int, None)
         if place is None:
             return
+        self._note_end(place, outputs)
         if place.run.requested:
             update = outputs.update if isinstance(outputs, Command) else outputs
             messages = update.get("messages") if isinstance(update, dict) else None
@@ -129,9 +103,12 @@ class Recorder(GraphCallbackHandler):
             self._end(place.run, outputs, None)
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self._ignored.discard(run_id.int)
         place = self._places.pop(run_id.int, None)
         if place is None:
             return
+        if isinstance(error, GraphInterrupt) and place.opens and is_own(place):
+            place.run.waiting = True
         bubbles = isinstance(
             error, GraphBubbleUp
         )  # an interrupt or a command to the graph above: no error
@@ -142,7 +119,7 @@ class Recorder(GraphCallbackHandler):
 
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
         place = self._places.get(event.run_id.int) if event.run_id is not None else None
-        if place is not None:
+        if place is not None and event.run_id is not None and place.run.root == event.run_id.int:
             place.run.waiting = True
 
     # Model calls.
@@ -164,6 +141,8 @@ class Recorder(GraphCallbackHandler):
         self, messages: list[BaseMessage], run_id: UUID, parent: UUID | None, metadata: dict[str, Any] | None,
         options: dict[str, Any],
     ) -> None:  # fmt: skip
+        if self._is_recorded_elsewhere(run_id, parent):
+            return
         place = self._place(run_id, parent, metadata or {}, options)
         parameters = options.get("invocation_params") or {}
         attempt = place.attempt
@@ -221,6 +200,8 @@ class Recorder(GraphCallbackHandler):
         parent_run_id: UUID | None = None, metadata: dict[str, Any] | None = None,
         inputs: dict[str, Any] | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
+        if self._is_recorded_elsewhere(run_id, parent_run_id):
+            return
         place = self._place(run_id, parent_run_id, metadata or {}, kwargs)
         name = str((serialized or {}).get("name") or kwargs.get("name") or "")
         about = metadata or {}
@@ -231,7 +212,7 @@ class Recorder(GraphCallbackHandler):
             place,
             name,
             call,
-            _copied(input_str if inputs is None else inputs),
+            copied(input_str if inputs is None else inputs),
         )
         place.run.open.add(run_id.int)
 
@@ -269,11 +250,11 @@ class Recorder(GraphCallbackHandler):
         place, name, call, inputs = known
         if isinstance(error, GraphBubbleUp):
             return  # it asks somebody, and runs again when it is answered
-        make = partial(used, name, inputs, _copied(output), error, call=call)
+        make = partial(used, name, inputs, copied(output), error, call=call)
         self._sink.add_tool(place.run.trace.id, make)
         self._ended(run_id, place, output, error)
 
-    def _answered_by_hand(self, run: _Run, messages: Any) -> None:
+    def _answered_by_hand(self, run: Run, messages: Any) -> None:
         """Keep the tool calls that these messages answer and no tool's run was seen of: a node called plain functions."""
         if not run.requested or not isinstance(messages, list):
             return
@@ -289,30 +270,68 @@ class Recorder(GraphCallbackHandler):
 
     def _place(
         self, run_id: UUID, parent: UUID | None, about: dict[str, Any], options: dict[str, Any]
-    ) -> _Place:
+    ) -> Place:
         """The place of a call; a call outside a graph is a run of its own."""
         above = self._places.get(parent.int) if parent is not None else None
         if above is not None:
             return above
-        return _Place(self._begin(run_id, about, str(options.get("name") or "")), None, False)
+        return Place(self._begin(run_id, about, str(options.get("name") or "")), None, False)
 
-    def _begin(self, root: UUID, about: dict[str, Any], name: str) -> _Run:
+    def follows(self, run_id: UUID) -> bool:
+        """Whether this recorder writes that run."""
+        return run_id.int in self._places
+
+    def _is_recorded_elsewhere(self, run_id: UUID, parent: UUID | None) -> bool:
+        """Whether another recorder, of a graph around this one, writes this run to the same place."""
+        if parent is None or parent.int in self._places:
+            return False
+        known = parent.int in self._ignored or any(
+            other.follows(parent)
+            for other in _recorders
+            if other is not self and _same_place(other, self)
+        )
+        if known:
+            self._ignored.add(run_id.int)
+        return known
+
+    def _note_end(self, place: Place, outputs: Any) -> None:
+        """Whether the run is at its end with this node: a route to it, a Command to it, or a node that nothing follows."""
+        if not is_own(place):
+            return
+        attempt = place.attempt
+        to = outputs.goto if isinstance(outputs, Command) else outputs
+        if (
+            to == END
+            or to == [END]
+            or (place.opens and attempt is not None and attempt.node in self._last_nodes)
+        ):
+            place.run.at_end = True
+
+    def _id_of(self, root: UUID) -> str:
+        """The trace's id: the run's, unless an app gave the same one to an earlier run."""
+        again = root.int in self._used
+        self._used[root.int] = None
+        while len(self._used) > MAX_IDS:
+            self._used.popitem(last=False)
+        return uuid4().hex if again else root.hex
+
+    def _begin(self, root: UUID, about: dict[str, Any], name: str) -> Run:
         trace = Trace(
-            id=root.hex,
+            id=self._id_of(root),
             thread=str(about.get("thread_id") or ""),
             customer=str(about.get("customer") or about.get("user_id") or ""),
             graph=name,
             started=time.time(),
         )
         self._sink.begin(trace)
-        return _Run(trace, root.int, time.perf_counter())
+        return Run(trace, root.int, time.perf_counter())
 
-    def _ended(self, run_id: UUID, place: _Place, output: Any, error: BaseException | None) -> None:
+    def _ended(self, run_id: UUID, place: Place, output: Any, error: BaseException | None) -> None:
         place.run.open.discard(run_id.int)
         if place.run.root == run_id.int:
             self._end(place.run, output, error)
 
-    def _end(self, run: _Run, output: Any, error: BaseException | None) -> None:
+    def _end(self, run: Run, output: Any, error: BaseException | None) -> None:
         seconds = time.perf_counter() - run.clock
         for number in list(run.open):  # begun and never ended: the run was left, or broke off
             self._places.pop(number, None)
@@ -327,10 +346,23 @@ class Recorder(GraphCallbackHandler):
                 )
                 self._add_call(place, make_call)
         trace = run.trace.model_copy(update={"customer": run.customer or run.trace.customer})
-        make = partial(finished, trace, run.input, _copied(output), error, run.waiting, seconds)
+        self._hint()
+        status: Status | None = None
+        if error is not None and not isinstance(error, Exception):
+            # Who listened has left: the run is what it was then.
+            status = "waiting" if run.waiting else "completed" if run.at_end else "interrupted"
+        elif run.waiting and error is None:
+            status = "waiting"
+        make = partial(finished, trace, run.input, copied(output), error, status, seconds)
         self._sink.end(run.trace.id, make)
 
-    def _add_call(self, place: _Place, make: Callable[[], ModelCall]) -> None:
+    def _hint(self) -> None:
+        """Say once that calls were made of which no callback told."""
+        if self._hints and unclaimed(self._begun):
+            self._hints = False
+            logging.getLogger(__name__).warning(HINT)
+
+    def _add_call(self, place: Place, make: Callable[[], ModelCall]) -> None:
         with self._in_order:  # nodes of a sync graph run in threads: numbers are those of the store
             number = place.run.calls
             place.run.calls += 1
@@ -341,11 +373,18 @@ class Recorder(GraphCallbackHandler):
             above = above.above
 
 
-def _copied(value: Any) -> Any:
-    """A shallow copy: an app's lists and dicts change later."""
-    if isinstance(value, dict):
-        return {key: list(v) if isinstance(v, list) else v for key, v in value.items()}
-    return list(value) if isinstance(value, list) else value
+_recorders: "weakref.WeakSet[Recorder]" = weakref.WeakSet()
+HINT = (
+    "model calls were made that are in no trace, because LangChain's callbacks did not reach them. A node that calls its model in a "
+    "thread of its own has to pass the context on: pool.submit(contextvars.copy_context().run, model.invoke, messages)"
+)
+MAX_IDS = 20_000
+"""Ids of earlier runs that are remembered, to tell runs of the same id apart."""
+
+
+def _same_place(first: Recorder, second: Recorder) -> bool:
+    sinks = [getattr(recorder._sink, "inner", recorder._sink) for recorder in (first, second)]
+    return sinks[0] is sinks[1]
 
 
 def record(graph: Graph, sink: TraceSink, *, redact: Redactor | bool = True) -> Graph:
@@ -357,34 +396,5 @@ def record(graph: Graph, sink: TraceSink, *, redact: Redactor | bool = True) -> 
         raise BadInput(f"Expected a compiled LangGraph graph, found {type(graph).__name__}.")
     if redact is not False:
         sink = Redacted(sink, Redactor() if redact is True else redact)
-    made: Graph = configured(callbacks=[Recorder(sink)])
+    made: Graph = configured(callbacks=[Recorder(sink, last_nodes=last_nodes(graph))])
     return made
-
-
-VARIABLE = "STATESET_RECORD"
-_never: ContextVar[Any] = ContextVar("stateset_agents_recorder", default=None)
-
-
-class ProcessRecorder(Recorder):
-    """Every LangChain run of a process. LangChain makes one for each run; all share the same state."""
-
-    _instance: ClassVar[Any] = None
-
-    def __new__(cls) -> Self:
-        if cls._instance is None:
-            place = os.environ[VARIABLE]
-            store = TraceStore("traces.db" if place in ("1", "true") else place)
-            cls._instance = super().__new__(cls)
-            Recorder.__init__(cls._instance, Redacted(store, Redactor()))
-        recorder: Self = cls._instance
-        return recorder
-
-    def __init__(self) -> None: ...
-
-
-def record_process() -> None:
-    """Record every run of this process if `STATESET_RECORD` is set: into the store that it names (a file or `postgresql://…`),
-    or into traces.db if it is 1. `import stateset_agents` does it."""
-    register_configure_hook(
-        _never, inheritable=True, handle_class=ProcessRecorder, env_var=VARIABLE
-    )

@@ -161,6 +161,8 @@ class Redacted:
 
     def __init__(self, sink: TraceSink, redactor: Redactor) -> None:
         self._sink, self._redactor = sink, redactor
+        self.inner: object = getattr(sink, "inner", sink)
+        """Where everything ends up."""
 
     def begin(self, trace: Trace) -> object:
         thread = self._redactor.thread(trace.thread)

@@ -192,8 +192,6 @@ async def test_what_fails_is_passed_on_and_typed(other: str, tmp_path: Path) -> 
         async with proxied("http://127.0.0.1:9/v1", store) as client:
             with pytest.raises(openai.InternalServerError, match=r"127\.0\.0\.1:9"):
                 await client.chat.completions.create(**body_of("x"))
-            with pytest.raises(openai.BadRequestError, match="messages"):
-                await client.post("/chat/completions", body={"model": "m"}, cast_to=object)
         traces = kept(store)
     assert [trace.status for trace in traces] == ["failed"] * 4
     assert all(call.error for trace in traces for call in trace.model_calls)
