@@ -335,14 +335,23 @@ def langsmith_import(
         since = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)
         return [run async for run in smith.fetched(Client(), name, since=since)]
 
-    runs = smith.read(file) if file is not None else asyncio.run(live(str(project)))
+    problems: list[str] = []
+    runs = smith.read(file, problems) if file is not None else asyncio.run(live(str(project)))
     imported = list(smith.traces_of(runs))
+    if problems and not imported:
+        raise BadInput(problems[0])
     if redact:
         redactor = Redactor()
         imported = [redactor.trace(trace) for trace in imported]
     with open_store(store, create=True) as opened:
         new, known = smith.store_all(opened, imported)
     print(f"{new} traces, {known} were there already; all are text: LangSmith keeps no token ids")
+    if problems:
+        print(f"{len(problems)} lines were left out, the first: {problems[0]}")
+    odd = [trace for trace in imported if trace.lost]
+    if odd:
+        lost = sum(trace.lost for trace in odd)
+        print(f"{lost} runs of {len(odd)} traces could not be read, the first: {odd[0].error}")
 
 
 @langsmith.command("export")

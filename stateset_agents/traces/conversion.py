@@ -209,7 +209,29 @@ def _openai(message: BaseMessage) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):  # a block or a kind that OpenAI has no form for
         role = _ROLES.get(message.type, message.type)
         made = {"role": role, "content": message.content or str(message)}
-    return dict(_plain(made))
+    return {**_plain(made), **_beside(message.__dict__)}
+
+
+_HAS_A_PLACE = ("tool_calls", "function_call", "refusal", "audio")
+"""Parts of LangChain's `additional_kwargs` that OpenAI's form has a place for."""
+
+
+def _beside(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a message of LangChain has that OpenAI's form has no place for: its reasoning, and the rest under `extra`."""
+    kept: dict[str, Any] = {}
+    additional = body.get("additional_kwargs")
+    additional = dict(additional) if isinstance(additional, Mapping) else {}
+    for name in ("reasoning_content", "audio"):
+        if additional.get(name):
+            kept[name] = _plain(additional.pop(name))
+    extra: dict[str, Any] = {}
+    for name in ("invalid_tool_calls", "artifact"):
+        if body.get(name):
+            extra[name] = _plain(body[name])
+    if body.get("status") == "error":
+        extra["status"] = "error"
+    extra |= {k: _plain(v) for k, v in additional.items() if v and k not in _HAS_A_PLACE}
+    return {**kept, **({"extra": extra} if extra else {})}
 
 
 def _result(output: Any) -> Any:
@@ -241,6 +263,8 @@ _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"
 
 def openai_message(message: Any) -> dict[str, Any]:
     """A message of OpenAI or LangChain, as an object or a dict, in OpenAI's form."""
+    if isinstance(message, BaseMessage):
+        return _openai(message)
     source = message
     if isinstance(source, dict) and source.get("lc") and source.get("type") == "constructor":
         source = {
@@ -250,9 +274,10 @@ def openai_message(message: Any) -> dict[str, Any]:
     if not isinstance(source, dict):
         return {"role": "user", "content": str(source)}
     if "role" in source:
-        return source
+        return dict(source)
     kind = str(source.get("type") or "").removesuffix("message").removesuffix("messagechunk")
-    body = source.get("data") or source
+    body = source.get("data")
+    body = body if isinstance(body, dict) else source
     converted: dict[str, Any] = {
         "role": _ROLES.get(kind, kind or "user"),
         "content": body.get("content") or "",
@@ -261,8 +286,9 @@ def openai_message(message: Any) -> dict[str, Any]:
     if calls:
         converted["tool_calls"] = [
             {"id": c.get("id"), "type": "function",
-             "function": {"name": c.get("name"), "arguments": json.dumps(c.get("args") or {})}} for c in calls
+             "function": {"name": c.get("name"), "arguments": json.dumps(plain(c.get("args") or {}))}}
+            for c in calls if isinstance(c, dict)
         ]  # fmt: skip
     if body.get("tool_call_id"):
         converted["tool_call_id"] = body["tool_call_id"]
-    return converted
+    return {**_plain(converted), **_beside(body)}

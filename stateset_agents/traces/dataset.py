@@ -16,8 +16,8 @@ from stateset_agents.grounding import claims
 from stateset_agents.trace import Trace, words
 
 Method = Literal["auto", "rl", "sft", "dpo"]
-LEARNED_FROM = "phase IN ('', 'train')"
-"""Phases that are not evaluations: recorded runs, and episodes of training and `collect`."""
+LEARNED_FROM = "phase NOT IN ('before', 'after', 'greedy_before', 'greedy_after', 'evaluate') AND substr(phase, 1, 5) <> 'step-'"
+"""All phases but measurements: recorded runs, imported ones, and episodes of training and `collect`."""
 
 
 class OfflineDataset:

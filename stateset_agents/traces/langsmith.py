@@ -10,15 +10,16 @@ import datetime
 import json
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from langsmith import Client
 
 from stateset_agents.errors import BadInput
+from stateset_agents.plain import plain
 from stateset_agents.trace import Feedback, ModelCall, Status, ToolCall, Trace
-from stateset_agents.traces.conversion import openai_message, sampling
+from stateset_agents.traces.conversion import openai_message, output_of, sampling
 from stateset_agents.traces.store import TraceStore
 
 Run = Mapping[str, Any]
@@ -45,8 +46,9 @@ async def fetched(client: Client, project: str, *, since: datetime.datetime) -> 
         yield run.model_dump(mode="json")
 
 
-def read(file: Path) -> Iterator[Run]:
-    """The runs of an export, JSON lines or Parquet. Raises BadInput with the line for anything else."""
+def read(file: Path, problems: list[str]) -> Iterator[Run]:
+    """The runs of an export, JSON lines or Parquet. A line that is no run is left out and named in `problems`. Raises BadInput for
+    a file that cannot be read."""
     if file.suffix == ".parquet":
         from stateset_agents.traces.export import pyarrow
 
@@ -67,10 +69,9 @@ def read(file: Path) -> Iterator[Run]:
                     run = json.loads(line)
                     if not isinstance(run, dict) or "id" not in run:
                         raise ValueError("no id")
-                except ValueError as error:
-                    raise BadInput(
-                        f"{file}, line {number}: expected a run, found: {error}"
-                    ) from None
+                except (ValueError, RecursionError) as error:
+                    problems.append(f"{file}, line {number}: expected a run, found: {error}")
+                    continue
                 yield run
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"Expected an export at {str(file)!r}, found: {error}") from None
@@ -87,14 +88,49 @@ def traces_of(runs: Iterable[Run]) -> Iterator[Trace]:
         # A root that is not among them, as yet: what is there of its trace is kept under its id.
         unfinished = {"id": trace_id, "start_time": members[0].get("start_time")}
         root = next((run for run in members if str(run["id"]) == trace_id), unfinished)
-        yield _trace(root, members)
+        try:
+            yield _trace(root, members)
+        except Exception as error:  # noqa: BLE001 (one odd run must not cost all others)
+            reason = f"{type(error).__name__}: {error}"[:300]
+            yield Trace(
+                id=_id(trace_id), status="interrupted", lost=len(members), error=f"cannot be read: {reason}"
+            )  # fmt: skip
+
+
+Part = TypeVar("Part")
+
+
+def _readable(
+    make: Callable[[dict[str, Any]], Part], runs: Iterable[dict[str, Any]], problems: list[str]
+) -> tuple[Part, ...]:
+    """The parts that can be read; the others are named in `problems`."""
+    parts = []
+    for run in runs:
+        try:
+            parts.append(make(run))
+        except Exception as error:  # noqa: BLE001 (a run of a form that nobody foresaw)
+            problems.append(
+                f"run {run.get('id')} cannot be read: {type(error).__name__}: {error}"[:300]
+            )
+    return tuple(parts)
+
+
+def _id(text: str) -> str:
+    """A trace's id of a run's, which is a UUID but for exports by hand."""
+    try:
+        return uuid.UUID(text).hex
+    except ValueError:
+        return uuid.uuid5(uuid.NAMESPACE_OID, text).hex
 
 
 def _trace(root: dict[str, Any], members: list[dict[str, Any]]) -> Trace:
     about = _metadata(root)
     outputs = root.get("outputs") or {}
     messages = outputs.get("messages") if isinstance(outputs, dict) else None
-    calls = [_call(run) for run in members if run.get("run_type") in ("llm", "LLM")]
+    messages = messages if isinstance(messages, list) else None
+    problems: list[str] = []
+    calls = _readable(_call, _of(members, "llm"), problems)
+    tools = _readable(_tool, _of(members, "tool", "retriever"), problems)
     if not messages and calls:
         last = calls[-1]
         messages = [*last.messages, *([last.answer] if last.answer else [])]
@@ -103,19 +139,31 @@ def _trace(root: dict[str, Any], members: list[dict[str, Any]]) -> Trace:
     )
     started, ended = _seconds(root.get("start_time")), _seconds(root.get("end_time"))
     return Trace(
-        id=uuid.UUID(str(root["id"])).hex,
+        id=_id(str(root["id"])),
         thread=str(root.get("thread_id") or about.get("thread_id") or ""),
         customer=str(about.get("customer") or about.get("user_id") or ""),
         graph=str(root.get("name") or ""),
         status=status,
-        error=root.get("error"),
+        error=_words(root.get("error")) or (problems[0] if problems else None),
         messages=tuple(openai_message(message) for message in messages or []),
-        model_calls=tuple(calls),
-        tool_calls=tuple(_tool(run) for run in members if run.get("run_type") in ("tool", "TOOL")),
+        model_calls=calls,
+        tool_calls=tools,
+        lost=len(problems),
+        output=output_of({k: v for k, v in outputs.items() if k != "messages"})
+        if isinstance(outputs, dict)
+        else output_of(outputs),
         feedback=tuple(_feedback(root.get("feedback_stats") or {})),
         started=started,
         seconds=max(0.0, ended - started) if ended else 0.0,
     )
+
+
+def _of(members: Iterable[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
+    return [run for run in members if str(run.get("run_type")).lower() in kinds]
+
+
+def _words(error: Any) -> str | None:
+    return None if error is None else error if isinstance(error, str) else json.dumps(plain(error))
 
 
 def _call(run: dict[str, Any]) -> ModelCall:
@@ -137,7 +185,7 @@ def _call(run: dict[str, Any]) -> ModelCall:
         answer=_answer(run.get("outputs") or {}),
         **sampling(parameters),
         seconds=max(0.0, ended - started) if ended else 0.0,
-        error=run.get("error"),
+        error=_words(run.get("error")),
     )
 
 
@@ -151,7 +199,7 @@ def _tool(run: dict[str, Any]) -> ToolCall:
         name=str(run.get("name") or ""),
         arguments=inputs if isinstance(inputs, dict) else {"input": inputs},
         status="failed" if run.get("error") else "done",
-        result=run.get("error") or (result if isinstance(result, dict) else str(result)),
+        result=_words(run.get("error")) or (result if isinstance(result, dict) else str(result)),
     )
 
 

@@ -16,9 +16,11 @@ from langsmith import Client
 from stateset_agents.errors import BadInput
 from stateset_agents.reward import Score
 from stateset_agents.trace import Feedback, ModelCall, ToolCall, Trace
+from stateset_agents.traces.conversion import openai_message, openai_messages
 from stateset_agents.traces.export import pyarrow
 from stateset_agents.traces.langsmith import fetched, read, store_all, traces_of, upload
 from stateset_agents.traces.store import TraceStore
+from tests.command_line import run
 from tests.langsmith_double import Double, langsmith
 
 AGES = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -136,7 +138,7 @@ def test_exports_of_langsmith_are_read(ending: str, tmp_path: Path) -> None:
         names = {name for run in flat for name in run}
         rows = [{name: run.get(name) for name in sorted(names)} for run in flat]
         parquet.write_table(arrow.Table.from_pylist(rows), file)
-    (imported,) = traces_of(read(file))
+    (imported,) = traces_of(read(file, []))
     assert (imported.status, imported.thread, imported.exactness) == ("interrupted", "t4", "text")
     (call,) = imported.model_calls
     assert (call.node, call.version, call.seconds) == ("agent", "gpt", 2.0)
@@ -151,7 +153,7 @@ def test_a_line_ends_where_it_ends_and_not_inside_a_text(tmp_path: Path) -> None
     runs, file = as_langchain_writes(), tmp_path / "runs.jsonl"
     runs[1]["outputs"] = {"messages": [{"role": "assistant", "content": "one\u2028two\x85three"}]}
     file.write_text("".join(json.dumps(run, ensure_ascii=False) + "\n" for run in runs))
-    (imported,) = traces_of(read(file))
+    (imported,) = traces_of(read(file, []))
     assert imported.messages[0]["content"] == "one\u2028two\x85three"
 
 
@@ -168,11 +170,54 @@ def test_a_run_that_was_under_way_is_replaced_by_its_whole(tmp_path: Path) -> No
     assert (partly.status, whole.status, len(whole.model_calls)) == ("interrupted", "completed", 1)
 
 
-def test_a_file_that_is_no_export_is_named(tmp_path: Path) -> None:
+def test_what_is_no_run_is_named_and_the_rest_is_imported(tmp_path: Path) -> None:
+    llm, root = as_langchain_writes()
+    root["end_time"] = "2026-11-01T10:00:03"
+    trace_id = root["trace_id"]
+    search = {
+        "id": str(uuid.uuid4()), "trace_id": trace_id, "run_type": "retriever", "name": "search",
+        "inputs": {"query": "boots"}, "outputs": {"documents": [{"page_content": "red boots"}]},
+    }  # fmt: skip
+    broken = {"id": str(uuid.uuid4()), "trace_id": trace_id, "run_type": "llm", "inputs": 7}
+    alone = {
+        "id": "not-a-uuid",
+        "run_type": "chain",
+        "start_time": "last Tuesday",
+        "error": {"code": 5},
+    }
+    lines = [*map(json.dumps, (llm, root, search, broken, alone)), "nothing", "[" * 100_000, "{}"]
     file = tmp_path / "runs.jsonl"
-    file.write_text('{"id": "x"}\nnothing\n')
-    with pytest.raises(BadInput, match="line 2"):
-        list(read(file))
+    file.write_text("\n".join(lines))
+    shown = run("traces", "langsmith", "import", str(tmp_path / "traces.db"), "--file", str(file))
+    assert "2 traces" in shown
+    assert "3 lines were left out" in shown
+    assert "2 runs of 2 traces could not be read" in shown
+    with TraceStore(tmp_path / "traces.db") as store:
+        whole = next(trace for trace in store.traces() if trace.model_calls)
+    (tool,) = whole.tool_calls
+    assert (tool.name, tool.arguments, tool.status) == ("search", {"query": "boots"}, "done")
+    assert "red boots" in str(tool.result)
+    file.write_text("nothing\n")
+    assert "line 1" in run(
+        "traces", "langsmith", "import", str(tmp_path / "traces.db"), "--file", str(file), status=2
+    )
+
+
+def test_what_openais_form_has_no_place_for_is_kept_beside_it() -> None:
+    message = AIMessage(
+        "Hm.",
+        additional_kwargs={"reasoning_content": "thinking", "audio": {"transcript": "hm"}, "x": 1},
+        invalid_tool_calls=[{"name": "f", "args": "{", "id": "1", "error": "no JSON"}],
+    )
+    tool = ToolMessage("[]", tool_call_id="1", artifact={"rows": [1]}, status="error")
+    for source in (message, dumpd(message), {"type": "ai", "data": message.model_dump()}):
+        kept = openai_message(source)
+        assert (kept["reasoning_content"], kept["audio"]) == ("thinking", {"transcript": "hm"})
+        assert kept["extra"]["invalid_tool_calls"][0]["args"] == "{"
+        assert kept["extra"]["x"] == 1
+    (kept,) = openai_messages([tool])
+    assert kept["extra"] == {"artifact": {"rows": [1]}, "status": "error"}
+    assert "extra" not in openai_messages([AIMessage("plain")])[0]
 
 
 @pytest.mark.skipif(not os.environ.get("LANGSMITH_API_KEY"), reason="no LANGSMITH_API_KEY")
