@@ -28,14 +28,17 @@ REGIONS = ("US", "GB", "DE", "FR", "ES", "PT", "BR")
 BLOB = 2000
 """Base64 texts of this length or more are data, such as a picture, and are not searched."""
 # Every repetition has a bound, or begins where nothing like it is before: time is linear in the text.
-_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
+_EMAIL = re.compile(
+    r"(?<![\w.+-])(?!git@)[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){0,7}\.[^\W\d_]{2,24}(?![\w-]|\.\d)"
+)
+"""The last part of a host has letters alone: `foo@1.2.3` is a version."""
 _CARD = re.compile(r"(?<![\w-])(?:\d[ .\u2013-]?){12,18}\d(?![\w-])(?! ?\d)")
 _ISSUER = re.compile(
-    r"4\d{12,18}|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|(?:6011|64[4-9]\d|65\d\d|35\d\d)\d{12}|"
-    r"3(?:0[0-5]|[68]\d)\d{11}|(?:50|5[6-9]|6[0-9])\d{10,17}|62\d{14,17}"
+    r"4\d{15}|4\d{18}|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|(?:6011|64[4-9]\d|65\d\d|35\d\d)\d{12}|"
+    r"3(?:0[0-5]|[68]\d)\d{11}|(?:50|5[6-9]|6[0-9])\d{14,17}|62\d{14,17}"
 )
 """Prefixes and lengths of card numbers, by issuer."""
-_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{2,4}){3,8}\b")
+_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{1,4}){3,8}\b")
 _SPELT = re.compile(
     r"\b[\w.+-]{2,40} ?(?: at |\(at\)|\[at\]| arroba | arobase ) ?[\w-]{2,40} ?(?: dot |\(dot\)|\[dot\]| punkt |\(punkt\)| punto | point | ponto ) ?[a-z]{2,8}\b",
     re.IGNORECASE,
@@ -46,13 +49,32 @@ _CALLED = re.compile(
     r"(?:[a-zà-ü]{2,8} ){0,3}((?!0?[89]00|01[38]\d)\+?\d(?:[ ()/.-]{0,2}\d){6,14})"
 )
 """A number that the text calls a phone number, in any format."""
+_CUE = re.compile(
+    r"\b(?:tel|phone|call|mobile|cell|handy|telef|téléph|telem|celular|móvil|portable|whatsapp|sms|number|nummer|rufn|n[uú]mero|numéro|"
+    r"reach|ring|text|erreich|contact|kontakt|contac|rappel|appel|llam|ligar)",
+    re.IGNORECASE,
+)
+"""Words near a number that make it a phone number, also without anything between its digits."""
+_SHAPES = re.compile(
+    r"\b\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?)?(?:Z|[+-]\d\d:?\d\d)?"  # moments
+    r"|\b\d{8}[T-]\d{6}\b|\b\d{1,2}([./-])\d{1,2}\1\d{4}\b(?:,? (?:um |à |at |a las |às )?\d{1,2}[:h]\d\d(?::\d\d)?)?"
+    r"|\b\d{1,2}:\d\d(?::\d\d)?(?:[.,]\d{1,9})?\b"
+    r"|(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?::\d{1,5})?(?![\d.])"  # internet addresses
+    r"|(?<![\w.])-?\d{1,12}\.\d{3,20}(?![\w.])"  # decimals
+    r"|(?<![\d.,])\d{1,3}(?:[ .,\u00a0\u202f]\d{3}){1,4}[.,]\d\d(?!\d)"  # amounts
+    r"|\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b"  # UUIDs
+)
+"""Shapes of dates, amounts and addresses of machines, in which no phone number is searched."""
+_PHONE_FIELD = re.compile(r"phone|mobile|tel(?:efon|eph|$|_)|handy|movil|móvil", re.IGNORECASE)
 _DIGITS = re.compile(r"(?:\d[\s()./+-]{0,4}){8}")
 _STREET = re.compile(
     r"\b[A-ZÄÖÜÉ][\wäöüßéèàçñãõ'-]{2,30} \d{1,4}[a-z]?, \d{4,5} [A-ZÄÖÜÉ]\w+|\b\d{1,4},? (?:[\wéèà'-]{2,20} ){2,5}?\d{5} [A-ZÉ]\w+|"
     r"\b\d{1,5}[a-zA-Z]? (?:[A-Z][\w'.-]{1,40} ){1,3}(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Boulevard|Blvd|Way|"
     r"Court|Ct|Place|Pl|Close|Square|Terrace|Crescent|Grove|Gardens|Mews|Row|Hill|Parkway|Circle)\b\.?"
-    r"|(?<![\w-])[A-ZÄÖÜ][\wäöüß-]{0,60}?(?:straße|strasse|str\.|weg|gasse|platz|allee|damm|ufer|chaussee|steig|pfad) \d{1,4}[a-z]?\b"
-    r"|\b\d{1,4}(?: bis)?,? (?:rue|avenue|boulevard|place|chemin|allée|impasse|quai|route|square|passage)(?: [\wàâçéèêëîïôûùüÿ'\u2019-]{1,40}){1,4}"
+    r"|(?<![\w-])[A-ZÄÖÜ][\wäöüß-]{0,60}?(?:[Ss]traße|[Ss]trasse|[Ss]tr\.|[Ww]eg|[Gg]asse|[Pp]latz|[Aa]llee|[Dd]amm|[Uu]fer|chaussee|steig|pfad) \d{1,4}[a-z]?\b"
+    r"|\b\d{1,4}(?: bis)?,? (?:(?:rue|boulevard|chemin|allée|impasse|quai)(?: [\wàâçéèêëîïôûùüÿ'\u2019-]{1,40}){1,4}"
+    # words of English too: then a name follows, or an article
+    r"|(?:avenue|place|route|square|passage)(?: (?:de|du|des|de la|de l['\u2019]|d['\u2019]))?(?: ?[A-ZÀ-Ý][\wàâçéèêëîïôûùüÿ'\u2019-]{1,40}){1,4})"
     r"|\b(?:[Cc]alle(?:jón)?|[Ll]adeira|[Aa]venida|[Pp]laza|[Pp]aseo|[Cc]amino|[Rr]onda|[Rr]ua|[Tt]ravessa|[Pp]raça|[Ll]argo|[Ee]strada|[Aa]lameda|[Aa]v\.|C/)(?: [\wáéíóúñãõç.'-]{1,40}){1,4},? (?:n\.?º? ?)?\d{1,4}\b"
 )
 
@@ -72,13 +94,21 @@ class Redactor:
         if isinstance(value, str):
             return self._inside(value) if value[:1] in ("{", "[") else self._known(value)
         if isinstance(value, dict):
-            return {self.value(key): self.value(item) for key, item in value.items()}
+            return {self.value(key): self._field(key, item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return type(value)(self.value(item) for item in value)
         if isinstance(value, int) and abs(value) >= LONG:
             token = self._known(str(value))
             return value if token == str(value) else token
         return value
+
+    def _field(self, name: Any, value: Any) -> Any:
+        """A field's value; one that is named as a phone is one, whatever it looks like."""
+        if isinstance(name, str) and isinstance(value, str | int) and _PHONE_FIELD.search(name):
+            digits = re.sub(r"\D", "", str(value))
+            if 7 <= len(digits) <= 15 and not re.search(r"[a-zA-Z]", str(value)):
+                return "[phone]"
+        return self.value(value)
 
     def thread(self, thread: str) -> str:
         """A thread's id, or a hash of it if it contains personal data, so that threads stay separate."""
@@ -308,11 +338,22 @@ _NOBODYS = {
 """Kinds of company numbers."""
 
 
+def _is_phone(text: str, start: int, end: int) -> bool:
+    """Whether what could be a phone number is one: digits with nothing between them are also orders, articles and seconds."""
+    written = text[start:end]
+    if not written.isdigit() or (written[0] == "0" and len(written) in (10, 11)):
+        return True
+    return _CUE.search(text[max(0, start - 40) : start] + " " + text[end : end + 30]) is not None
+
+
 def _phones(text: str) -> list[tuple[int, int]]:
     spans: dict[int, int] = {}
     companies: set[int] = set()
+    text = _SHAPES.sub(lambda match: "_" * len(match[0]), text)
     for region in REGIONS:
         for match in phonenumbers.PhoneNumberMatcher(text, region):
+            if not _is_phone(text, match.start, match.end):
+                continue
             spans[match.start] = max(match.end, spans.get(match.start, 0))
             if phonenumbers.number_type(match.number) in _NOBODYS:
                 companies.add(match.start)

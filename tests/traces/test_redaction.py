@@ -14,9 +14,10 @@ from stateset_agents.policy.chat_model import connect
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.recorder import record
-from stateset_agents.traces.redaction import Redacted, Redactor, new_key, unseal
+from stateset_agents.traces.redaction import Redacted, Redactor, new_key, personal, unseal
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trajectory import trajectory
+from tests.redaction_set import harmless_strings, personal_strings
 
 PERSONAL = [
     ("Write to ann.lee+shop@mail.example.co.uk please", "Write to [email] please"),
@@ -37,12 +38,41 @@ HARMLESS = [
     "It weighs 12.5 kg, 30 x 20 x 10 cm, 24 months of warranty.",
     "The road is long and the way is clear.",
     "2026-11-23 10:15:00",
+    "2026-05-29T07:46:04.012191",
+    "10 place mats",
+    "5 square meters",
+    "pip install foo@1.2.3",
+    "192.168.100.200",
+    "29.05.2026 07:46:04",
+    "1717000000",
 ]
 
 
 @pytest.mark.parametrize(("text", "kept"), PERSONAL)
 def test_personal_data_is_taken_out(text: str, kept: str) -> None:
     assert Redactor().text(text) == kept
+
+
+def test_precision_and_recall() -> None:
+    """On strings of five languages, logs, JSON, dates and article numbers; `python -m benchmarks.redaction` prints the figures."""
+    harmless = list(harmless_strings(seed=1))
+    flagged = [text for text in harmless if personal(text)]
+    assert len(harmless) >= 2000
+    assert len(flagged) <= 0.002 * len(harmless), flagged
+    wanted = list(personal_strings(seed=1))
+    missed = [
+        (part, text)
+        for _, part, text in wanted
+        if not any(part.strip(".") in hit or hit in part for _, hit in personal(text))
+    ]
+    assert len(missed) <= 0.03 * len(wanted), missed
+
+
+def test_a_field_that_is_named_a_phone_is_one() -> None:
+    given = {"phone": "612345678", "mobile_no": 612345678, "order": "612345678", "telemetry": "a1"}
+    assert Redactor().value(given) == {
+        "phone": "[phone]", "mobile_no": "[phone]", "order": "612345678", "telemetry": "a1",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("text", HARMLESS)
