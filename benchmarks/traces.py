@@ -27,7 +27,7 @@ from rich.table import Table
 from stateset_agents.server.supervisor import free_port
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.traces import writer
-from stateset_agents.traces.recorder import record
+from stateset_agents.traces.record import record
 from stateset_agents.traces.redaction import Redactor
 from stateset_agents.traces.retention import SIZES
 from stateset_agents.traces.store import TraceStore

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stateset_agents.rewards.safety import SafetyReward
     from stateset_agents.scenario import Scenario
     from stateset_agents.trace import ModelCall, Sampling, ToolCall, Trace
-    from stateset_agents.traces.recorder import record
+    from stateset_agents.traces.record import record
     from stateset_agents.traces.store import TraceStore
     from stateset_agents.trajectory import Trajectory
 
@@ -48,7 +48,7 @@ _HOMES = {
     "Trajectory": "trajectory",
     "build_graph": "graphs.build",
     "connect": "policy.chat_model",
-    "record": "traces.recorder",
+    "record": "traces.record",
     "train": "api",
 }
 

@@ -143,6 +143,10 @@ class ToolCall(Frozen):
     arguments: dict[str, Any]
     status: Literal["done", "denied", "invalid", "declined", "failed"]
     result: dict[str, Any] | str
+    content: str | list[Any] | None = None
+    """The answer as the model read it, if that is not the result as JSON: other spacing, other escapes, content blocks."""
+    artifact: Any = None
+    """What the tool gave the app beside its answer."""
     rule: str | None = None
     """The rule that denied it."""
     facts: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -174,7 +178,10 @@ class Trace(Frozen):
     error: str | None = None
     sampling: Sampling = Sampling()
     input: Any = None
-    """The input of a recorded run, as plain data: messages in OpenAI's form, a resume as `{"resume": …}`."""
+    """The input of a recorded run, as plain data: messages in OpenAI's form, a command as `{"resume": …}`, with `update` and `goto`
+    beside it if it has them."""
+    waits_for: tuple[dict[str, Any], ...] = ()
+    """What a waiting run asked, in order: `id` and `value` of each interrupt."""
     messages: tuple[dict[str, Any], ...] = ()
     """The conversation as OpenAI messages, without the system prompt."""
     model_calls: tuple[ModelCall, ...] = ()

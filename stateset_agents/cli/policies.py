@@ -168,6 +168,12 @@ def policy_serve(
     port: Annotated[int, typer.Option(help="Port; further replicas take those after it.")] = 8001,
     threads: Annotated[int, typer.Option(help="Threads of each replica, on a CPU.")] = 1,
     slots: Annotated[int, typer.Option(help="Sequences at once, of each replica.")] = 96,
+    adapters_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder below which the embedded engine loads adapters; default: the current one. May be repeated."
+        ),
+    ] = None,
     options: Annotated[
         list[str] | None,
         typer.Argument(help="Further options of vLLM's, after `--`.", metavar="VLLM_OPTIONS"),
@@ -182,6 +188,11 @@ def policy_serve(
     config = check_config(values)
     adapter = find_adapter(policy) if policy else None
     server = ServerOptions(
-        host=host, port=port, threads=threads, slots=slots, extra=tuple(options or ())
+        host=host,
+        port=port,
+        threads=threads,
+        slots=slots,
+        extra=tuple(options or ()),
+        adapters_from=tuple(adapters_from or ()),
     )
     asyncio.run(serve_policy(config, adapter, server))

@@ -26,7 +26,7 @@ from stateset_agents.server.conversations import Conversations, kept_in
 from stateset_agents.server.supervisor import port_is_free
 from stateset_agents.tools.rules import Rule
 from stateset_agents.tools.shop.database import Database
-from stateset_agents.traces.recorder import record
+from stateset_agents.traces.record import record
 from stateset_agents.traces.redaction import Redacted, Redactor
 from stateset_agents.traces.sink import TraceSink
 from stateset_agents.traces.store import TraceStore

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, convert_to_openai_messages
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, convert_to_openai_messages
 from langgraph.errors import GraphRecursionError
 from langgraph.types import Command
 
@@ -117,7 +117,14 @@ def used(
     arguments = _plain(inputs)
     result: Any = f"{type(error).__name__}: {error}" if error is not None else _result(output)
     broke = error is not None or getattr(output, "status", "") == "error"
+    shown = getattr(output, "content", None) if isinstance(output, ToolMessage) else None
+    if isinstance(result, dict | str) and shown == (
+        result if isinstance(result, str) else json.dumps(result)
+    ):
+        shown = None
     return ToolCall(
+        content=_plain(shown),
+        artifact=_plain(getattr(output, "artifact", None)),
         id=call,
         name=name,
         arguments=arguments if isinstance(arguments, dict) else {"input": arguments},
@@ -133,6 +140,7 @@ def finished(
     error: BaseException | None,
     ended: Status | None,
     seconds: float,
+    waits_for: tuple[dict[str, Any], ...] = (),
 ) -> Trace:
     """The trace at a run's end. `ended`: how, if that is known otherwise than by its error."""
     state = output if isinstance(output, dict) else {}
@@ -156,15 +164,25 @@ def finished(
             "status": status,
             "error": None if error is None else f"{type(error).__name__}: {error}",
             "customer": str(customer or trace.customer),
-            "input": {"resume": _plain(given.resume)}
-            if isinstance(given, Command)
-            else _plain(given),
+            "input": _command(given) if isinstance(given, Command) else _plain(given),
+            "waits_for": waits_for if status == "waiting" else (),
             "messages": openai_messages(messages),
             "tool_calls": own_tools(state),
             "output": output_of(output),
             "seconds": seconds,
         }
     )
+
+
+def _command(given: Command[Any]) -> dict[str, Any]:
+    """A command as plain data, with the parts that it has."""
+    parts = {"resume": given.resume, "update": given.update, "goto": given.goto}
+    return {name: _plain(part) for name, part in parts.items() if name == "resume" or part}
+
+
+def interrupts_of(interrupts: Sequence[Any]) -> tuple[dict[str, Any], ...]:
+    """Interrupts as plain data."""
+    return tuple({"id": str(i.id), "value": _plain(i.value)} for i in interrupts)
 
 
 def output_of(output: Any) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID, uuid4
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
@@ -23,15 +23,18 @@ from langgraph.constants import END
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.types import Command
 
-from stateset_agents.errors import BadInput
 from stateset_agents.policy.completion import fetch, unclaimed
 from stateset_agents.trace import ModelCall, Status, Trace
-from stateset_agents.traces.conversion import RecordedRequest, answered, finished, unanswered, used
-from stateset_agents.traces.redaction import Redacted, Redactor
-from stateset_agents.traces.run_state import Attempt, Place, Run, copied, is_own, last_nodes
+from stateset_agents.traces.conversion import (
+    RecordedRequest,
+    answered,
+    finished,
+    interrupts_of,
+    unanswered,
+    used,
+)
+from stateset_agents.traces.run_state import HINT, MAX_IDS, Attempt, Place, Run, copied, is_own
 from stateset_agents.traces.sink import TraceSink
-
-Graph = TypeVar("Graph")
 
 
 class Recorder(GraphCallbackHandler):
@@ -90,7 +93,7 @@ class Recorder(GraphCallbackHandler):
         if place is None:
             return
         self._note_end(place, outputs)
-        if place.run.requested:
+        if place.run.requested or place.run.failed:
             update = outputs.update if isinstance(outputs, Command) else outputs
             messages = update.get("messages") if isinstance(update, dict) else None
             self._answered_by_hand(place.run, messages)
@@ -121,6 +124,7 @@ class Recorder(GraphCallbackHandler):
         place = self._places.get(event.run_id.int) if event.run_id is not None else None
         if place is not None and event.run_id is not None and place.run.root == event.run_id.int:
             place.run.waiting = True
+            place.run.waits_for = tuple(event.interrupts)
 
     # Model calls.
 
@@ -227,10 +231,7 @@ class Recorder(GraphCallbackHandler):
         )  # fmt: skip
 
     def on_retriever_end(self, documents: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        contents = [
-            {"content": document.page_content, "metadata": document.metadata}
-            for document in documents
-        ]
+        contents = [{"content": d.page_content, "metadata": d.metadata} for d in documents]
         self._tool_ended(run_id, {"documents": contents}, None)
 
     def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -250,18 +251,24 @@ class Recorder(GraphCallbackHandler):
         place, name, call, inputs = known
         if isinstance(error, GraphBubbleUp):
             return  # it asks somebody, and runs again when it is answered
-        make = partial(used, name, inputs, copied(output), error, call=call)
-        self._sink.add_tool(place.run.trace.id, make)
+        if error is not None and place.attempt is not None:
+            place.run.failed[call] = partial(used, name, inputs, error=error, call=call)
+        else:
+            make = partial(used, name, inputs, copied(output), error, call=call)
+            self._sink.add_tool(place.run.trace.id, make)
         self._ended(run_id, place, output, error)
 
     def _answered_by_hand(self, run: Run, messages: Any) -> None:
         """Keep the tool calls that these messages answer and no tool's run was seen of: a node called plain functions."""
-        if not run.requested or not isinstance(messages, list):
+        if not (run.requested or run.failed) or not isinstance(messages, list):
             return
         for message in messages:
-            request = None
-            if isinstance(message, ToolMessage):
-                request = run.requested.pop(message.tool_call_id, None)
+            if not isinstance(message, ToolMessage):
+                continue
+            failed = run.failed.pop(message.tool_call_id, None)
+            if failed is not None:
+                self._sink.add_tool(run.trace.id, partial(failed, message))
+            request = run.requested.pop(message.tool_call_id, None)
             if request is not None:
                 make = partial(used, *request, message, call=message.tool_call_id)
                 self._sink.add_tool(run.trace.id, make)
@@ -353,7 +360,18 @@ class Recorder(GraphCallbackHandler):
             status = "waiting" if run.waiting else "completed" if run.at_end else "interrupted"
         elif run.waiting and error is None:
             status = "waiting"
-        make = partial(finished, trace, run.input, copied(output), error, status, seconds)
+        for failed in run.failed.values():
+            self._sink.add_tool(run.trace.id, partial(failed, None))
+        make = partial(
+            finished,
+            trace,
+            run.input,
+            copied(output),
+            error,
+            status,
+            seconds,
+            interrupts_of(run.waits_for),
+        )
         self._sink.end(run.trace.id, make)
 
     def _hint(self) -> None:
@@ -374,27 +392,8 @@ class Recorder(GraphCallbackHandler):
 
 
 _recorders: "weakref.WeakSet[Recorder]" = weakref.WeakSet()
-HINT = (
-    "model calls were made that are in no trace, because LangChain's callbacks did not reach them. A node that calls its model in a "
-    "thread of its own has to pass the context on: pool.submit(contextvars.copy_context().run, model.invoke, messages)"
-)
-MAX_IDS = 20_000
-"""Ids of earlier runs that are remembered, to tell runs of the same id apart."""
 
 
 def _same_place(first: Recorder, second: Recorder) -> bool:
     sinks = [getattr(recorder._sink, "inner", recorder._sink) for recorder in (first, second)]
     return sinks[0] is sinks[1]
-
-
-def record(graph: Graph, sink: TraceSink, *, redact: Redactor | bool = True) -> Graph:
-    """Returns the same graph, whose runs are recorded into a TraceStore. Raises BadInput for anything but a LangGraph graph.
-    The customer's id, for erasing on request, is read from `customer` or `user_id` in the metadata of a run's config, or from a
-    shop agent's session. Personal data is redacted unless `redact` is False."""
-    configured = getattr(graph, "with_config", None)
-    if configured is None:
-        raise BadInput(f"Expected a compiled LangGraph graph, found {type(graph).__name__}.")
-    if redact is not False:
-        sink = Redacted(sink, Redactor() if redact is True else redact)
-    made: Graph = configured(callbacks=[Recorder(sink, last_nodes=last_nodes(graph))])
-    return made

@@ -141,6 +141,8 @@ class Redactor:
             update={
                 "arguments": self.value(call.arguments),
                 "result": self.value(call.result),
+                "content": self.value(call.content),
+                "artifact": self.value(call.artifact),
                 "facts": self.value(call.facts),
             }
         )
@@ -167,6 +169,7 @@ class Redactor:
                 ),
                 "messages": messages,
                 "input": self.value(trace.input),
+                "waits_for": self.value(trace.waits_for),
                 "model_calls": calls,
                 "tool_calls": tuple(self.tool(call) for call in trace.tool_calls),
                 "output": self.value(trace.output),

@@ -9,19 +9,16 @@ from typing import Any
 
 from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache, set_llm_cache
-from langchain_core.messages import (
-    AIMessage,
-    ToolMessage,
-    convert_to_messages,
-    convert_to_openai_messages,
-)
+from langchain_core.messages import AIMessage, ToolMessage, convert_to_messages
 from langchain_core.outputs import ChatGeneration
 from langchain_core.tools import BaseTool
+from langchain_core.tools.base import get_all_basemodel_annotations
 from langgraph.types import Command
 
 from stateset_agents.errors import BadInput, StatesetError
-from stateset_agents.trace import ModelCall, ToolCall, Trace
-from stateset_agents.traces.conversion import openai_message
+from stateset_agents.plain import plain
+from stateset_agents.trace import ModelCall, ToolCall, Trace, words
+from stateset_agents.traces.conversion import openai_message, openai_messages
 
 
 class Diverged(StatesetError):
@@ -52,15 +49,17 @@ class _Script(BaseCache):
 
     def clear(self, **kwargs: Any) -> None: ...
 
-    def use(self, name: str, arguments: Any) -> ToolCall | None:
+    def use(self, tool: BaseTool, arguments: Any) -> ToolCall | None:
         """The recorded call; None if the tool must really run."""
-        given = arguments if isinstance(arguments, dict) else {"input": arguments}
+        name, given = tool.name, _given_arguments(tool, arguments)
         for call in self.tools:
-            if call.name == name and call.arguments == given:
+            if call.name == name and _given_arguments(tool, call.arguments) == given:
                 self.tools.remove(call)
                 if self.swap is not None and self.swap[0] == name and not self.swapped:
                     self.swapped = True
-                    return call.model_copy(update={"result": self.swap[1], "status": "done"})
+                    return call.model_copy(
+                        update={"result": self.swap[1], "status": "done", "content": None}
+                    )
                 return call
         if self.swapped:
             return None
@@ -76,6 +75,7 @@ async def replay(
     script = _Script(traces, swap)
     config: Any = {"configurable": {"thread_id": f"replay-{traces[0].id}"}, "recursion_limit": 100}
     state: Any = {}
+    before: Trace | None = None
     with _scripted(script):
         for trace in traces:
             if trace.input is None:
@@ -83,11 +83,13 @@ async def replay(
                     f"Expected the input of trace {trace.id[:12]} on record, found none."
                 )
             try:
-                state = await graph.ainvoke(_given(trace.input), config)
+                given = await _given(graph, config, trace.input, before)
+                state = await graph.ainvoke(given, config)
             except Diverged as error:
                 return [], str(error)
+            before = trace
     messages = state.get("messages") if isinstance(state, dict) else None
-    again = [openai_message(convert_to_openai_messages(message)) for message in messages or []]
+    again = [dict(message) for message in openai_messages(messages or [])]
     if swap is not None:
         return again, None
     for number, (message, other) in enumerate(zip(traces[-1].messages, again, strict=False)):
@@ -106,21 +108,25 @@ def _scripted(script: _Script) -> Iterator[None]:
     before, run, arun = get_llm_cache(), every.run, every.arun
 
     def result(tool: BaseTool, call: ToolCall, options: dict[str, Any]) -> Any:
-        text = call.result if isinstance(call.result, str) else json.dumps(call.result)
+        content: Any = call.content
+        if content is None:
+            content = call.result if isinstance(call.result, str) else json.dumps(call.result)
         call_id = options.get("tool_call_id")
         if call_id is None:
             return call.result
         status: Any = "error" if call.status == "failed" else "success"
-        return ToolMessage(text, tool_call_id=call_id, name=tool.name, status=status)
+        return ToolMessage(
+            content, tool_call_id=call_id, name=tool.name, status=status, artifact=call.artifact
+        )
 
     def scripted(tool: BaseTool, tool_input: Any, *args: Any, **options: Any) -> Any:
-        call = script.use(tool.name, tool_input)
+        call = script.use(tool, tool_input)
         if call is None or _hands_over(call):
             return run(tool, tool_input, *args, **options)
         return result(tool, call, options)
 
     async def ascripted(tool: BaseTool, tool_input: Any, *args: Any, **options: Any) -> Any:
-        call = script.use(tool.name, tool_input)
+        call = script.use(tool, tool_input)
         if call is None or _hands_over(call):
             return await arun(tool, tool_input, *args, **options)
         return result(tool, call, options)
@@ -139,25 +145,88 @@ def _hands_over(call: ToolCall) -> bool:
     return isinstance(call.result, dict) and "command" in call.result
 
 
-def _given(value: Any) -> Any:
-    if isinstance(value, dict) and set(value) == {"resume"}:
-        return Command(resume=value["resume"])
-    if isinstance(value, dict) and isinstance(value.get("messages"), list):
-        return {**value, "messages": convert_to_messages(value["messages"])}
-    return value
+def _given_arguments(tool: BaseTool, arguments: Any) -> Any:
+    """What the model gave a tool: without what the graph injects, such as its state, and as plain data."""
+    if not isinstance(arguments, dict):
+        return {"input": arguments}
+    given = json.loads(json.dumps(plain(arguments)))
+    schema = tool.tool_call_schema
+    if not isinstance(schema, type) or "input" in given:
+        return given
+    shown = set(get_all_basemodel_annotations(schema))
+    return {name: value for name, value in given.items() if name in shown} if shown else {}
+
+
+async def _given(graph: Any, config: Any, value: Any, before: Trace | None) -> Any:
+    """A recorded input as a graph takes it."""
+    if isinstance(value, dict) and "resume" in value and set(value) <= {"resume", "update", "goto"}:
+        resume = value["resume"]
+        if isinstance(resume, dict) and before is not None:
+            resume = await _by_new_ids(graph, config, resume, before)
+        update = value.get("update")
+        if isinstance(update, dict):
+            update = _with_messages(update)
+        return Command(resume=resume, update=update, goto=value.get("goto") or ())
+    return _with_messages(value) if isinstance(value, dict) else value
+
+
+async def _by_new_ids(graph: Any, config: Any, resume: dict[str, Any], before: Trace) -> Any:
+    """Answers by the ids of interrupts, by the ids that the interrupts have in the replay: those that asked the same, in order."""
+    known = {entry["id"]: entry for entry in before.waits_for}
+    if not known or not set(resume) <= set(known):
+        return resume
+    waiting = list((await graph.aget_state(config)).interrupts)
+    ids = {}
+    for old, entry in known.items():
+        same = next((i for i in waiting if plain(i.value) == entry["value"]), None)
+        same = same or (waiting[0] if waiting else None)
+        if same is not None:
+            waiting.remove(same)
+            ids[old] = same.id
+    return {ids.get(old, old): answer for old, answer in resume.items()}
+
+
+def _with_messages(value: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(value.get("messages"), list):
+        return value
+    return {**value, "messages": convert_to_messages(_sendable(value["messages"]))}
+
+
+def _sendable(messages: list[Any]) -> list[Any]:
+    """Messages without what LangChain's form has other places for."""
+    return [
+        {k: v for k, v in m.items() if k != "extra"} if isinstance(m, dict) else m for m in messages
+    ]
 
 
 def _answer(call: ModelCall) -> AIMessage:
     assert call.answer is not None
-    (message,) = convert_to_messages([{"content": "", **call.answer}])
+    (message,) = convert_to_messages(_sendable([{"content": "", **call.answer}]))
     assert isinstance(message, AIMessage)
+    invalid = (call.answer.get("extra") or {}).get("invalid_tool_calls")
+    if invalid:
+        message.invalid_tool_calls = invalid
     return message
+
+
+def _arguments(text: Any) -> Any:
+    try:
+        return json.loads(text or "{}")
+    except (TypeError, ValueError):
+        return text
 
 
 def _comparable(message: dict[str, Any]) -> dict[str, Any]:
     """The compared parts of a message: role, text, and calls by name and arguments."""
     calls = [
-        (call["function"]["name"], json.loads(call["function"]["arguments"] or "{}"))
+        (call["function"]["name"], _arguments(call["function"]["arguments"]))
         for call in message.get("tool_calls") or []
     ]
-    return {"role": message.get("role"), "content": message.get("content") or "", "calls": calls}
+    content = message.get("content") or ""
+    if isinstance(content, list) and all(_is_text(part) for part in content):
+        content = words(message)
+    return {"role": message.get("role"), "content": content, "calls": calls}
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, str) or (isinstance(part, dict) and part.get("type") == "text")

@@ -1,11 +1,19 @@
 """What a recorder knows of a run while it lasts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from langgraph.constants import END
 
-from stateset_agents.trace import Trace
+from stateset_agents.trace import ToolCall, Trace
+
+HINT = (
+    "model calls were made that are in no trace, because LangChain's callbacks did not reach them. A node that calls its model in a "
+    "thread of its own has to pass the context on: pool.submit(contextvars.copy_context().run, model.invoke, messages)"
+)
+MAX_IDS = 20_000
+"""Ids of earlier runs that are remembered, to tell runs of the same id apart."""
 
 
 @dataclass(slots=True)
@@ -27,6 +35,10 @@ class Run:
     """Number of attempts of each task, by checkpoint namespace."""
     open: set[int] = field(default_factory=set)
     """Ids of running model and tool calls."""
+    waits_for: tuple[Any, ...] = ()
+    """The interrupts that it waits for."""
+    failed: dict[str, Callable[..., ToolCall]] = field(default_factory=dict)
+    """Tools that raised, by call: the graph may answer for them in words of its own."""
     requested: dict[str, tuple[str, Any]] = field(default_factory=dict)
     """Tool calls that the model asked for and no tool run was seen of: name and arguments by id."""
 

@@ -18,7 +18,7 @@ from stateset_agents.errors import NotExact
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.trace import ModelCall, Trace
-from stateset_agents.traces.recorder import record
+from stateset_agents.traces.record import record
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trainers.packing.batches import Sample, batches
 from stateset_agents.trainers.packing.trie import fold

@@ -89,7 +89,8 @@ def test_a_server_that_is_gone_ends_the_run_with_a_line_and_it_can_be_resumed(
 ) -> None:
     port = free_port()
     served = [
-        sys.executable, "-m", "stateset_agents.server.engine", "--model", str(SEED_POLICY), "--port", str(port)
+        sys.executable, "-m", "stateset_agents.server.engine", "--model", str(SEED_POLICY), "--port", str(port),
+        "--adapters-from", str(tmp_path),
     ]  # fmt: skip
     server = subprocess.Popen(served, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     command = [sys.executable, "-m", "stateset_agents", "train"]

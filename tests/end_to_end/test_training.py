@@ -207,7 +207,7 @@ async def test_traces_of_another_policy_are_refused_though_their_ratios_average_
     [
         ({"temperature": None}, "none named"),
         ({"temperature": 0.0}, r"found 0\.0"),
-        ({"sampling": {"top_p": 0.9}}, "0 sampled without"),
+        ({"sampling": {"top_p": 0.9}}, "0 sampled freely"),
         ({"logprobs": ()}, "0 of those exact"),
     ],
 )

@@ -14,7 +14,7 @@ from stateset_agents.policy.chat_model import connect
 from stateset_agents.scenario import Scenario
 from stateset_agents.tools.scenarios.generator import ALL_INTENTS, scenarios
 from stateset_agents.trace import Sampling, Trace
-from stateset_agents.traces.recorder import record
+from stateset_agents.traces.record import record
 from stateset_agents.traces.replay import replay as replay_app
 from stateset_agents.traces.store import TraceStore
 from tests.command_line import run

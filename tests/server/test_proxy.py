@@ -21,7 +21,7 @@ from stateset_agents.policy.chat_model import connect
 from stateset_agents.server.proxy import Proxy
 from stateset_agents.server.supervisor import free_port
 from stateset_agents.trace import Trace
-from stateset_agents.traces.recorder import record
+from stateset_agents.traces.record import record
 from stateset_agents.traces.store import TraceStore
 from tests.servers import running
 

@@ -31,7 +31,7 @@ from langgraph.types import RetryPolicy
 from stateset_agents.errors import BadInput
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.trace import Sampling, Trace
-from stateset_agents.traces.recorder import record
+from stateset_agents.traces.record import record
 from stateset_agents.traces.retention import forget
 from stateset_agents.traces.store import TraceStore
 from tests.patterns import (

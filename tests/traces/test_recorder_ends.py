@@ -15,7 +15,7 @@ from langgraph.types import Command, interrupt
 
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.trace import Trace
-from stateset_agents.traces.recorder import record
+from stateset_agents.traces.record import record
 from stateset_agents.traces.store import TraceStore
 
 HI: Any = {"messages": [HumanMessage("hi")]}

@@ -10,7 +10,7 @@ from tests import ROOT
 
 ENDS = """
 import sys
-from stateset_agents.traces.recorder import record
+from stateset_agents.traces.record import record
 from stateset_agents.traces.store import TraceStore
 from tests.patterns import react
 

@@ -13,7 +13,7 @@ from stateset_agents.errors import BadInput, NotExact
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Sampling, Trace
-from stateset_agents.traces.recorder import record
+from stateset_agents.traces.record import record
 from stateset_agents.traces.redaction import Redacted, Redactor, new_key, personal, unseal
 from stateset_agents.traces.store import TraceStore
 from stateset_agents.trajectory import trajectory
