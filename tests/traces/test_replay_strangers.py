@@ -180,7 +180,7 @@ async def test_the_whole_of_a_command_is_kept(tmp_path: Path) -> None:
             .compile(checkpointer=InMemorySaver())
         )
 
-    command = Command(resume="yes", update={"messages": [HumanMessage("and hurry")]})
+    command: Any = Command(resume="yes", update={"messages": [HumanMessage("and hurry")]})
     _, resumed = await is_the_same_again(asks, [HI, command], tmp_path)
     assert set(resumed.input) == {"resume", "update"}
 
