@@ -1,47 +1,34 @@
 """The endpoint: a stateful graph behind OpenAI's stateless chat protocol.
 
-A conversation is mapped to its thread by its messages. A confirmation is a tool call whose id
-names the thread; the client's `role: tool` answer resumes exactly that interrupt.
+A conversation is known by the client's own id for it (`x-thread-id`, or `metadata.thread_id`), or by its messages. A
+confirmation is a tool call whose id names the thread; the client's `role: tool` answer, or a plain yes or no of the user, resumes
+exactly that interrupt. It is answered once: who asks again gets the same answer.
 """
 
-import asyncio
 import hashlib
 import json
-import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, HumanMessage
-from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.errors import GraphRecursionError
-from langgraph.graph.state import CompiledStateGraph
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langgraph.types import Command
-from pydantic import ValidationError
 
-from stateset_agents.errors import ContextFull, PolicyUnreachable
-from stateset_agents.nodes.state import Agents, Confirmation
+from stateset_agents.nodes.state import Agents
+from stateset_agents.server import turns
+from stateset_agents.server.consent import decision, plain_answer, too_late
 from stateset_agents.server.conversations import Conversation, Conversations
-from stateset_agents.server.http import Refusal, event, install, while_connected
+from stateset_agents.server.http import Refusal, install, while_connected
 from stateset_agents.server.schema import EndpointChat
+from stateset_agents.server.turns import Reply, Served, Turn
+
+__all__ = ["Served", "build"]
 
 MAX_WORDS = 200_000
 """Characters of a conversation; longer than what any served policy reads, and short enough to look through."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """A named graph: how it is compiled with a checkpointer, and the context of a thread."""
-
-    compile: Callable[[BaseCheckpointSaver[str]], CompiledStateGraph[Any, Any, Any, Any]]
-    context: Callable[[str], Any]
-    step_limit: int
-    ended: Callable[[str, dict[str, Any] | None], None] = lambda thread, state: None
-    """Called after every turn with its thread and final state, or None if it failed."""
+THREAD = "x-thread-id"
 
 
 def words(messages: list[dict[str, Any]]) -> str:
@@ -132,7 +119,8 @@ def build(
                 "model_not_found",
                 param="model",
             )
-        turn = await _turn(kept, served, body, messages)
+        asking = _Asking(kept, served, body, messages, _thread_of(request, body))
+        turn = await asking.reply()
         if not body.stream:
             return JSONResponse(await while_connected(request, turn.answer()))
         usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -141,207 +129,158 @@ def build(
     return app
 
 
-async def _turn(
-    kept: Conversations, served: Served, body: EndpointChat, messages: list[dict[str, Any]]
-) -> "Turn":
-    """Find or make the conversation that these messages continue, and the input of its next turn."""
-    conversation = await kept.find(words(messages[:-1]))
-    if conversation is not None and conversation.id in kept.answering:
+def _thread_of(request: Request, body: EndpointChat) -> str | None:
+    """The thread of the client's own id for a conversation, if it gives one."""
+    own = request.headers.get(THREAD) or (body.metadata or {}).get("thread_id")
+    if own is None:
+        return None
+    if not isinstance(own, str) or not 0 < len(own) <= 256:
         raise Refusal(
-            409, "This conversation is being answered already.", "thread_busy", retry=False
+            400, f"{THREAD}: expected a text of 1 to 256 characters.", "invalid_value", param=THREAD
         )
-    last = messages[-1]
-    send: Any
-    if last["role"] == "tool":
+    return uuid.uuid5(uuid.NAMESPACE_OID, f"{body.model}/{own}").hex
+
+
+class _Asking:
+    """A request for the next turn of a conversation, and whose conversation it is."""
+
+    def __init__(
+        self, kept: Conversations, served: Served, body: EndpointChat, messages: list[dict[str, Any]], thread: str | None
+    ) -> None:  # fmt: skip
+        self.kept, self.served, self.body, self.messages, self.thread = (
+            kept,
+            served,
+            body,
+            messages,
+            thread,
+        )
+
+    async def reply(self) -> Reply:
+        """The reply: a turn that begins, or an answer that was given before."""
+        last = self.messages[-1]
+        if last["role"] == "tool":
+            call = str(last.get("tool_call_id"))
+            named = await self._of_call(call)
+            return await self._decided(named, call, decision(text_of(last.get("content"))))
+        conversation = await self._known()
+        if conversation is not None and conversation.pending is not None:
+            agreed = plain_answer(text_of(last.get("content")))
+            if agreed is None:
+                raise Refusal(
+                    409, "Expected the pending confirmation to be answered first: with a tool's answer, or a plain yes or no.",
+                    "confirmation_pending", retry=False,
+                )  # fmt: skip
+            return await self._decided(conversation, conversation.pending, agreed)
+        return await self._spoken(conversation)
+
+    async def _known(self) -> Conversation | None:
+        """The conversation that these messages continue."""
+        if self.thread is not None:
+            return await self.kept.find(f"thread/{self.thread}")
+        return await self.kept.find(words(self.messages[:-1]))
+
+    async def _of_call(self, call: str) -> Conversation:
+        """The conversation that a confirmation's id names. Raises Refusal if there is none."""
+        prefix, _, rest = call.partition("_")
+        thread = rest.rpartition("_")[0]
+        known = prefix == "confirm" and thread and self.thread in (None, thread)
+        conversation = await self.kept.of_thread(thread) if known else None
         if conversation is None:
             raise Refusal(
-                409,
-                "Expected an answer to a pending confirmation, found no such conversation.",
-                "nothing_pending",
-                retry=False,
-            )
-        if conversation.pending is None or last.get("tool_call_id") != conversation.pending:
+                409, "Expected an answer to a pending confirmation, found no such conversation.", "nothing_pending", retry=False
+            )  # fmt: skip
+        return conversation
+
+    async def _decided(self, conversation: Conversation, call: str, agreed: bool) -> Reply:
+        """The turn after a decision, once; asked again, the same answer, or what has happened meanwhile."""
+        claim = await self.kept.journal.claim(conversation.id, f"confirm/{call}")
+        if claim.outcome is not None:
+            return await self._again(conversation, call, claim.outcome, agreed)
+        if not claim.mine:
+            raise Refusal(409, "This confirmation is being answered already.", "thread_busy")
+        fresh = await self.kept.of_thread(conversation.id)
+        if fresh is None or fresh.pending != call:
+            await self.kept.journal.release(conversation.id)
             raise Refusal(
                 409, "Expected the id of the pending confirmation.", "nothing_pending", retry=False
             )
-        try:
-            answer = Confirmation.model_validate_json(text_of(last.get("content")))
-        except ValidationError:
-            raise Refusal(
-                400,
-                'Expected {"confirmed": true} or {"confirmed": false} as content.',
-                "invalid_value",
-            ) from None
-        send = Command(resume=answer.model_dump())
-    else:
+        send: Any = Command(resume={"confirmed": agreed})
+        return await self._begin(fresh, send, request=f"confirm/{call}", agreed=agreed)
+
+    async def _again(
+        self, conversation: Conversation, call: str, outcome: dict[str, Any], agreed: bool
+    ) -> Reply:
+        """The stored answer; to the opposite decision, what was done instead."""
+        message = outcome["message"]
+        reply = Reply(
+            model=self.body.model, id=outcome["id"], text=message["content"] or "", calls=message.get("tool_calls", []),
+            usage=outcome["usage"],
+        )  # fmt: skip
+        if agreed != outcome["agreed"]:
+            reply.id, reply.calls = f"chatcmpl-{uuid.uuid4().hex}", []
+            reply.text = too_late(outcome, _summary(self.messages, call))
+            fresh = await self.kept.of_thread(conversation.id)
+            if fresh is not None and fresh.checkpoint is not None and self.thread is None:
+                # Whoever goes on from this answer is in the same conversation.
+                await self.kept.keep(
+                    fresh, "", words([*self.messages, reply.message]), checkpoint=fresh.checkpoint, pending=fresh.pending
+                )  # fmt: skip
+        return reply
+
+    async def _spoken(self, conversation: Conversation | None) -> Reply:
+        """The turn after the user's words."""
+        last = self.messages[-1]
         new: list[AnyMessage] = [HumanMessage(text_of(last.get("content")))]
+        if conversation is not None and not (await self._claim(conversation)):
+            if self.thread is not None:
+                raise Refusal(409, "This conversation is being answered already.", "thread_busy")
+            conversation = None  # somebody else's, who has said the same
         if conversation is None:
-            conversation = Conversation(id=uuid.uuid4().hex)
+            conversation = Conversation(id=self.thread or uuid.uuid4().hex)
+            if not await self._claim(conversation):
+                raise Refusal(409, "This conversation is being answered already.", "thread_busy")
             new = [
                 (HumanMessage if m["role"] == "user" else AIMessage)(text_of(m.get("content")))
-                for m in messages
+                for m in self.messages
                 if m["role"] in ("user", "assistant")
             ]
-        elif conversation.pending is not None:
-            raise Refusal(
-                409,
-                "Expected the pending confirmation to be answered first.",
-                "confirmation_pending",
-                retry=False,
-            )
-        send = {"messages": new}
-    context = as_asked(served.context(conversation.id), body)
-    kept.answering.add(conversation.id)
-    return Turn(
-        kept,
-        replace(served, context=lambda thread: context),
-        body.model,
-        conversation,
-        messages,
-        send,
-    )
+        return await self._begin(conversation, {"messages": new})
 
+    async def _claim(self, conversation: Conversation) -> bool:
+        return (await self.kept.journal.claim(conversation.id, "")).mine
 
-def _config(served: Served, conversation: Conversation) -> RunnableConfig:
-    """Continues from the last answered turn; a failed turn leaves nothing."""
-    where = {"thread_id": conversation.id}
-    if conversation.checkpoint is not None:
-        where["checkpoint_id"] = conversation.checkpoint
-    return {"configurable": where, "recursion_limit": served.step_limit}
-
-
-class Turn:
-    """One turn: a run of the graph in a conversation, answered whole or as a stream."""
-
-    def __init__(
-        self, kept: Conversations, served: Served, name: str, conversation: Conversation,
-        messages: list[dict[str, Any]], send: Any,
-    ) -> None:  # fmt: skip
-        self.kept, self.served, self.conversation, self.messages, self.send = (
-            kept, served, conversation, messages, send,
-        )  # fmt: skip
-        self.id = uuid.uuid4()
-        """Id of the graph's run and so of its trace; the client gets it and can give feedback to it."""
-        self.head = {
-            "id": f"chatcmpl-{self.id.hex}",
-            "created": int(time.time()),
-            "model": name,
-        }
-        self.text = ""
-        self.usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-        self.calls: list[dict[str, Any]] = []
-        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        # A task of its own: a server cancels its answer again and again (anyio), and LangGraph would be
-        # cancelled in the middle of cancelling its nodes. It begins here and not with the first piece, so
-        # that the conversation is free again also where nobody ever reads the answer.
-        self.run = asyncio.create_task(self._run(self._pieces.put_nowait))
-        self.run.add_done_callback(lambda _: self._pieces.put_nowait(None))
-
-    async def pieces(self) -> AsyncIterator[str]:
-        """The agent's text as it arrives. If the client disconnects, the run is cancelled."""
+    async def _begin(
+        self, conversation: Conversation, send: Any, *, request: str | None = None, agreed: bool | None = None
+    ) -> Turn:  # fmt: skip
+        """The turn begins; its thread is claimed."""
         try:
-            while (piece := await self._pieces.get()) is not None:
-                yield piece
-            await self.run
-        finally:
-            self.run.cancel()
-
-    async def _run(self, say: Callable[[str], None]) -> None:
-        """Run the graph to its end or its interrupt, then store the conversation."""
-        graph = self.served.compile(self.kept.saver)
-        config: RunnableConfig = {**_config(self.served, self.conversation), "run_id": self.id}
-        speaking = ""
-        after: dict[str, Any] | None = None
-        left = False
-        try:
-            steps: AsyncIterator[Any] = graph.astream(
-                self.send,
-                config,
-                context=self.served.context(self.conversation.id),
-                stream_mode="messages",
-                subgraphs=True,  # an agent may be a part of the graph
-                durability="exit",
-            )
-            async for _, (message, _) in steps:
-                if not isinstance(message, AIMessage | AIMessageChunk):
-                    continue
-                if message.usage_metadata:
-                    self.usage["prompt_tokens"] += message.usage_metadata["input_tokens"]
-                    self.usage["completion_tokens"] += message.usage_metadata["output_tokens"]
-                    self.usage["total_tokens"] += message.usage_metadata["total_tokens"]
-                if message.text:
-                    gap = "\n" if self.text and message.id != speaking else ""
-                    speaking = message.id or ""
-                    self.text += gap + message.text
-                    say(gap + message.text)
-            state = await graph.aget_state({"configurable": {"thread_id": self.conversation.id}})
-            after = state.values
-            pending = state.interrupts[0] if state.interrupts else None
-            if pending is not None:
-                write = {k: v for k, v in pending.value.items() if k in ("tool", "arguments")}
-                function = {"name": "confirm", "arguments": json.dumps(write)}
-                call = f"confirm_{self.conversation.id}_{pending.id}"
-                self.calls = [{"id": call, "type": "function", "function": function}]
-            old, new = words(self.messages[:-1]), words([*self.messages, self._message()])
-            await self.kept.keep(
-                self.conversation, old, new,
-                checkpoint=state.config["configurable"]["checkpoint_id"],
-                pending=self.calls[0]["id"] if self.calls else None,
-            )  # fmt: skip
-        except GraphRecursionError:
-            raise Refusal(
-                500, "The agent took too many steps.", "step_limit", retry=False
-            ) from None
-        except ContextFull as error:
-            raise Refusal(400, str(error), "context_length_exceeded", param="messages") from None
-        except PolicyUnreachable:
-            raise Refusal(503, "The policy server does not answer.", "policy_unreachable") from None
-        except asyncio.CancelledError:  # the client has left, which says nothing of the answer
-            left = True
+            context = as_asked(self.served.context(conversation.id), self.body)
+        except BaseException:
+            await self.kept.journal.release(conversation.id)
             raise
-        finally:
-            self.kept.answering.discard(self.conversation.id)
-            if not left:
-                self.served.ended(self.conversation.id, after)
+        key = f"thread/{self.thread}"
+        own = self.thread is not None
+        return Turn(
+            self.kept,
+            turns.Request(
+                served=self.served, name=self.body.model, conversation=conversation, send=send, context=context,
+                key=key if own else words(self.messages[:-1]),
+                next_key=lambda message: key if own else words([*self.messages, message]),
+                size=sum(len(text_of(m.get("content"))) for m in self.messages), request=request, agreed=agreed,
+            ),
+        )  # fmt: skip
 
-    def _message(self) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": self.text or None}
-        if self.calls:
-            message["tool_calls"] = self.calls
-        return message
 
-    @property
-    def reason(self) -> str:
-        return "tool_calls" if self.calls else "stop"
-
-    async def answer(self) -> dict[str, Any]:
-        async for _ in self.pieces():
-            pass
-        choice = {
-            "index": 0,
-            "message": self._message(),
-            "finish_reason": self.reason,
-            "logprobs": None,
-        }
-        return {**self.head, "object": "chat.completion", "choices": [choice], "usage": self.usage}
-
-    async def stream(self, usage: bool) -> AsyncIterator[str]:
-        def chunk(delta: dict[str, Any], reason: str | None = None) -> str:
-            choices = [{"index": 0, "delta": delta, "finish_reason": reason}]
-            return event({**self.head, "object": "chat.completion.chunk", "choices": choices})
-
-        yield chunk({"role": "assistant", "content": ""})
-        try:
-            async for piece in self.pieces():
-                yield chunk({"content": piece})
-        except Refusal as refusal:
-            yield event({"error": refusal.error})
-            yield event("[DONE]")
-            return
-        for index, call in enumerate(self.calls):
-            yield chunk({"tool_calls": [{"index": index, **call}]})
-        yield chunk({}, self.reason)
-        if usage:
-            body = {"object": "chat.completion.chunk", "choices": [], "usage": self.usage}
-            yield event({**self.head, **body})
-        yield event("[DONE]")
+def _summary(messages: list[dict[str, Any]], call: str) -> str:
+    """What a confirmation was about, as the client was told."""
+    for message in reversed(messages):
+        for made in message.get("tool_calls") or []:
+            if made["id"] != call:
+                continue
+            try:
+                about = json.loads(made["function"]["arguments"])
+            except (KeyError, TypeError, ValueError):
+                break
+            summary = about.get("summary") if isinstance(about, dict) else None
+            return str(summary or made["function"]["arguments"]).rstrip(".")
+    return "what was asked"

@@ -1,7 +1,7 @@
-"""Where the endpoint keeps its conversations: LangGraph's checkpointer and store, in memory or in a database."""
+"""Where the endpoint keeps its conversations: LangGraph's checkpointer and a journal, in memory or in a database."""
 
 import sqlite3
-from collections import OrderedDict
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -9,16 +9,16 @@ from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.store.base import BaseStore
-from langgraph.store.memory import InMemoryStore
 
 from stateset_agents.errors import BadInput
+from stateset_agents.server.journal import Database, Journal, PostgresTables, SqliteTables
 
 MAX_CONVERSATIONS = 2000
 """Conversations in memory; the least recently used are dropped."""
+MAX_CHARACTERS = 100_000_000
+"""Characters of conversations in memory; the least recently used are dropped."""
 WAIT = 10.0
 """Seconds to wait for a database."""
-_PLACE = ("conversations",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,27 +34,38 @@ class Conversation:
 
 
 class Conversations:
-    """Conversations by a hash of their messages. Each has one key, that of its last answered turn. Someone who writes the same
-    words as an earlier customer must not get into that customer's conversation, which may be verified."""
+    """Conversations by a client's own id for them, or by a hash of their messages.
+
+    Words alone never tie two clients together: what two conversations have said alike belongs to neither of them, and who goes on
+    from there begins anew, with the words and without what the tools know.
+    """
 
     def __init__(
-        self,
-        saver: BaseCheckpointSaver[str] | None = None,
-        store: BaseStore | None = None,
+        self, saver: BaseCheckpointSaver[str] | None = None, tables: Database | None = None
     ) -> None:
         self.saver = saver or InMemorySaver()
-        self.store = store or InMemoryStore()
-        self.answering: set[str] = set()
-        """Threads with a turn under way in this process."""
-        self._keys: OrderedDict[str, str] | None = OrderedDict() if saver is None else None
+        self.tables = tables or SqliteTables()
+        self.journal = Journal(self.tables)
+        self._forgets = saver is None
 
     async def find(self, key: str) -> Conversation | None:
-        item = await self.store.aget(_PLACE, key)
-        if item is None:
+        """The one conversation of this key."""
+        rows = await self.tables.run(
+            "SELECT thread, checkpoint, pending FROM stateset_conversation WHERE key = ?", key
+        )
+        if not rows or not rows[0][0]:
             return None
-        if self._keys is not None:
-            self._keys.move_to_end(key)
-        return Conversation(**item.value)
+        return Conversation(id=rows[0][0], checkpoint=rows[0][1], pending=rows[0][2])
+
+    async def of_thread(self, thread: str) -> Conversation | None:
+        """The conversation of a thread, after its last answered turn."""
+        rows = await self.tables.run(
+            "SELECT thread, checkpoint, pending FROM stateset_conversation WHERE thread = ? ORDER BY at DESC LIMIT 1",
+            thread,
+        )  # fmt: skip
+        return (
+            Conversation(id=rows[0][0], checkpoint=rows[0][1], pending=rows[0][2]) if rows else None
+        )
 
     async def keep(
         self,
@@ -64,31 +75,36 @@ class Conversations:
         *,
         checkpoint: str,
         pending: str | None,
+        size: int = 0,
     ) -> None:
-        """Store a conversation under its newest key only."""
-        before = await self.find(old)
-        if before is not None and before.id == conversation.id:
-            await self._forget(old)
+        """Store a conversation under its newest key only. A key that another one has too is nobody's from then on."""
+        await self.tables.run(
+            "DELETE FROM stateset_conversation WHERE key = ? AND thread = ?", old, conversation.id
+        )
         after = replace(conversation, checkpoint=checkpoint, pending=pending)
-        value = {"id": after.id, "checkpoint": after.checkpoint, "pending": after.pending}
-        await self.store.aput(_PLACE, new, value)
-        if self._keys is not None:
-            replaced = self._keys.get(
-                new
-            )  # who said the very same words cannot go on: drop what was kept
-            if replaced not in (None, after.id) and replaced not in self.answering:
-                await self.saver.adelete_thread(str(replaced))
-            self._keys[new] = after.id
-            self._keys.move_to_end(new)
-            while len(self._keys) > MAX_CONVERSATIONS:
-                oldest, thread = next(iter(self._keys.items()))
-                await self._forget(oldest)
-                await self.saver.adelete_thread(thread)
+        await self.tables.run(
+            "INSERT INTO stateset_conversation(key, thread, checkpoint, pending, size, at) VALUES(?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT(key) DO UPDATE SET thread = CASE WHEN stateset_conversation.thread = excluded.thread "
+            "THEN excluded.thread ELSE '' END, checkpoint = excluded.checkpoint, pending = excluded.pending, "
+            "size = excluded.size, at = excluded.at",
+            new, after.id, after.checkpoint, after.pending, size, time.time(),
+        )  # fmt: skip
+        if self._forgets:
+            await self._make_room()
 
-    async def _forget(self, key: str) -> None:
-        await self.store.adelete(_PLACE, key)
-        if self._keys is not None:
-            self._keys.pop(key, None)
+    async def _make_room(self) -> None:
+        """Drop the oldest conversations of a server that keeps them in memory."""
+        rows = await self.tables.run(
+            "SELECT key, thread, size FROM stateset_conversation ORDER BY at DESC"
+        )
+        characters = 0
+        for number, (key, thread, size) in enumerate(rows):
+            characters += size
+            if number < MAX_CONVERSATIONS and (characters <= MAX_CHARACTERS or number == 0):
+                continue
+            await self.tables.run("DELETE FROM stateset_conversation WHERE key = ?", key)
+            if thread:
+                await self.saver.adelete_thread(thread)
 
 
 @asynccontextmanager
@@ -112,34 +128,36 @@ async def kept_in(state: str | None) -> AsyncIterator[Conversations]:
 
 async def _sqlite(file: str, open_: AsyncExitStack) -> Conversations:
     from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
-    from langgraph.store.sqlite.aio import AsyncSqliteStore
 
     try:
         saver = await open_.enter_async_context(AsyncSqliteSaver.from_conn_string(file))
-        store = await open_.enter_async_context(AsyncSqliteStore.from_conn_string(file))
+        # Other processes write to the file too, and each waits for the other.
+        await saver.conn.execute("PRAGMA busy_timeout=30000")
         await saver.setup()
-        await store.setup()
+        tables = SqliteTables(file)
+        open_.callback(tables.close)
     except sqlite3.Error as error:
         raise BadInput(f"--state: expected a SQLite file at {file!r}, found: {error}") from None
-    return Conversations(saver, store)
+    return Conversations(saver, tables)
 
 
 async def _postgres(url: str, open_: AsyncExitStack) -> Conversations:
     import psycopg
     from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-    from langgraph.store.postgres.aio import AsyncPostgresStore
     from psycopg.rows import dict_row
     from psycopg_pool import AsyncConnectionPool
 
     options = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
     pool: AsyncConnectionPool[psycopg.AsyncConnection[dict[str, Any]]]
-    pool = AsyncConnectionPool(url, open=False, max_size=8, kwargs=options)
+    # A connection that the database has cut is found out before it is lent, and replaced.
+    check = AsyncConnectionPool.check_connection
+    pool = AsyncConnectionPool(url, open=False, max_size=8, kwargs=options, check=check)
     open_.push_async_callback(pool.close)
     try:
         await pool.open(wait=True, timeout=WAIT)
-        saver, store = AsyncPostgresSaver(pool), AsyncPostgresStore(pool)
+        saver, tables = AsyncPostgresSaver(pool), PostgresTables(pool)
         await saver.setup()
-        await store.setup()
+        await tables.create()
     except psycopg.Error as error:
         raise BadInput(f"--state: expected a database at postgresql://…, found: {error}") from None
-    return Conversations(saver, store)
+    return Conversations(saver, tables)
