@@ -14,7 +14,7 @@ from stateset_agents.graphs.agent import AgentGraph, Domain
 from stateset_agents.graphs.domains import DOMAINS
 from stateset_agents.nodes.state import Agents
 from stateset_agents.tools.backend import Backend
-from stateset_agents.tools.host import Check, HostTools, Several, Writes
+from stateset_agents.tools.host import Check, HostTools, Several, Summary, Writes
 from stateset_agents.tools.memory import Memory
 from stateset_agents.tools.rules import Rule
 from stateset_agents.tools.shop.database import Database
@@ -34,6 +34,7 @@ def build_graph(
     tools: Sequence[BaseTool] = (),
     writes: Writes = (),
     check: Check | None = None,
+    summary: Summary | None = None,
     rules: Sequence[Rule] | None = None,
     approvals: bool = False,
     store: BaseStore | None = None,
@@ -45,7 +46,7 @@ def build_graph(
     `name` is a shop agent ('service', 'sales', …) or, with `prompt` and `tools`, any other name. `backend` is a shop (its
     database is enough), a shop over MCP, or None if your tools do everything. `tools` are your LangChain tools; those named in
     `writes`, or the calls for which the function `writes` says so, wait for the customer's confirmation, an interrupt of type
-    `confirmation`; `check` looks at a call before anybody is asked. `rules` (default: the shop's) apply by the tools' names, to
+    `confirmation`; `check` looks at a call before anybody is asked, and `summary` says it in words. `rules` (default: the shop's) apply by the tools' names, to
     yours too; with `approvals` a rule of that effect asks a person, an interrupt of type `approval`, and without it denies.
     With `store` the agent can keep notes for later conversations, each with the customer's consent.
 
@@ -70,7 +71,14 @@ def build_graph(
     elif backend is not None:
         backends.append(backend)
     if tools:
-        host = HostTools(tools, writes=writes, check=check, rules=rules or (), approvals=approvals)
+        host = HostTools(
+            tools,
+            writes=writes,
+            check=check,
+            summary=summary,
+            rules=rules or (),
+            approvals=approvals,
+        )
         backends.append(host)
     memory = Memory(store) if store is not None else None
     if not backends:

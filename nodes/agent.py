@@ -41,6 +41,17 @@ TRANSFER = "transfer"
 """The tool with which an agent passes a conversation to another agent; it is not a tool of the shop."""
 GUARD = "guard-"
 """The ids of calls that the guard makes begin so."""
+BROKEN_CALL = "a tool call that cannot be read"
+_MARKUP = (
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "<|python_tag|>",
+    "<function=",
+    "<|tool_call",
+    "<tool_code>",
+)
+"""How tool calls begin that an engine should have read."""
 HOLDS = 2
 """Replies that are held back in one turn before a person takes over."""
 
@@ -79,10 +90,15 @@ class Agent:
             prompt_messages = [SystemMessage(prompt + note), *state["messages"]]
             answer = await context.policy.ainvoke(prompt_messages, options)
             wrong = _unsupported(answer, state, context) if context.guard else []
+            if context.guard and _is_broken_call(answer):
+                wrong = [BROKEN_CALL]
             if not wrong:
                 return {"messages": [answer]}
+            reason = f"no tool told you {', '.join(wrong)}"
+            if wrong == [BROKEN_CALL]:
+                reason = "it was a tool call that cannot be read"
             note = (
-                f" Your last reply was held back: no tool told you {', '.join(wrong)}. "
+                f" Your last reply was held back: {reason}. "
                 "Say only what a tool told you, or use a tool."
             )
         reason = f"the agent would not answer without {', '.join(wrong)}"
@@ -120,6 +136,8 @@ class Agent:
             outcome = await backend.propose(session, call["name"], call["args"])
             if outcome.status == "proposed":
                 proposal = {"id": call["id"], "tool": call["name"], "arguments": call["args"]}
+                if outcome.summary:
+                    proposal["summary"] = outcome.summary
                 if outcome.rule is not None:
                     proposal["approval"] = outcome.rule
                 break
@@ -140,7 +158,11 @@ class Agent:
         make exactly that write, or cancel it."""
         proposal = state.get("proposal")
         assert proposal is not None
-        write = {"id": proposal["id"], "tool": proposal["tool"], "arguments": proposal["arguments"]}
+        write = {
+            name: proposal[name]
+            for name in ("id", "tool", "arguments", "summary")
+            if name in proposal
+        }
         agreed = _answer_to({"type": "confirmation", **write})
         rule = proposal.get("approval")
         approved = (
@@ -213,6 +235,13 @@ def packet(state: AgentState) -> dict[str, Any]:
         "pending": state.get("proposal"),
         "reason": calls[-1]["arguments"].get("reason", "") if calls else "",
     }
+
+
+def _is_broken_call(answer: AIMessage) -> bool:
+    """Whether the model meant to call a tool and wrote something else: no customer should read that."""
+    if answer.tool_calls:
+        return False
+    return bool(answer.invalid_tool_calls) or any(mark in answer.text for mark in _MARKUP)
 
 
 def _guard_called(state: AgentState) -> bool:

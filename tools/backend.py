@@ -110,6 +110,13 @@ class Foreign(abc.ABC):
     ) -> Outcome:
         """Make a call: a write with its key, a read without."""
 
+    def summary(self, name: str, arguments: dict[str, Any]) -> str:
+        """A call in words, for the customer who confirms it."""
+        details = ", ".join(
+            f"{field.replace('_', ' ')}: {value}" for field, value in arguments.items()
+        )
+        return f"{name.replace('_', ' ')}: {details}" if details else name.replace("_", " ")
+
     async def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
         wrong = await self._refusal(
             session, name, arguments, confirmed=True, approved=self.approvals
@@ -120,8 +127,9 @@ class Foreign(abc.ABC):
         rule = asks_approval(self._rules(name), facts) if self.approvals else None
         if rule is not None or self.offers[name].asks(arguments):
             return Outcome(
-                status="proposed", result=arguments, session=session, rule=rule, facts=facts
-            )
+                status="proposed", result=arguments, session=session, rule=rule, facts=facts,
+                summary=self.summary(name, arguments),
+            )  # fmt: skip
         outcome = await self.act(session, name, arguments, None)
         return replace(outcome, facts=facts)
 

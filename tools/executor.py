@@ -18,9 +18,12 @@ from stateset_agents.plain import plain
 from stateset_agents.tools.facts import facts_for, ids_in
 from stateset_agents.tools.rules import Facts, Rule, asks_approval, facts_of
 from stateset_agents.tools.shop.database import Database, Impossible
+from stateset_agents.tools.summaries import summary_of
 from stateset_agents.tools.tool import Arguments, Desk, Session, Tool, ToolError
 from stateset_agents.tools.toolset import shop_rules
 
+GUESSES, GUESSES_IN_ALL = 5, 10
+"""Wrong guesses of one conversation, and about one order, before a person has to look."""
 SEEN = 400
 """The most ids of a conversation that are remembered."""
 
@@ -39,6 +42,8 @@ class Outcome:
     """The rule that denied it, or that requires a person's approval."""
     facts: Facts = field(default_factory=dict)
     """The facts that the rules were checked against."""
+    summary: str = ""
+    """What is proposed, in words from the shop."""
 
 
 def refused(session: Session, code: str, help: str) -> Outcome:
@@ -102,14 +107,19 @@ class Executor:
         if isinstance(parsed, Outcome):
             return parsed
         tool, call = parsed
+        if tool.guesses and self._has_guessed_enough(session, tool, call):
+            help = "a person has to verify this customer: escalate_to_human"
+            return self._refuse(session, name, arguments, "too_many_attempts", help)
         checked = self._check(session, tool, call, confirmed=True, approved=self.approvals)
         if isinstance(checked, Outcome):
             return checked
         approval = asks_approval(self._rules(tool), checked) if self.approvals else None
         if tool.confirm or approval is not None:
+            desk = Desk(shop=self.shop, session=session, rules=self.rules)
             return Outcome(
-                status="proposed", result=arguments, session=session, rule=approval, facts=checked
-            )
+                status="proposed", result=arguments, session=session, rule=approval, facts=checked,
+                summary=summary_of(desk, tool, call),
+            )  # fmt: skip
         return self._act(session, tool, call, checked)
 
     def commit(
@@ -214,6 +224,8 @@ class Executor:
                         "idempotency", key=key, call=_fingerprint(session, tool.name, arguments), result=written
                     )  # fmt: skip
         except ToolError as error:
+            if tool.guesses:
+                session = {**session, "guesses": session.get("guesses", 0) + 1}
             return self._refuse(session, tool.name, arguments, error.code, error.help)
         except Impossible as error:
             return self._refuse(session, tool.name, arguments, "impossible", str(error)[:200])
@@ -222,6 +234,20 @@ class Executor:
         if shown:
             after["seen"] = [*session.get("seen", ()), *sorted(shown)][-SEEN:]
         return Outcome(status="done", result=result, session=after, facts=facts)
+
+    def _has_guessed_enough(self, session: Session, tool: Tool, call: Arguments) -> bool:
+        """Whether a conversation, or all conversations about one order since it was last right, were wrong too often."""
+        if session.get("guesses", 0) >= GUESSES:
+            return True
+        about = json.dumps({tool.guesses: getattr(call, tool.guesses)})[1:-1]
+        for special in "!%_":
+            about = about.replace(special, f"!{special}")
+        rows = self.shop.all(
+            "SELECT outcome FROM audit WHERE tool = ? AND arguments LIKE ? ESCAPE '!' AND outcome IN ('done', 'invalid') "
+            "ORDER BY seq DESC LIMIT ?",
+            tool.name, f"%{about}%", GUESSES_IN_ALL,
+        )  # fmt: skip
+        return len(rows) == GUESSES_IN_ALL and all(row["outcome"] == "invalid" for row in rows)
 
     def _check(
         self, session: Session, tool: Tool, call: Arguments, *, confirmed: bool, approved: bool

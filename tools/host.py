@@ -31,6 +31,10 @@ Check = Callable[[str, dict[str, Any]], str | Awaitable[str | None] | None]
 """Looks at a call before anybody is asked to confirm it: why it would not go through, or None."""
 
 
+Summary = Callable[[str, dict[str, Any]], str]
+"""Says a write in words, for the customer who confirms it: item, amount, order, and not ids alone."""
+
+
 class HostTools(Foreign):
     """LangChain tools of an app with its own database and rules.
 
@@ -48,6 +52,7 @@ class HostTools(Foreign):
         *,
         writes: Writes = (),
         check: Check | None = None,
+        summary: Summary | None = None,
         rules: Sequence[Rule] = (),
         approvals: bool = False,
     ) -> None:
@@ -60,13 +65,18 @@ class HostTools(Foreign):
             unknown = sorted(set(writes) - set(self.tools))
             if unknown:
                 raise BadInput(f"writes: expected names among the tools, found {unknown[0]!r}.")
-        self._check, self.approvals = check, approvals
+        self._check, self._summary, self.approvals = check, summary, approvals
         self.offers: Mapping[str, Offer] = {
             name: Offer(schema=convert_to_openai_tool(tool), writes=_asks(writes, name))
             for name, tool in self.tools.items()
         }
         self._as_call = {name for name, tool in self.tools.items() if _says_more(tool)}
         self.rules = rules_for(rules, self.offers)
+
+    def summary(self, name: str, arguments: dict[str, Any]) -> str:
+        if self._summary is not None:
+            return self._summary(name, arguments)
+        return super().summary(name, arguments)
 
     async def check(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome | None:
         unknown = await super().check(session, name, arguments)

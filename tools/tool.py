@@ -21,6 +21,8 @@ class Session(TypedDict):
     """Id of the verified customer, or '' before verification."""
     role: NotRequired[Role]
     """The role that the agent acts for; default: the customer."""
+    guesses: NotRequired[int]
+    """Wrong guesses of this conversation, such as at a customer's zip code."""
     call: NotRequired[str]
     """Id of the model's tool call that is being made; not kept between calls."""
     seen: NotRequired[list[str]]
@@ -83,6 +85,8 @@ class Tool:
     """Runs, and returns the result for the model. May set `desk.session['customer']`."""
     confirm: bool = False
     """A write that the customer must confirm before it is committed."""
+    guesses: str = ""
+    """The argument that a wrong call guesses about, such as an order's number: such calls are limited."""
     quote: Callable[[Desk, Any], int] | None = None
     """The right amount of a call, in minor units: `quote.amount` in rules."""
 

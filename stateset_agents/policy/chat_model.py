@@ -126,6 +126,10 @@ class Policy(ChatOpenAI):
         answer, sent = await self.pool.post(
             "/chat/completions", body, session=session, retry_seconds=self.retry_seconds
         )
+        if not answer.get("choices"):
+            raise PolicyRefused(
+                f"Expected an answer with choices from {self.pool.urls[0]}, found none: {str(answer)[:200]}"
+            )
         if self.exact:
             choice = answer["choices"][0]
             completion = completion_of(answer, tries=sent.tries)

@@ -95,6 +95,7 @@ TOOLS = (
         description="Check who is writing by an order number and the zip code of the account.",
         arguments=Verify,
         run=verify_identity,
+        guesses="order_id",
     ),
     Tool(
         name="find_customer",
