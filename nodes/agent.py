@@ -4,6 +4,7 @@ All are async, even those that do not wait: LangGraph runs a plain function in a
 database connection at once.
 """
 
+import asyncio
 import dataclasses
 import json
 import uuid
@@ -89,7 +90,7 @@ class Agent:
         for _ in range(1 + HOLDS):
             prompt_messages = [SystemMessage(prompt + note), *state["messages"]]
             answer = await context.policy.ainvoke(prompt_messages, options)
-            wrong = _unsupported(answer, state, context) if context.guard else []
+            wrong = await _checked(answer, state, context) if context.guard else []
             if context.guard and _is_broken_call(answer):
                 wrong = [BROKEN_CALL]
             if not wrong:
@@ -158,7 +159,7 @@ class Agent:
         make exactly that write, or cancel it."""
         proposal = state.get("proposal")
         assert proposal is not None
-        write = {
+        write: dict[str, Any] = {
             name: proposal[name]
             for name in ("id", "tool", "arguments", "summary")
             if name in proposal
@@ -267,6 +268,16 @@ def _kept(session: Session) -> Session:
     kept = session.copy()
     kept.pop("call", None)
     return kept
+
+
+LONG = 20_000
+"""Characters of a conversation that is looked through in a thread: others are answered meanwhile."""
+
+
+async def _checked(answer: AIMessage, state: AgentState, context: AgentContext) -> list[str]:
+    if sum(len(m.text) for m in state["messages"]) < LONG:
+        return _unsupported(answer, state, context)
+    return await asyncio.to_thread(_unsupported, answer, state, context)
 
 
 def _unsupported(answer: AIMessage, state: AgentState, context: AgentContext) -> list[str]:

@@ -159,12 +159,14 @@ class _Asking:
         """The reply: a turn that begins, or an answer that was given before."""
         last = self.messages[-1]
         if last["role"] == "tool":
-            call = str(last.get("tool_call_id"))
-            named = await self._of_call(call)
-            return await self._decided(named, call, decision(text_of(last.get("content"))))
+            given = str(last.get("tool_call_id"))
+            named = await self._of_call(given)
+            return await self._decided(named, given, decision(text_of(last.get("content"))))
+        agreed, call = plain_answer(text_of(last.get("content"))), _open_call(self.messages)
+        if call is not None and agreed is not None:
+            return await self._decided(await self._of_call(call), call, agreed)
         conversation = await self._known()
         if conversation is not None and conversation.pending is not None:
-            agreed = plain_answer(text_of(last.get("content")))
             if agreed is None:
                 raise Refusal(
                     409, "Expected the pending confirmation to be answered first: with a tool's answer, or a plain yes or no.",
@@ -269,6 +271,13 @@ class _Asking:
                 size=sum(len(text_of(m.get("content"))) for m in self.messages), request=request, agreed=agreed,
             ),
         )  # fmt: skip
+
+
+def _open_call(messages: list[dict[str, Any]]) -> str | None:
+    """The id of the confirmation that the message before the last one asks for."""
+    before = messages[-2] if len(messages) > 1 else {}
+    calls = before.get("tool_calls") or []
+    return next((str(c["id"]) for c in calls if c["function"]["name"] == "confirm"), None)
 
 
 def _summary(messages: list[dict[str, Any]], call: str) -> str:

@@ -49,7 +49,7 @@ class SqliteTables:
 
     def __init__(self, file: str = ":memory:") -> None:
         self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=30)
-        self._one = threading.Lock()
+        self._alone = threading.Lock()
         if file != ":memory:":
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
@@ -63,7 +63,7 @@ class SqliteTables:
         return await asyncio.to_thread(self._run, sql, values)
 
     def _run(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        with self._one:
+        with self._alone:
             self._db.execute("BEGIN" if sql.startswith("SELECT") else "BEGIN IMMEDIATE")
             try:
                 rows = self._db.execute(sql, values).fetchall()

@@ -15,6 +15,7 @@ import uvicorn
 from aiohttp import web
 from fastapi import FastAPI
 
+from stateset_agents.server import listening
 from stateset_agents.server.supervisor import free_port
 
 PLACES = (
@@ -70,9 +71,7 @@ class Running:
 
     def __init__(self, app: FastAPI) -> None:
         self.port = free_port()
-        self.server = uvicorn.Server(
-            uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="error")
-        )
+        self.server = uvicorn.Server(listening.config(app, "127.0.0.1", self.port))
 
     async def __aenter__(self) -> str:
         self.task = asyncio.create_task(self.server.serve())

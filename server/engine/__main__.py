@@ -12,6 +12,7 @@ import uvicorn
 
 from stateset_agents.errors import BadInput
 from stateset_agents.policy.chat_template import default_chat_template
+from stateset_agents.server import listening
 from stateset_agents.server.engine.app import build
 from stateset_agents.server.engine.engine import Engine
 from stateset_agents.server.engine.models import load_base
@@ -45,13 +46,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     threading.Thread(target=_end_when_broken, args=(engine,), daemon=True).start()
-    uvicorn.run(
-        build(engine, key=os.environ.get("STATESET_POLICY_KEY")),
-        host=options.host,
-        port=options.port,
-        log_level="warning",
-        access_log=False,
-    )
+    app = build(engine, key=os.environ.get("STATESET_POLICY_KEY"))
+    uvicorn.Server(listening.config(app, options.host, options.port)).run()
     return 0
 
 

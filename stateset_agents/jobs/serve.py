@@ -20,6 +20,7 @@ from stateset_agents.jobs.config import JobConfig
 from stateset_agents.jobs.policy_server import served_policy
 from stateset_agents.jobs.serve_policy import LOOPBACK
 from stateset_agents.policy.chat_model import Policy
+from stateset_agents.server import listening
 from stateset_agents.server.app import Served, build
 from stateset_agents.server.canary import Canary
 from stateset_agents.server.conversations import Conversations, kept_in
@@ -165,10 +166,7 @@ async def serve_graph(
                 canary=canary,
             )  # fmt: skip
             _introduce(graph, options)
-            server = uvicorn.Server(
-                uvicorn.Config(app, host=options.host, port=options.port, log_level="warning")
-            )
-            await server.serve()
+            await uvicorn.Server(listening.config(app, options.host, options.port)).serve()
 
 
 def _introduce(graph: ServedGraph, options: ServeOptions) -> None:
