@@ -82,10 +82,10 @@ class CustomGraph:
         self.customer = customer
 
     async def play_episode(
-        self, scenario: Scenario, policy: BaseChatModel, sampling: Sampling
+        self, scenario: Scenario, policy: BaseChatModel, sampling: Sampling, *, texts: bool = False
     ) -> Trace:
-        """One episode."""
-        trace, _ = await self._play(scenario, policy, sampling)
+        """One episode. With `texts` each call keeps its messages too, besides its tokens."""
+        trace, _ = await self._play(scenario, policy, sampling, texts=texts)
         return trace
 
     async def play_forkable(
@@ -120,7 +120,7 @@ class CustomGraph:
 
     async def _play(
         self, scenario: Scenario, policy: BaseChatModel, sampling: Sampling, *, forkable: bool = False,
-        start: Point | None = None,
+        start: Point | None = None, texts: bool = False,
     ) -> tuple[Trace, list[Point]]:  # fmt: skip
         buffer, model = CallBuffer(), sampling_as(policy, sampling)
         setting = self._setting(scenario, start, forkable)
@@ -140,7 +140,7 @@ class CustomGraph:
                 "forked": start is not None,
                 "given": scenario.input if start is None else None,
             }
-            recorder = Recorder(buffer, texts=False)
+            recorder = Recorder(buffer, texts=texts)
             config: RunnableConfig = {
                 "callbacks": [recorder, points] if forkable else [recorder],
                 "recursion_limit": 4 * talk.max_turns + 4,

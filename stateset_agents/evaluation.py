@@ -106,8 +106,8 @@ class Measurement(Frozen):
         if not count or self.offered < count or self.used:
             return None
         return (
-            f"Expected a policy that calls tools, found no call in {count} episodes, though all offered some. Either its chat "
-            "template does not show tools to the model, or the engine does not read its calls (--tool-parser)."
+            f"Expected a policy that calls tools, found no call in {count} episodes, though all offered some. Its chat template "
+            "may not show tools to the model, the engine may not read its calls (--tool-parser), or it was never taught to call."
         )
 
 

@@ -1,12 +1,15 @@
 """`scenarios`, `shop` and `rules`: the commands about data."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from stateset_agents.cli.help import CommandLine
 from stateset_agents.cli.sources import Schema, postgres, rules_from
+
+if TYPE_CHECKING:
+    from stateset_agents.scenario import Scenario
 
 scenarios = CommandLine(help="Make and check scenarios.")
 shop = CommandLine(help="A persistent shop, and simulated sales.")
@@ -62,13 +65,31 @@ def scenarios_generate(
 
 
 @scenarios.command("check")
-def scenarios_check(file: Path) -> None:
-    """Check that a file's scenarios are valid, and that those with a plan are solvable."""
+def scenarios_check(
+    file: Path,
+    graph: Annotated[
+        str | None, typer.Option(help="package.module:graph of your own, which plays the plans.")
+    ] = None,
+    world: Annotated[
+        str | None, typer.Option(help="package.module:Class of your own, which the graph acts on.")
+    ] = None,
+) -> None:
+    """Check that a file's scenarios are valid, and that those with a plan are solvable: on the bundled shop, or by --graph."""
+    from stateset_agents.graphs.names import GRAPHS
     from stateset_agents.scenario import load_scenarios
     from stateset_agents.tools.scenarios.mutants import mutants, score_acts
 
     every = load_scenarios(file)
-    planned = [s for s in every if s.plan and s.goal is not None and s.split != "user"]
+    if graph is not None:
+        _check_plans(every, graph, world)
+        return
+    foreign = [s for s in every if s.plan and s.graph not in GRAPHS]
+    if foreign:
+        print(f"{len(foreign)} plans are for graph {foreign[0].graph!r}: check them with --graph")
+    planned = [
+        s for s in every
+        if s.plan and s.goal is not None and s.split != "user" and s.graph in GRAPHS
+    ]  # fmt: skip
     unsolved = [s.id for s in planned if not score_acts(s, s.plan).success]
     leaky = [
         s.id for s in planned if any(score_acts(s, acts).success for acts in mutants(s).values())
@@ -77,7 +98,33 @@ def scenarios_check(file: Path) -> None:
     for name, ids in (("not solved by their plan", unsolved), ("solved by a wrong plan", leaky)):
         if ids:
             print(f"{len(ids)} {name}: {', '.join(ids[:5])}")
-    raise typer.Exit(2 if unsolved or leaky else 0)
+    raise typer.Exit(2 if unsolved or leaky or (foreign and not planned) else 0)
+
+
+def _check_plans(every: "list[Scenario]", graph: str, world: str | None) -> None:
+    """Play the plans through a graph of your own."""
+    import asyncio
+
+    from stateset_agents.jobs.registry import custom_graph
+    from stateset_agents.nodes.oracle import Oracle
+    from stateset_agents.trace import Sampling
+
+    made = custom_graph(graph, None, world)
+    planned = [s for s in every if s.plan]
+    wrong = []
+    for scenario in planned:
+        trace = asyncio.run(made.play_episode(scenario, Oracle(plan=scenario.plan), Sampling()))
+        goal = trace.goal_score
+        if trace.status != "completed":
+            wrong.append(f"{scenario.id}: {trace.status}, {trace.error}")
+        elif goal is not None and not goal.success:
+            wrong.append(f"{scenario.id}: its plan does not reach its goal")
+    print(
+        f"{len(every)} scenarios, {len(planned)} with a plan, {len(planned) - len(wrong)} played to their end"
+    )
+    for line in wrong[:20]:
+        print(line)
+    raise typer.Exit(2 if wrong or not planned else 0)
 
 
 @scenarios.command("survey")

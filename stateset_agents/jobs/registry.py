@@ -104,12 +104,7 @@ def find_rollout(
     """How an episode of the named graph is played; `customer` is NAME@URL of a model that plays the customer."""
     if graph in GRAPHS:
         return functools.partial(play_episode, graph=graph, customer=_customer_model(customer))
-    if customer is not None:
-        raise BadInput(
-            f"--customer: only the shop's own graphs have a simulated customer, found {graph!r}."
-        )
-    custom = CustomGraph(load_object(graph, "--graph"), graph, world=_world(world))
-    rollout: PolicyRollout = custom.play_episode
+    rollout: PolicyRollout = custom_graph(graph, customer, world).play_episode
     return rollout
 
 
@@ -119,9 +114,14 @@ def find_forkable(
     """Like `find_rollout`, for episodes that can be forked."""
     if graph in GRAPHS:
         return functools.partial(play_forkable, graph=graph, customer=_customer_model(customer))
-    custom = CustomGraph(load_object(graph, "--graph"), graph, world=_world(world))
-    forkable: PolicyForkable = custom.play_forkable
+    forkable: PolicyForkable = custom_graph(graph, customer, world).play_forkable
     return forkable
+
+
+def custom_graph(graph: str, customer: str | None = None, world: str | None = None) -> CustomGraph:
+    """A graph of your own by its name, `package.module:attribute`."""
+    made = load_object(graph, "--graph")
+    return CustomGraph(made, graph, world=_world(world), customer=_customer_model(customer))
 
 
 def _world(name: str | None) -> Callable[[Scenario], Any] | None:

@@ -9,10 +9,13 @@ from stateset_agents.graphs.names import GRAPHS
 from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.jobs.config import JobConfig
 from stateset_agents.jobs.policy_server import PolicyServer
+from stateset_agents.jobs.registry import custom_graph
+from stateset_agents.jobs.scenario_sets import find_scenarios
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy.weight_files import model_path
 from stateset_agents.reporting.events import Report, WarmStarted
 from stateset_agents.reward import Reward
+from stateset_agents.scenario import Scenario
 from stateset_agents.tools.scenarios.generator import intents_of, scenarios
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.traces.dataset import LEARNED_FROM, OfflineDataset
@@ -20,7 +23,9 @@ from stateset_agents.traces.store import TraceStore
 
 
 def check_warm_start(config: JobConfig) -> None:
-    """Raises BadInput if the traces to imitate do not exist."""
+    """Raises BadInput if the traces to imitate do not exist, or there are no plans to play."""
+    if config.warm_start == "oracle" and config.graph not in GRAPHS and config.scenarios:
+        _plans_of(config)
     if config.warm_start not in (None, "oracle"):
         TraceStore(str(config.warm_start), create=False).close()
 
@@ -56,11 +61,35 @@ async def warm_traces(config: JobConfig) -> list[Trace]:
             dataset = OfflineDataset(list(store.traces(where=LEARNED_FROM)))
             return dataset.ended[: config.warm_traces]
     if config.graph not in GRAPHS:
-        raise BadInput(
-            "--warm-start oracle: only the shop's own graphs have plans, name a store instead."
-        )
+        return await _planned(config)
     endless = scenarios(seed=config.seed + 1_000, split="train", intents=intents_of(config.graph))
     return [
         await play_episode(s, Oracle(plan=s.plan), Sampling(), graph=config.graph, texts=True)
         for s in itertools.islice(endless, config.warm_traces)
     ]
+
+
+def _plans_of(config: JobConfig) -> list[Scenario]:
+    """The training scenarios of a file that have a plan. Raises BadInput if there are none."""
+    planned = [scenario for scenario in find_scenarios(config)[0] if scenario.plan]
+    if not planned:
+        raise BadInput(
+            f"--warm-start oracle: expected training scenarios with a plan in {config.scenarios!r}, found none. Name a store instead."
+        )
+    return planned
+
+
+async def _planned(config: JobConfig) -> list[Trace]:
+    """The plans of a file's scenarios, played through a graph of your own: those that came to their end."""
+    graph = custom_graph(config.graph, None, config.world)
+    traces = [
+        await graph.play_episode(s, Oracle(plan=s.plan), Sampling(), texts=True)
+        for s in _plans_of(config)[: config.warm_traces]
+    ]
+    played = [trace for trace in traces if trace.status == "completed"]
+    if not played:
+        raise BadInput(
+            f"--warm-start oracle: expected plans that can be played, found none among {len(traces)}, the first ended with: "
+            f"{traces[0].status}, {traces[0].error}"
+        )
+    return played
