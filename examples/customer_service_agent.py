@@ -16,8 +16,10 @@ async def main() -> None:
     )
     assert row is not None
     question = f"Where is my order? Order {row['id']}. My zip is {row['zip']}."
-    async with MultiTurnAgent(AgentConfig(model_name="seed")) as agent:
-        context = service.context(agent.policy, service.over(shop), thread="example")
+    async with MultiTurnAgent(AgentConfig(model_name="seed", temperature=0.0)) as agent:
+        # Greedy, and with the guard: what no tool said does not reach the customer.
+        policy = agent.policy.model_copy(update={"temperature": 0.0})
+        context = service.context(policy, service.over(shop), thread="example", guard=True)
         state = await service.build().ainvoke(
             {"messages": [HumanMessage(question)]}, context=context
         )

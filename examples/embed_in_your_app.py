@@ -2,7 +2,7 @@
 
 uvicorn --factory examples.embed_in_your_app:app     (with STATESET_BASE_URL and MODEL, a model that calls tools)
 
-curl -H "Authorization: Bearer ann-token" -d '{"text": "Is my bike ready?"}' localhost:8000/talk
+curl -H "Authorization: Bearer ann-token" -H "Content-Type: application/json" -d '{"text": "Is my bike ready?"}' localhost:8000/talk
 """
 
 import os

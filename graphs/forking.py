@@ -8,6 +8,8 @@
 Works on any compiled graph. What its nodes do outside of it has to be in a world that can be cloned.
 """
 
+import logging
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -105,6 +107,8 @@ def turns_before(point: Point) -> int:
     return sum(isinstance(message, HumanMessage) for message in messages)
 
 
+_hinted = threading.Event()
+"""Whether a process was told of calls that cannot be forked."""
 Fork = Callable[[Sampling, Point], Awaitable[Trace]]
 
 
@@ -114,6 +118,13 @@ class ForkableEpisode:
     def __init__(self, trace: Trace, points: Sequence[Point], fork: Fork) -> None:
         self.trace = trace
         self._points = {len(point.calls): point for point in points}
+        if len(points) < len(trace.model_calls) and not _hinted.is_set():
+            _hinted.set()
+            logging.getLogger(__name__).warning(
+                "%d of %d model calls of an episode cannot be forked: they are made inside a node that has called the model "
+                "before, and a fork begins with a node. Give each call a node of its own.",
+                len(trace.model_calls) - len(points), len(trace.model_calls),
+            )  # fmt: skip
         self._fork = fork
 
     @property

@@ -1,6 +1,6 @@
 """A roll-out is one episode: a scenario played to its end on a clone of its shop, kept as a trace."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from stateset_agents.nodes.customer import CustomerSimulator, simulate
 from stateset_agents.policy.chat_model import pinned, sampling_as
 from stateset_agents.scenario import Scenario
 from stateset_agents.tools.backend import Backend
+from stateset_agents.tools.rules import Rule
 from stateset_agents.tools.shop.accounting import books_of, segment_of
 from stateset_agents.tools.shop.arrange import arrange_all
 from stateset_agents.tools.shop.generate import generate
@@ -52,6 +53,7 @@ class _Options:
     customer: BaseChatModel | None = None
     max_turns: int | None = None
     wrap_backend: Callable[[Backend], Backend] | None = None
+    rules: Sequence[Rule] | None = None
     texts: bool = False
     forkable: bool = False
     start: Point | None = None
@@ -66,13 +68,19 @@ async def play_episode(
     customer: BaseChatModel | None = None,
     max_turns: int | None = None,
     wrap_backend: Callable[[Backend], Backend] | None = None,
+    rules: Sequence[Rule] | None = None,
     texts: bool = False,
 ) -> Trace:
     """Play a scenario with its own agent or the named graph. Returns a trace, also for a failed episode. `customer` is a chat
     model that plays the customer instead of rules; `wrap_backend` wraps the backend of a single agent. With `texts` each call
     keeps its messages too, besides its tokens."""
     options = _Options(
-        graph=graph, customer=customer, max_turns=max_turns, wrap_backend=wrap_backend, texts=texts
+        graph=graph,
+        customer=customer,
+        max_turns=max_turns,
+        wrap_backend=wrap_backend,
+        rules=rules,
+        texts=texts,
     )
     trace, _ = await _play(scenario, policy, sampling, options)
     return trace
@@ -86,9 +94,10 @@ async def play_forkable(
     graph: str | None = None,
     customer: BaseChatModel | None = None,
     max_turns: int | None = None,
+    rules: Sequence[Rule] | None = None,
 ) -> ForkableEpisode:
     """Like `play_episode`, for an episode that can be forked at any decision. Close it afterwards."""
-    options = _Options(graph=graph, customer=customer, max_turns=max_turns)
+    options = _Options(graph=graph, customer=customer, max_turns=max_turns, rules=rules)
 
     async def fork(sampling: Sampling, point: Point) -> Trace:
         trace, _ = await _play(scenario, policy, sampling, replace(options, start=point))
@@ -166,12 +175,15 @@ def _conversation_of(
     if name == orchestrator.NAME:
         agent, limit = orchestrator.build(saver), orchestrator.STEP_LIMIT
         agents = orchestrator.context(
-            model, orchestrator.over(shop), thread="episode", role=DOMAINS[scenario.graph].role
+            model,
+            orchestrator.over(shop, options.rules),
+            thread="episode",
+            role=DOMAINS[scenario.graph].role,
         )
     else:
         domain = DOMAINS[name]
         agent, limit = build(domain, saver), STEP_LIMIT
-        backend: Backend = over(domain, shop)
+        backend: Backend = over(domain, shop, options.rules)
         if options.wrap_backend is not None:
             backend = options.wrap_backend(backend)
         agents = context_of(domain, model, backend, thread="episode")

@@ -20,6 +20,8 @@ COMMANDS = "stateset_agents/cli/"
 EXCEPTIONS = {
     # The public call that embeds a graph: every parameter after the model is an optional keyword, as of LangGraph's `compile`.
     "graphs/build.py:build_graph": "parameters",
+    # The public call that plays an episode: what follows the sampling are optional keywords.
+    "graphs/rollout.py:play_episode": "parameters",
 }
 
 PRIVATE = {"told", "found", "asked", "held", "said", "one", "well", "away", "bent", "heat"}

@@ -167,6 +167,11 @@ class _Asking:
             return await self._decided(await self._of_call(call), call, agreed)
         conversation = await self._known()
         if conversation is not None and conversation.pending is not None:
+            if conversation.pending.startswith("approve_"):
+                raise Refusal(
+                    409, "A person has to approve this first: with an answer to the call of `approve`.", "approval_pending",
+                    retry=False,
+                )  # fmt: skip
             if agreed is None:
                 raise Refusal(
                     409, "Expected the pending confirmation to be answered first: with a tool's answer, or a plain yes or no.",
@@ -185,7 +190,7 @@ class _Asking:
         """The conversation that a confirmation's id names. Raises Refusal if there is none."""
         prefix, _, rest = call.partition("_")
         thread = rest.rpartition("_")[0]
-        known = prefix == "confirm" and thread and self.thread in (None, thread)
+        known = prefix in ("confirm", "approve") and thread and self.thread in (None, thread)
         conversation = await self.kept.of_thread(thread) if known else None
         if conversation is None:
             raise Refusal(

@@ -234,16 +234,16 @@ class Turn(Reply):
     def _ask(self, pending: Any, say: Callable[[str], None]) -> None:
         """Ask the customer to confirm: in words, and as a call of `confirm`."""
         value = pending.value if isinstance(pending.value, dict) else {"question": pending.value}
-        shown = {
-            k: v for k, v in value.items() if k in ("tool", "arguments", "summary", "question")
-        }
+        parts = ("tool", "arguments", "summary", "question", "rule")
+        shown = {name: part for name, part in value.items() if name in parts}
+        function_name = "approve" if value.get("type") == "approval" else "confirm"
         summary = str(value.get("summary") or "")
-        if summary:
+        if summary and function_name == "confirm":  # an approval is no business of the customer's
             gap = "\n" if self.text else ""
             self.text += f"{gap}{summary}"
             say(f"{gap}{summary}")
-        function = {"name": "confirm", "arguments": json.dumps(shown)}
-        call = f"confirm_{self.request.conversation.id}_{pending.id}"
+        function = {"name": function_name, "arguments": json.dumps(shown)}
+        call = f"{function_name}_{self.request.conversation.id}_{pending.id}"
         self.calls = [{"id": call, "type": "function", "function": function}]
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from stateset_agents.graphs import service
 from stateset_agents.jobs.config import JobConfig
 from stateset_agents.jobs.policy_server import served_policy
+from stateset_agents.jobs.registry import rules_of
 from stateset_agents.tools.scenarios.generator import scenarios
 from stateset_agents.tools.shop.generate import generate
 from stateset_agents.trace import Sampling
@@ -32,7 +33,9 @@ async def chat_loop(
                 Sampling(version=server.name, temperature=temperature)
             )
             graph = service.build(InMemorySaver())
-            context = service.context(policy, service.over(shop), thread="chat")
+            context = service.context(
+                policy, service.over(shop, rules_of(config.rules)), thread="chat"
+            )
             thread: Any = {
                 "configurable": {"thread_id": "chat"},
                 "recursion_limit": service.STEP_LIMIT,
@@ -53,7 +56,8 @@ async def chat_loop(
                                 _show(console, state)
                     send = None
                     if write is not None:
-                        question = f"confirm  {write['tool']} {write['arguments']}? (y/n) "
+                        about = write.get("summary") or f"{write['tool']} {write['arguments']}"
+                        question = f"confirm  {about}? (y/n) "
                         agreed = _read(console, question).lower() in ("y", "yes")
                         send = Command(resume={"confirmed": agreed})
             for change in shop.changes():

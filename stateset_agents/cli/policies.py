@@ -24,7 +24,7 @@ PolicyFolder = Annotated[
 policy = CommandLine(help="Build and serve policies.")
 
 
-@config_options("model", "base_url", "engine", panels=False)
+@config_options("model", "base_url", "engine", "rules", panels=False)
 def chat(
     values: Values,
     policy: PolicyFolder = None,
@@ -56,6 +56,12 @@ def serve(
     guard: Annotated[
         bool, typer.Option(help="Hold back replies that state what no tool said.")
     ] = True,
+    approvals: Annotated[
+        bool,
+        typer.Option(
+            help="Rules of effect approval ask a person: your app answers the calls of `approve`. Without it they deny."
+        ),
+    ] = False,
     state: Annotated[
         str | None,
         typer.Option(
@@ -91,6 +97,7 @@ def serve(
         shop=shop_from(database, schema, shop_seed, meaning),
         rules=rules_from(rules),
         guard=guard,
+        approvals=approvals,
     )
     options = ServeOptions(
         host=host,

@@ -26,13 +26,10 @@ Schema = Annotated[str, typer.Option(help="The shop's schema in that database.")
 
 def rules_from(file: Path | None) -> Any:
     """The shop's rules; a file's rules replace those of the same id, and the others are added."""
-    from stateset_agents.tools.rules import parse_rules, replaced
-    from stateset_agents.tools.toolset import SIGNATURES, shop_rules
+    from stateset_agents.jobs.registry import rules_of
+    from stateset_agents.tools.toolset import shop_rules
 
-    if file is None:
-        return shop_rules()
-    own = parse_rules(file.read_text(encoding="utf-8"), where=str(file), tools=SIGNATURES)
-    return replaced(shop_rules(), own)
+    return shop_rules() if file is None else rules_of(file)
 
 
 def shop_from(database: str | None, schema: str, seed: int, meaning: str | None = None) -> Any:

@@ -21,6 +21,22 @@ Phase = Annotated[
 ]
 
 
+def check_phase(store: Any, phase: str | None) -> None:
+    """Raises BadInput if no trace of a store has this phase."""
+    from stateset_agents.errors import BadInput
+
+    known = store.phases()
+    if phase is not None and phase not in known:
+        shown = ", ".join(repr(name) for name in known) or "no trace at all"
+        raise BadInput(f"--phase: expected one of the store's, which are {shown}, found {phase!r}.")
+
+
+def _say_phases(store: Any) -> None:
+    known = store.phases()
+    if len(known) > 1:
+        print(f"traces of several phases together: {', '.join(known)}; take one with --phase")
+
+
 @traces.command("list")
 def traces_list(
     store: Place,
@@ -31,6 +47,7 @@ def traces_list(
     from stateset_agents.reporting.terminal import trace_table
 
     with open_store(store) as opened:
+        check_phase(opened, phase)
         trace_table(opened.newest(phase=phase, limit=limit), opened.count(phase))
 
 
@@ -53,6 +70,7 @@ def traces_export(
     from stateset_agents.traces.export import export
 
     with open_store(store) as opened:
+        check_phase(opened, phase)
         count = export(opened, out, phase=phase)
     print(f"{count} traces in {out}")
 
@@ -189,21 +207,24 @@ def traces_kpi(
         raise BadInput(f"--by: expected one of {', '.join(KEYS)}, found {by!r}.")
     tally = Tally(names)
     with open_store(store) as opened:
+        check_phase(opened, phase)
+        if phase is None:
+            _say_phases(opened)
         for trace in opened.traces(phase=phase):
             group = bucket(trace.thread or trace.id, ab) if ab else KEYS[by](trace) if by else "all"
             tally.add(group or "-", trace)
     groups = tally.groups
     title = f"A/B test {ab}" if ab else f"by {by}" if by else ""
     table = Table("", *(f"{group} ({tally.count(group)})" for group in groups), title=title)
-    both = ab is not None and {"A", "B"} <= set(groups)
+    both = len(groups) == 2
     if both:
-        table.add_column("B - A")
+        table.add_column(f"{groups[1]} - {groups[0]}")
     for name in names:
         row = [tally.kpi(group, name) for group in groups]
         if all(kpi.mean is None for kpi in row):
             continue
         cells = [_kpi(kpi.mean, kpi.ci95) for kpi in row]
-        gap = tally.difference(name) if both else None
+        gap = tally.difference(name, *groups) if both else None
         if both:
             cells.append("-" if gap is None else _kpi(*gap))
         table.add_row(f"{name}\n[dim]{OBJECTIVES[name].unit}", *cells)
@@ -362,9 +383,18 @@ def langsmith_export(
 ) -> None:
     """Send a store's traces to LangSmith, with scores, policy versions and feedback."""
     from langsmith import Client
+    from langsmith.utils import LangSmithError
 
+    from stateset_agents.errors import BadInput
     from stateset_agents.traces.langsmith import upload
 
     with open_store(store) as opened:
-        count = upload(opened, Client(), project, phase=phase)
+        check_phase(opened, phase)
+        try:
+            count = upload(opened, Client(), project, phase=phase)
+        except (LangSmithError, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise BadInput(
+                f"Expected LangSmith to take the traces, found: {reason}. Look at LANGSMITH_API_KEY and LANGSMITH_ENDPOINT."
+            ) from None
     print(f"{count} traces in project {project}")

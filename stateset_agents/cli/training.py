@@ -121,7 +121,7 @@ def _train_offline(config: JobConfig, run: Path) -> None:
 
 
 @config_options(
-    "graph", "world", "reward", "scenarios", "customer", "steps", "groups", "group_size", "forks", "temperature", "max_tokens",
+    "graph", "world", "reward", "scenarios", "rules", "customer", "steps", "groups", "group_size", "forks", "temperature", "max_tokens",
     "concurrency", "model", "base_url", "engine", "replicas", "gpu_memory_utilization", "max_model_len", "tool_parser", "seed",
 )  # fmt: skip
 def collect(values: Values, policy: PolicyFolder = None, out: Out = None) -> None:
@@ -154,7 +154,7 @@ def collect(values: Values, policy: PolicyFolder = None, out: Out = None) -> Non
 
 
 @config_options(
-    "graph", "world", "reward", "scenarios", "customer", "held_out", "held_out_seed", "temperature", "max_tokens", "concurrency",
+    "graph", "world", "reward", "scenarios", "rules", "customer", "held_out", "held_out_seed", "temperature", "max_tokens", "concurrency",
     "model", "base_url", "engine", "replicas", "gpu_memory_utilization", "max_model_len", "tool_parser", "seed",
 )  # fmt: skip
 def evaluate(
@@ -165,6 +165,7 @@ def evaluate(
     from stateset_agents.jobs.config import check_config
     from stateset_agents.jobs.evaluate import evaluate_job
     from stateset_agents.jobs.run_folder import new_run
+    from stateset_agents.jobs.scenario_sets import trained_on
     from stateset_agents.policy.litellm import PREFIX
     from stateset_agents.policy.weight_files import find_adapter
     from stateset_agents.reporting.terminal import TrainingView
@@ -189,7 +190,9 @@ def evaluate(
     check_ready(config, provider=provider, dry_run=dry_run, problems=problems)
     run = new_run(out or settings.runs)
     with TrainingView() as view:
-        result = asyncio.run(evaluate_job(config, run, adapter, temperature, view))
+        result = asyncio.run(
+            evaluate_job(config, run, adapter, temperature, view, trained=trained_on(policy))
+        )
     view.measurement(result, run)
     if result.problem is not None:
         raise NothingMeasured(result.problem)

@@ -39,6 +39,8 @@ class JobConfig(TrainConfig):
     neural:FOLDER, feedback:KEY:LOW:HIGH, or package.module:reward; default: the shop's."""
     scenarios: str | None = option(None, panel=EPISODES, played=True)
     """File of scenarios, JSON or JSON lines; default: generated."""
+    rules: str | None = option(None, panel=EPISODES, played=True)
+    """YAML file of rules: they replace the shop's own of the same id, and are added to the others."""
     customer: str | None = option(None, panel=EPISODES, played=True)
     """NAME@URL of a model that plays the customer; default: rules."""
     held_out: int = option(120, panel=EPISODES, played=True, ge=1)
@@ -59,7 +61,7 @@ class JobConfig(TrainConfig):
     node_rewards: dict[str, str] = option({}, panel=CREDIT, flag="--node-reward")
     """NODE=REWARD: what calls at this node are worth (credit node); can be given several times."""
     model: str = option("seed", panel=MODEL)
-    """'seed', the bundled policy; a folder; or a Hugging Face name."""
+    """'seed', the bundled toy of 3.4 million parameters, which knows the bundled shop alone; a folder; or a Hugging Face name."""
     base_url: str | None = option(None, panel=MODEL, played=True)
     """Policy servers that run already, as http://host:port/v1, with commas between several; default: an engine is started."""
     engine: Literal["embedded", "vllm", "auto"] | None = option(None, panel=MODEL, played=True)
@@ -93,6 +95,10 @@ class JobConfig(TrainConfig):
             )
         if self.world and self.graph in GRAPHS:
             raise ValueError("world: not used with the shop's own graphs, which make their own")
+        if self.rules and self.graph not in GRAPHS:
+            raise ValueError(
+                "rules: for the shop's own graphs; give those of your own tools to build_graph(rules=…)"
+            )
         if "warm_traces" in self.model_fields_set and self.warm_start is None:
             raise ValueError("warm_traces: used only with --warm-start")
         if self.from_traces is not None:

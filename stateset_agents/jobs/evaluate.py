@@ -102,11 +102,12 @@ class Evaluator:
 
 
 async def evaluate_job(
-    config: JobConfig, run: Path, adapter: Path | None, temperature: float, report: Report
-) -> Measurement:
-    """Measure a policy on held-out scenarios; traces and the result are kept in `run`."""
+    config: JobConfig, run: Path, adapter: Path | None, temperature: float, report: Report, *,
+    trained: frozenset[str] = frozenset(),
+) -> Measurement:  # fmt: skip
+    """Measure a policy on held-out scenarios, and on none that it was `trained` on; traces and the result are kept in `run`."""
     make_room_for_threads(config)
-    job = resolve(config, only_held_out=True)
+    job = resolve(config, only_held_out=True, trained=trained)
     write_config(run, config)
     with TraceStore(run / "traces.db") as store:
         async with _evaluated(config, adapter, run, report) as (policy, version):

@@ -43,6 +43,8 @@ from stateset_agents.rewards.rules import DisciplineReward, RulesReward
 from stateset_agents.rewards.safety import SafetyReward
 from stateset_agents.scenario import Scenario
 from stateset_agents.settings import load_settings
+from stateset_agents.tools.rules import Rule, parse_rules, replaced
+from stateset_agents.tools.toolset import SIGNATURES, shop_rules
 from stateset_agents.trace import Sampling, Trace
 from stateset_agents.trainers.constraints import COSTS, Limit
 from stateset_agents.trainers.grading import Grading
@@ -65,13 +67,16 @@ class ResolvedJob:
     held_out: list[Scenario] = field(default_factory=list)
 
 
-def resolve(config: JobConfig, *, only_held_out: bool = False) -> ResolvedJob:
-    """Resolve a job. `only_held_out`: measure on all scenarios of a file. Raises BadInput for an unknown name."""
-    training, held_out = find_scenarios(config, only_held_out=only_held_out)
+def resolve(
+    config: JobConfig, *, only_held_out: bool = False, trained: frozenset[str] = frozenset()
+) -> ResolvedJob:
+    """Resolve a job. `only_held_out`: measure on all scenarios of a file that a policy was not `trained` on. Raises BadInput for
+    an unknown name."""
+    training, held_out = find_scenarios(config, only_held_out=only_held_out, trained=trained)
     return ResolvedJob(
         config=config,
-        rollout=find_rollout(config.graph, config.customer, config.world),
-        play_forkable=find_forkable(config.graph, config.customer, config.world),
+        rollout=find_rollout(config.graph, config.customer, config.world, config.rules),
+        play_forkable=find_forkable(config.graph, config.customer, config.world, config.rules),
         grading=find_grading(config),
         training=training,
         held_out=held_out,
@@ -99,23 +104,40 @@ def load_object(name: str, option: str) -> Any:
 
 
 def find_rollout(
-    graph: str, customer: str | None = None, world: str | None = None
+    graph: str, customer: str | None = None, world: str | None = None, rules: str | None = None
 ) -> PolicyRollout:
-    """How an episode of the named graph is played; `customer` is NAME@URL of a model that plays the customer."""
+    """How an episode of the named graph is played; `customer` is NAME@URL of a model that plays the customer, `rules` a file."""
     if graph in GRAPHS:
-        return functools.partial(play_episode, graph=graph, customer=_customer_model(customer))
+        return functools.partial(
+            play_episode, graph=graph, customer=_customer_model(customer), rules=rules_of(rules)
+        )
     rollout: PolicyRollout = custom_graph(graph, customer, world).play_episode
     return rollout
 
 
 def find_forkable(
-    graph: str, customer: str | None = None, world: str | None = None
+    graph: str, customer: str | None = None, world: str | None = None, rules: str | None = None
 ) -> PolicyForkable:
     """Like `find_rollout`, for episodes that can be forked."""
     if graph in GRAPHS:
-        return functools.partial(play_forkable, graph=graph, customer=_customer_model(customer))
+        return functools.partial(
+            play_forkable, graph=graph, customer=_customer_model(customer), rules=rules_of(rules)
+        )
     forkable: PolicyForkable = custom_graph(graph, customer, world).play_forkable
     return forkable
+
+
+def rules_of(file: str | Path | None) -> tuple[Rule, ...] | None:
+    """The shop's rules with those of a file, or None without one. Raises BadInput with the line of a wrong rule."""
+    if file is None:
+        return None
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInput(
+            f"--rules: expected a file of rules at {str(file)!r}, found {error.strerror}."
+        ) from None
+    return replaced(shop_rules(), parse_rules(text, where=str(file), tools=SIGNATURES))
 
 
 def custom_graph(graph: str, customer: str | None = None, world: str | None = None) -> CustomGraph:
@@ -206,8 +228,13 @@ def _own_reward(name: str) -> Reward:
             ) from None
     if inspect.isfunction(value):
         return FunctionReward(value, name)
+    score = getattr(value, "score", None)
+    if callable(score) and not callable(value):  # a class of its own, with `score(trace)`
+        return FunctionReward(score, name)
     if not callable(value):
-        raise BadInput(f"Expected {name!r} to be callable, found {type(value).__name__}.")
+        raise BadInput(
+            f"--reward {name}: expected a function of a trace, or a class with `score(trace)`, found {type(value).__name__}."
+        )
     reward: Reward = value
     return reward
 

@@ -5,12 +5,17 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from langchain_core.runnables import Runnable
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.pregel import Pregel
+
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs import replay
 from stateset_agents.graphs.replay import Swap, counterfactual
 from stateset_agents.jobs.config import check_config
 from stateset_agents.jobs.policy_server import served_policy
 from stateset_agents.jobs.registry import load_object
+from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy.weight_files import find_adapter
 from stateset_agents.settings import load_settings
 from stateset_agents.trace import Trace
@@ -39,7 +44,12 @@ async def replay_app(
 ) -> tuple[Trace, str | None]:
     """Replay a thread's runs of a custom graph. Returns the messages and the first difference."""
     change = None if swap is None else (swap.tool, swap.result)
-    messages, difference = await recorded.replay(load_object(graph, "--graph"), traces, swap=change)
+    app = load_object(graph, "--graph")
+    if not isinstance(app, Runnable) and callable(app):
+        app = app(Oracle(plan=()))  # its answers come from the record
+    if isinstance(app, Pregel) and app.checkpointer is None:
+        app = app.copy({"checkpointer": InMemorySaver()})
+    messages, difference = await recorded.replay(app, traces, swap=change)
     again = traces[-1].model_copy(update={"messages": tuple(messages), "model_calls": ()})
     return again, difference
 
@@ -48,6 +58,8 @@ async def replay_otherwise(
     trace: Trace, swap: Swap, policy: Path | None, model: str, base_url: str | None
 ) -> Trace:
     """The counterfactual, with a run's, a server's or the seed policy, sampled like the episode."""
+    if not any(call.name == swap.tool for call in trace.tool_calls):
+        raise BadInput(f"--set: expected a tool that the run called, found {swap.tool!r}.")
     adapter = find_adapter(policy) if policy else None
     config = check_config({"model": model, "base_url": base_url or load_settings().base_url})
     with tempfile.TemporaryDirectory() as folder:

@@ -1,27 +1,52 @@
 """Which scenarios a job trains on, and which it measures on."""
 
 import itertools
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from stateset_agents.errors import BadInput
+from stateset_agents.files import replace_text
 from stateset_agents.graphs.names import GRAPHS
 from stateset_agents.jobs.config import JobConfig
 from stateset_agents.scenario import Scenario, load_scenarios
 from stateset_agents.tools.scenarios.generator import intents_of, scenarios
 
+SPLIT = "split.json"
+"""The ids of a run's training scenarios, in its folder."""
+
+
+def keep_split(run: Path, training: Sequence[Scenario]) -> None:
+    """Keep with a run which scenarios it is trained on."""
+    replace_text(run / SPLIT, json.dumps({"training": [scenario.id for scenario in training]}))
+
+
+def trained_on(policy: Path | None) -> frozenset[str]:
+    """The ids of the scenarios that a run was trained on; none if it kept none."""
+    file = (policy or Path()) / SPLIT
+    if policy is None or not file.is_file():
+        return frozenset()
+    return frozenset(json.loads(file.read_text())["training"])
+
 
 def find_scenarios(
-    config: JobConfig, *, only_held_out: bool = False
+    config: JobConfig, *, only_held_out: bool = False, trained: frozenset[str] = frozenset()
 ) -> tuple[list[Scenario], list[Scenario]]:
     """Training and held-out scenarios: generated, or a file's. In a file, those with split development or held_out are measured
-    on; without splits every fourth, or with `only_held_out` all."""
+    on; without splits every fourth, or with `only_held_out` all that the measured policy was not `trained` on."""
     if config.scenarios is None:
         return _generated(config)
     every = load_scenarios(Path(config.scenarios))
     measured = [scenario.split in ("development", "held_out") for scenario in every]
     if only_held_out:
         held_out = [s for s, is_measured in zip(every, measured, strict=True) if is_measured]
-        return [], (held_out or every)[: config.held_out]
+        unseen = [scenario for scenario in held_out or every if scenario.id not in trained]
+        if not unseen:
+            raise BadInput(
+                f"--scenarios: expected some that the policy was not trained on, found none among {len(held_out or every)} in "
+                f"{config.scenarios!r}."
+            )
+        return [], unseen[: config.held_out]
     if not any(measured):
         measured = [number % 4 == 3 for number in range(len(every))]
     held_out = [s for s, is_measured in zip(every, measured, strict=True) if is_measured]

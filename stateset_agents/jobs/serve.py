@@ -43,6 +43,8 @@ class ServedGraph:
     """Default: the shop's own."""
     guard: bool = True
     """Hold back replies that state what no tool said."""
+    approvals: bool = False
+    """A person answers the calls of `approve`, which rules of effect `approval` lead to; otherwise they deny."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ def _served(graph: ServedGraph, model: Policy, canary: Canary | None) -> Served:
             ended=ended,
         )
     domain = DOMAINS[graph.name]
-    backend = agent.over(domain, graph.shop, graph.rules)
+    backend = agent.over(domain, graph.shop, graph.rules, approvals=graph.approvals)
     return Served(
         compile=partial(agent.build, domain),
         context=lambda t: agent.context(domain, policy(t), backend, thread=t, guard=graph.guard),

@@ -16,6 +16,7 @@ from stateset_agents.jobs.run_folder import (
     write_config,
     write_json,
 )
+from stateset_agents.jobs.scenario_sets import keep_split
 from stateset_agents.jobs.summary import Measurements, summarise
 from stateset_agents.jobs.tokenizer import check_tokenizer, renderer
 from stateset_agents.jobs.warm_start import warm_start
@@ -53,6 +54,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     job = resolve(config)
     torch.set_num_threads(config.threads)
     write_config(run, config)
+    keep_split(run, job.training)
     tokenizer = AutoTokenizer.from_pretrained(model_path(config.model))
     with TraceStore(run / "traces.db") as store:
         say = lambda message: report(ServerSaid(message))

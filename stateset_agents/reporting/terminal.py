@@ -1,5 +1,6 @@
 """The terminal: progress of a run, its result, and traces."""
 
+import json
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,7 +37,7 @@ from stateset_agents.reporting.events import (
     WarmStarted,
 )
 from stateset_agents.reporting.pairs import best_pair
-from stateset_agents.trace import Trace
+from stateset_agents.trace import Trace, words
 from stateset_agents.trainers.imitation_log import ImitationLog
 from stateset_agents.trainers.step_log import StepLog
 
@@ -238,7 +239,14 @@ def show_trace(trace: Trace) -> None:
     )
     if trace.error:
         console.print(Text(trace.error))
-    console.print(_transcript(trace))
+    if trace.messages:
+        console.print(_transcript(trace))
+    else:
+        _show_plain(console, trace)
+    for tool in trace.tool_calls:
+        answer = json.dumps(tool.result, ensure_ascii=False, default=str)[:300]
+        given = json.dumps(tool.arguments, ensure_ascii=False, default=str)[:200]
+        console.print(Text(f"  {tool.name} {given} {tool.status}: {answer}", style="dim"))
     for call in trace.model_calls:
         console.print(
             f"  {call.node} {call.version}: {len(call.prompt_ids)} prompt ids, "
@@ -252,6 +260,18 @@ def show_trace(trace: Trace) -> None:
         )
     for rule in trace.violations:
         console.print(Text(f"  broke {rule}", style="red"))
+
+
+def _show_plain(console: Console, trace: Trace) -> None:
+    """A run whose state has no messages: what it was given, what its models said, and what came of it."""
+    given = trace.input if trace.input is not None else (trace.scenario and trace.scenario.input)
+    for name, value in (("input", given), ("output", trace.output)):
+        if value is not None:
+            text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
+            console.print(Text(f"{name:<8} {text[:4000]}", style="bold" if name == "input" else ""))
+    for call in trace.calls:
+        if call.answer:
+            console.print(Text(f"{call.node or 'model':<8} {words(call.answer)[:1000]}"))
 
 
 def print_offline_step(line: StepLog | ImitationLog) -> None:
@@ -270,19 +290,13 @@ def print_offline_step(line: StepLog | ImitationLog) -> None:
 def trace_table(rows: list[dict[str, object]], total: int) -> None:
     """Traces, one a line."""
     console = Console(highlight=False)
-    table = Table(box=None)
-    for column in (
-        "trace",
-        "phase",
-        "step",
-        "intent",
-        "status",
-        "ids",
-        "version",
-        "success",
-        "reward",
-    ):
-        table.add_column(column)
+    if not console.is_terminal:
+        console.width = 240  # a pipe has no edge
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("trace", no_wrap=True, min_width=12)
+    table.add_column("phase", no_wrap=True, min_width=8)
+    for column in ("step", "intent", "status", "ids", "version", "success", "reward"):
+        table.add_column(column, overflow="fold")
     for row in rows:
         reward, success = row["reward"], row["success"]
         table.add_row(

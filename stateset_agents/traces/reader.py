@@ -94,6 +94,13 @@ class TraceReader:
         ((count,),) = self._tables.read(f"SELECT COUNT(*) FROM runs WHERE {where}", *values)
         return int(count)
 
+    def phases(self) -> list[str]:
+        """The phases of the traces; '' is that of recorded runs."""
+        return [
+            str(row[0])
+            for row in self._tables.read("SELECT DISTINCT phase FROM runs ORDER BY phase")
+        ]
+
     def certified(self) -> int:
         """Rows that an adapter learned from."""
         ((count,),) = self._tables.read("SELECT COUNT(*) FROM trained")

@@ -249,9 +249,11 @@ def unseal(trace: Trace, key: bytes) -> Trace:
 
 
 def new_key() -> bytes:
-    """A new key for sealing tokens. Extra: `seal`."""
-    from cryptography.fernet import Fernet
-
+    """A new key for sealing tokens. Raises BadInput without the extra `seal`."""
+    try:
+        from cryptography.fernet import Fernet
+    except ImportError:
+        raise BadInput("Expected cryptography, found none: install the extra 'seal'.") from None
     return Fernet.generate_key()
 
 

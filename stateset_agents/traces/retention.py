@@ -1,6 +1,7 @@
 """Erases a customer's runs, or the oldest ones, for good."""
 
 import time
+from pathlib import Path
 
 from stateset_agents.errors import BadInput
 from stateset_agents.traces.records import customer_hash
@@ -58,8 +59,13 @@ def prune(store: TraceStore, *, days: float | None = None, megabytes: float | No
     if days is not None:
         erased += _erase(store, "started < ?", (time.time() - days * 86_400,))
     if megabytes is not None:
-        room, doomed = megabytes * 1e6, []
-        for run, size in store.read(SIZES):
+        sizes = list(store.read(SIZES))
+        # Indexes and half-empty pages take room too: what is wanted is a file of that size.
+        store.exclusively(lambda tables: tables.shrink())
+        payload = sum(size for _, size in sizes)
+        room = megabytes * 1e6 / max(1.0, _bytes_of(store) / payload if payload else 1.0)
+        doomed = []
+        for run, size in sizes:
             room -= size
             if room < 0:
                 doomed.append((str(run),))
@@ -67,6 +73,12 @@ def prune(store: TraceStore, *, days: float | None = None, megabytes: float | No
     if erased:
         store.exclusively(lambda tables: tables.shrink())
     return erased
+
+
+def _bytes_of(store: TraceStore) -> float:
+    """The size of a SQLite store's file; 0 for PostgreSQL, whose files are its own business."""
+    file = Path(store.place)
+    return float(file.stat().st_size) if file.is_file() else 0.0
 
 
 def _erase(store: TraceStore, where: str, *values: tuple[object, ...]) -> int:

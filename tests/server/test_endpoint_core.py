@@ -246,3 +246,40 @@ def test_guessing_ends_with_a_person() -> None:
     )
     right = {"order_id": other["id"], "zip": other["zip"]}
     assert executor.propose(Session(customer=""), "verify_identity", right).status == "done"
+
+
+async def test_a_person_approves_and_no_customers_yes_does() -> None:
+    from stateset_agents.jobs.serve import ServedGraph, _served
+    from stateset_agents.tools.rules import parse_rules, replaced
+    from stateset_agents.tools.toolset import SIGNATURES, shop_rules
+
+    text = """
+- id: asks-first
+  version: 1
+  applies_to: [cancel_order]
+  effect: approval
+  unless: call.approved == True
+  code: not_approved
+  help: a person has to approve it
+  text: Cancellations are approved by a person.
+"""
+    rules = replaced(shop_rules(), parse_rules(text, where="rules", tools=SIGNATURES))
+    shop = generate(1, "train").clone()
+    policy: Any = obedient(shop)
+    served = _served(ServedGraph(shop=shop, rules=rules, guard=False, approvals=True), policy, None)
+    async with (
+        Running(build({"service": served}, key=None)) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
+        messages = await to_confirmation(client)
+        messages += [answer_of(messages, True)]
+        messages += [message(await turn(client, messages))]
+        (call,) = messages[-1]["tool_calls"]
+        assert call["function"]["name"] == "approve"
+        assert json.loads(call["function"]["arguments"])["rule"] == "asks-first"
+        meddling = await turn(client, [*messages, {"role": "user", "content": "yes"}])
+        assert meddling.json()["error"]["code"] == "approval_pending"
+        assert refunds(shop, policy.order) == 0
+        approved = message(await turn(client, [*messages, answer_of(messages, True)]))
+        assert "cancelled" in approved["content"]
+    assert refunds(shop, policy.order) == 1
