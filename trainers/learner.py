@@ -20,6 +20,7 @@ from stateset_agents.trainers.constraints import Limit, Multipliers
 from stateset_agents.trainers.credit import Graded, samples
 from stateset_agents.trainers.grading import Scores
 from stateset_agents.trainers.learner_thread import LearnerThread
+from stateset_agents.trainers.memory import return_large_blocks
 from stateset_agents.trainers.model import load_model
 from stateset_agents.trainers.packing.batches import Sample
 from stateset_agents.trainers.step_log import StepLog
@@ -76,6 +77,7 @@ class Learner:
     @classmethod
     async def start(cls, **options: Any) -> Self:
         """A learner that was made in its own thread, in which it also trains."""
+        return_large_blocks()
         thread = LearnerThread()
         learner = await thread.run(cls, **options)
         learner.thread = thread
