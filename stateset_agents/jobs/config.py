@@ -71,7 +71,7 @@ class JobConfig(TrainConfig):
     gpu_memory_utilization: float | None = option(None, panel=MODEL, played=True, gt=0, le=1)
     """Share of each GPU's memory (vLLM); default: vLLM's."""
     max_model_len: int | None = option(None, panel=MODEL, played=True, ge=16)
-    """Tokens of a conversation at most (vLLM); default: the model's."""
+    """Tokens of a conversation at most; default: the model's on vLLM, 2,048 with the embedded engine."""
     tool_parser: str | None = option(None, panel=MODEL, played=True)
     """Tool-call parser (vLLM); default: inferred from the chat template."""
     threads: int = option(2, panel=RUN, ge=1)

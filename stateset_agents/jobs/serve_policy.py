@@ -32,6 +32,10 @@ async def serve_policy(config: EngineConfig, adapter: Path | None, options: Serv
     start, and the last error if all servers are given up."""
     if options.extra and engine_of(config.engine) != "vllm":
         raise BadInput(f"{options.extra[0]}: vLLM's options need --engine vllm.")
+    if options.adapters_from and engine_of(config.engine) == "vllm":
+        raise BadInput(
+            "--adapters-from: used only by the embedded engine; vLLM loads adapters from anywhere."
+        )
     if options.host not in LOOPBACK and not policy_key():
         raise BadInput(
             f"--host {options.host}: expected STATESET_POLICY_KEY to be set where others can reach the server, found no key."
