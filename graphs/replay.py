@@ -100,6 +100,11 @@ class Swapped:
     ) -> Outcome:
         return await self._backend.commit(session, name, arguments, **options)
 
+    async def made(
+        self, session: Session, name: str, arguments: dict[str, Any], *, key: str
+    ) -> Outcome | None:
+        return await self._backend.made(session, name, arguments, key=key)
+
     async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
         return await self._backend.decline(session, name, arguments)
 

@@ -173,8 +173,12 @@ class Agent:
         backend, session = context.backend, _session(state, context)
         session["call"] = proposal["id"]
         name, arguments = proposal["tool"], proposal["arguments"]
-        if agreed and (approved or rule is None):
-            key = f"{context.thread}/{proposal['id']}"
+        key = f"{context.thread}/{proposal['id']}"
+        # A turn may have broken off after the write: then a no cannot undo it, and must not deny it.
+        made = None if agreed else await backend.made(session, name, arguments, key=key)
+        if made is not None:
+            outcome = made
+        elif agreed and (approved or rule is None):
             outcome = await backend.commit(
                 session, name, arguments, confirmed=True, key=key, approved=approved
             )

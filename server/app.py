@@ -5,9 +5,12 @@ confirmation is a tool call whose id names the thread; the client's `role: tool`
 exactly that interrupt. It is answered once: who asks again gets the same answer.
 """
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -134,9 +137,12 @@ def _thread_of(request: Request, body: EndpointChat) -> str | None:
     own = request.headers.get(THREAD) or (body.metadata or {}).get("thread_id")
     if own is None:
         return None
-    if not isinstance(own, str) or not 0 < len(own) <= 256:
+    if not isinstance(own, str) or not 0 < len(own) <= 256 or not own.isprintable():
         raise Refusal(
-            400, f"{THREAD}: expected a text of 1 to 256 characters.", "invalid_value", param=THREAD
+            400,
+            f"{THREAD}: expected a text of 1 to 256 printable characters.",
+            "invalid_value",
+            param=THREAD,
         )
     return uuid.uuid5(uuid.NAMESPACE_OID, f"{body.model}/{own}").hex
 
@@ -183,15 +189,24 @@ class _Asking:
     async def _known(self) -> Conversation | None:
         """The conversation that these messages continue."""
         if self.thread is not None:
-            return await self.kept.find(f"thread/{self.thread}")
-        return await self.kept.find(words(self.messages[:-1]))
+            return await self.kept.find(f"{self.body.model}/thread/{self.thread}")
+        return await self.kept.find(self._key(self.messages[:-1]))
+
+    def _key(self, messages: list[dict[str, Any]]) -> str:
+        """The key of a conversation that is known by its words: with one graph, so that no other goes on with it."""
+        return f"{self.body.model}/words/{words(messages)}"
 
     async def _of_call(self, call: str) -> Conversation:
         """The conversation that a confirmation's id names. Raises Refusal if there is none."""
         prefix, _, rest = call.partition("_")
         thread = rest.rpartition("_")[0]
-        known = prefix in ("confirm", "approve") and thread and self.thread in (None, thread)
-        conversation = await self.kept.of_thread(thread) if known else None
+        known = (
+            "\0" not in call
+            and prefix in ("confirm", "approve")
+            and thread
+            and self.thread in (None, thread)
+        )
+        conversation = await self.kept.of_thread(thread, self.body.model) if known else None
         if conversation is None:
             raise Refusal(
                 409, "Expected an answer to a pending confirmation, found no such conversation.", "nothing_pending", retry=False
@@ -205,14 +220,15 @@ class _Asking:
             return await self._again(conversation, call, claim.outcome, agreed)
         if not claim.mine:
             raise Refusal(409, "This confirmation is being answered already.", "thread_busy")
-        fresh = await self.kept.of_thread(conversation.id)
+        async with self._released_on_error(conversation.id, claim.owner):
+            fresh = await self.kept.of_thread(conversation.id, self.body.model)
         if fresh is None or fresh.pending != call:
-            await self.kept.journal.release(conversation.id)
+            await self.kept.journal.release(conversation.id, claim.owner)
             raise Refusal(
                 409, "Expected the id of the pending confirmation.", "nothing_pending", retry=False
             )
         send: Any = Command(resume={"confirmed": agreed})
-        return await self._begin(fresh, send, request=f"confirm/{call}", agreed=agreed)
+        return await self._begin(fresh, send, claim.owner, request=f"confirm/{call}", agreed=agreed)
 
     async def _again(
         self, conversation: Conversation, call: str, outcome: dict[str, Any], agreed: bool
@@ -226,11 +242,11 @@ class _Asking:
         if agreed != outcome["agreed"]:
             reply.id, reply.calls = f"chatcmpl-{uuid.uuid4().hex}", []
             reply.text = too_late(outcome, _summary(self.messages, call))
-            fresh = await self.kept.of_thread(conversation.id)
+            fresh = await self.kept.of_thread(conversation.id, self.body.model)
             if fresh is not None and fresh.checkpoint is not None and self.thread is None:
                 # Whoever goes on from this answer is in the same conversation.
                 await self.kept.keep(
-                    fresh, "", words([*self.messages, reply.message]), checkpoint=fresh.checkpoint, pending=fresh.pending
+                    fresh, "", self._key([*self.messages, reply.message]), checkpoint=fresh.checkpoint, pending=fresh.pending
                 )  # fmt: skip
         return reply
 
@@ -238,42 +254,58 @@ class _Asking:
         """The turn after the user's words."""
         last = self.messages[-1]
         new: list[AnyMessage] = [HumanMessage(text_of(last.get("content")))]
-        if conversation is not None and not (await self._claim(conversation)):
+        owner = await self._claim(conversation) if conversation is not None else None
+        if conversation is not None and owner is None:
             if self.thread is not None:
                 raise Refusal(409, "This conversation is being answered already.", "thread_busy")
             conversation = None  # somebody else's, who has said the same
-        if conversation is None:
+        if conversation is None or owner is None:
             conversation = Conversation(id=self.thread or uuid.uuid4().hex)
-            if not await self._claim(conversation):
+            owner = await self._claim(conversation)
+            if owner is None:
                 raise Refusal(409, "This conversation is being answered already.", "thread_busy")
             new = [
                 (HumanMessage if m["role"] == "user" else AIMessage)(text_of(m.get("content")))
                 for m in self.messages
                 if m["role"] in ("user", "assistant")
             ]
-        return await self._begin(conversation, {"messages": new})
+        return await self._begin(conversation, {"messages": new}, owner)
 
-    async def _claim(self, conversation: Conversation) -> bool:
-        return (await self.kept.journal.claim(conversation.id, "")).mine
+    async def _claim(self, conversation: Conversation) -> str | None:
+        """The token of a claim on a conversation as it was read; None if another turn is under way, or has been since."""
+        claim = await self.kept.journal.claim(conversation.id, "")
+        if not claim.mine:
+            return None
+        async with self._released_on_error(conversation.id, claim.owner):
+            now = await self.kept.of_thread(conversation.id, self.body.model)
+        if now != conversation and not (now is None and conversation.checkpoint is None):
+            await self.kept.journal.release(conversation.id, claim.owner)
+            return None
+        return claim.owner
+
+    @contextlib.asynccontextmanager
+    async def _released_on_error(self, thread: str, owner: str) -> AsyncIterator[None]:
+        try:
+            yield
+        except BaseException:
+            await asyncio.shield(self.kept.journal.release(thread, owner))
+            raise
 
     async def _begin(
-        self, conversation: Conversation, send: Any, *, request: str | None = None, agreed: bool | None = None
+        self, conversation: Conversation, send: Any, owner: str, *, request: str | None = None, agreed: bool | None = None
     ) -> Turn:  # fmt: skip
         """The turn begins; its thread is claimed."""
-        try:
+        async with self._released_on_error(conversation.id, owner):
             context = as_asked(self.served.context(conversation.id), self.body)
-        except BaseException:
-            await self.kept.journal.release(conversation.id)
-            raise
-        key = f"thread/{self.thread}"
+        key = f"{self.body.model}/thread/{self.thread}"
         own = self.thread is not None
         return Turn(
             self.kept,
             turns.Request(
                 served=self.served, name=self.body.model, conversation=conversation, send=send, context=context,
-                key=key if own else words(self.messages[:-1]),
-                next_key=lambda message: key if own else words([*self.messages, message]),
-                size=sum(len(text_of(m.get("content"))) for m in self.messages), request=request, agreed=agreed,
+                key=key if own else self._key(self.messages[:-1]),
+                next_key=lambda message: key if own else self._key([*self.messages, message]),
+                size=sum(len(text_of(m.get("content"))) for m in self.messages), request=request, agreed=agreed, owner=owner,
             ),
         )  # fmt: skip
 

@@ -57,15 +57,15 @@ class Conversations:
             return None
         return Conversation(id=rows[0][0], checkpoint=rows[0][1], pending=rows[0][2])
 
-    async def of_thread(self, thread: str) -> Conversation | None:
-        """The conversation of a thread, after its last answered turn."""
+    async def of_thread(self, thread: str, graph: str) -> Conversation | None:
+        """The conversation of a thread with a graph, after its last answered turn."""
         rows = await self.tables.run(
-            "SELECT thread, checkpoint, pending FROM stateset_conversation WHERE thread = ? ORDER BY at DESC LIMIT 1",
+            "SELECT thread, checkpoint, pending, key FROM stateset_conversation WHERE thread = ? ORDER BY at DESC LIMIT 1",
             thread,
         )  # fmt: skip
-        return (
-            Conversation(id=rows[0][0], checkpoint=rows[0][1], pending=rows[0][2]) if rows else None
-        )
+        if not rows or not str(rows[0][3]).startswith(f"{graph}/"):
+            return None
+        return Conversation(id=rows[0][0], checkpoint=rows[0][1], pending=rows[0][2])
 
     async def keep(
         self,
@@ -78,9 +78,6 @@ class Conversations:
         size: int = 0,
     ) -> None:
         """Store a conversation under its newest key only. A key that another one has too is nobody's from then on."""
-        await self.tables.run(
-            "DELETE FROM stateset_conversation WHERE key = ? AND thread = ?", old, conversation.id
-        )
         after = replace(conversation, checkpoint=checkpoint, pending=pending)
         await self.tables.run(
             "INSERT INTO stateset_conversation(key, thread, checkpoint, pending, size, at) VALUES(?, ?, ?, ?, ?, ?) "
@@ -89,6 +86,12 @@ class Conversations:
             "size = excluded.size, at = excluded.at",
             new, after.id, after.checkpoint, after.pending, size, time.time(),
         )  # fmt: skip
+        if old != new:  # last: what breaks off in between must not lose the conversation
+            await self.tables.run(
+                "DELETE FROM stateset_conversation WHERE key = ? AND thread = ?",
+                old,
+                conversation.id,
+            )
         if self._forgets:
             await self._make_room()
 

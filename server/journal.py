@@ -7,9 +7,11 @@ turn           thread and request  ->  the outcome; while it is answered, a leas
 import asyncio
 import contextlib
 import json
+import logging
 import sqlite3
 import threading
 import time
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -108,6 +110,8 @@ class Claim:
 
     mine: bool
     outcome: dict[str, Any] | None = None
+    owner: str = ""
+    """The token with which the lease is renewed and released."""
 
 
 class Journal:
@@ -121,21 +125,26 @@ class Journal:
         outcome = await self.outcome(thread, request)
         if outcome is not None:
             return Claim(False, outcome)
-        if not await self._lease(thread, BUSY):
+        owner = uuid.uuid4().hex
+        if not await self._lease(thread, owner):
             return Claim(False)
-        outcome = await self.outcome(thread, request)  # it ended in between
+        try:
+            outcome = await self.outcome(thread, request)  # it ended in between
+        except BaseException:
+            await self.release(thread, owner)
+            raise
         if outcome is not None:
-            await self.release(thread)
+            await self.release(thread, owner)
             return Claim(False, outcome)
-        return Claim(True)
+        return Claim(True, owner=owner)
 
-    async def _lease(self, thread: str, request: str) -> bool:
+    async def _lease(self, thread: str, owner: str) -> bool:
         now = time.time()
         rows = await self.tables.run(
-            "INSERT INTO stateset_turn(thread, request, outcome, lease, at) VALUES(?, ?, NULL, ?, ?) "
-            "ON CONFLICT(thread, request) DO UPDATE SET lease = excluded.lease, at = excluded.at "
-            "WHERE stateset_turn.lease < ? RETURNING thread",
-            thread, request, now + LEASE, now, now,
+            "INSERT INTO stateset_turn(thread, request, outcome, lease, at) VALUES(?, ?, ?, ?, ?) "
+            "ON CONFLICT(thread, request) DO UPDATE SET outcome = excluded.outcome, lease = excluded.lease, "
+            "at = excluded.at WHERE stateset_turn.lease < ? RETURNING thread",
+            thread, BUSY, owner, now + LEASE, now, now,
         )  # fmt: skip
         return bool(rows)
 
@@ -159,27 +168,42 @@ class Journal:
             "DELETE FROM stateset_turn WHERE at < ? AND lease < ?", now - KEPT, now
         )
 
-    async def release(self, thread: str) -> None:
+    async def release(self, thread: str, owner: str) -> None:
         """The thread may be answered by anybody again."""
         await self.tables.run(
-            "UPDATE stateset_turn SET lease = 0 WHERE thread = ? AND request = ?", thread, BUSY
-        )
+            "UPDATE stateset_turn SET lease = 0 WHERE thread = ? AND request = ? AND outcome = ?",
+            thread, BUSY, owner,
+        )  # fmt: skip
 
     @contextlib.asynccontextmanager
-    async def held_alive(self, thread: str) -> AsyncIterator[None]:
-        """Keep the lease of a thread while its turn lasts, and release it at the end."""
+    async def held_alive(self, thread: str, owner: str) -> AsyncIterator[None]:
+        """Keep the lease of a thread while its turn lasts, and release it at the end. The turn is cancelled if the lease is lost:
+        another process answers by then."""
+        turn, renewed = asyncio.current_task(), time.monotonic()
 
         async def renew() -> None:
+            nonlocal renewed
             while True:
-                await asyncio.sleep(LEASE / 3)
-                await self.tables.run(
-                    "UPDATE stateset_turn SET lease = ? WHERE thread = ? AND request = ?",
-                    time.time() + LEASE, thread, BUSY,
-                )  # fmt: skip
+                await asyncio.sleep(LEASE / 4)
+                try:
+                    rows = await self.tables.run(
+                        "UPDATE stateset_turn SET lease = ? WHERE thread = ? AND request = ? AND outcome = ? "
+                        "RETURNING thread",
+                        time.time() + LEASE, thread, BUSY, owner,
+                    )  # fmt: skip
+                except Exception as error:  # noqa: BLE001 (a database that blinks: there is time for another try)
+                    logging.getLogger(__name__).warning("a lease was not renewed: %s", error)
+                    rows = [("",)] if time.monotonic() - renewed < LEASE * 0.9 else []
+                else:
+                    renewed = time.monotonic()
+                if not rows and turn is not None:
+                    logging.getLogger(__name__).error("the lease of thread %s is lost", thread)
+                    turn.cancel()
+                    return
 
         renewing = asyncio.ensure_future(renew())
         try:
             yield
         finally:
             renewing.cancel()
-            await asyncio.shield(self.release(thread))
+            await asyncio.shield(self.release(thread, owner))

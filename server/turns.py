@@ -52,6 +52,8 @@ class Request:
     """Characters of the conversation."""
     request: str | None = None
     """The request's name in the journal, if it may be asked again."""
+    owner: str = ""
+    """The token of the claim on its thread."""
     agreed: bool | None = None
     """The decision, if it answers a confirmation."""
 
@@ -156,11 +158,15 @@ class Turn(Reply):
         """Run the graph to its end or its interrupt, then store the conversation and the outcome."""
         request, thread = self.request, self.request.conversation.id
         after: dict[str, Any] | None = None
-        left, begun = False, request.conversation.checkpoint is not None
+        left = False
+        self._stored = request.conversation.checkpoint is not None
         try:
-            async with self.kept.journal.held_alive(thread):
-                after = await self._answered(say)
-                begun = True
+            async with self.kept.journal.held_alive(thread, request.owner):
+                try:
+                    after = await self._answered(say)
+                finally:
+                    if not self._stored:  # a new conversation that came to nothing leaves nothing
+                        await asyncio.shield(self.kept.saver.adelete_thread(thread))
         except GraphRecursionError:
             raise Refusal(
                 500, "The agent took too many steps.", "step_limit", retry=False
@@ -181,8 +187,6 @@ class Turn(Reply):
             left = True
             raise
         finally:
-            if not begun:  # a new conversation that came to nothing leaves nothing
-                await asyncio.shield(self.kept.saver.adelete_thread(thread))
             if not left:
                 request.served.ended(thread, after)
 
@@ -216,9 +220,20 @@ class Turn(Reply):
         pending = state.interrupts[0] if state.interrupts else None
         if pending is not None:
             self._ask(pending, say)
+        self._stored = True
+        storing = asyncio.ensure_future(self._store(state.config["configurable"]["checkpoint_id"]))
+        try:  # a client that leaves now must not tear in two what is stored
+            await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            await storing
+            raise
+        return dict(state.values)
+
+    async def _store(self, checkpoint: str) -> None:
+        """Store the conversation after this turn, and its outcome for whoever asks again."""
+        request, thread = self.request, self.request.conversation.id
         await self.kept.keep(
-            request.conversation, request.key, request.next_key(self.message),
-            checkpoint=state.config["configurable"]["checkpoint_id"],
+            request.conversation, request.key, request.next_key(self.message), checkpoint=checkpoint,
             pending=self.calls[0]["id"] if self.calls else None, size=request.size,
         )  # fmt: skip
         if request.request is not None:
@@ -229,7 +244,6 @@ class Turn(Reply):
                 "agreed": request.agreed,
             }
             await self.kept.journal.end(thread, request.request, outcome)
-        return dict(state.values)
 
     def _ask(self, pending: Any, say: Callable[[str], None]) -> None:
         """Ask the customer to confirm: in words, and as a call of `confirm`."""

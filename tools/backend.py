@@ -68,6 +68,11 @@ class Backend(Protocol):
     async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
         """The customer refused a proposal."""
 
+    async def made(
+        self, session: Session, name: str, arguments: dict[str, Any], *, key: str
+    ) -> Outcome | None:
+        """The outcome of a write that was made under this key before its turn broke off; None if there is none."""
+
 
 @dataclass(slots=True)
 class _Write:
@@ -157,12 +162,21 @@ class Foreign(abc.ABC):
             return wrong
         if not confirmed:
             return declined(session)
+        if (made := self._begun(key)) is not None:  # while the check was waited for
+            return await asyncio.shield(made.task)
         # A task of its own: a turn that is cancelled in the middle must not tear the write in two.
         task = asyncio.ensure_future(self.act(session, name, arguments, key))
         self._writes[key] = _Write(call, task)
         outcome = await asyncio.shield(task)
         facts = _facts(session, arguments, confirmed=confirmed, approved=approved)
         return replace(outcome, facts=facts)
+
+    async def made(
+        self, session: Session, name: str, arguments: dict[str, Any], *, key: str
+    ) -> Outcome | None:
+        """The outcome of the write under this key, if it was begun in this process."""
+        begun = self._begun(key)
+        return None if begun is None else await asyncio.shield(begun.task)
 
     def _begun(self, key: str) -> _Write | None:
         """The write under this key, unless it ended without an outcome: it asked somebody, or was cancelled."""
@@ -242,7 +256,8 @@ class ShopBackend:
         return every - {"clone"} if self.threads else every
 
     async def propose(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
-        return await self._run(self.executor.propose, session, name, arguments)
+        outcome: Outcome = await self._run(self.executor.propose, session, name, arguments)
+        return outcome
 
     async def commit(
         self,
@@ -254,15 +269,25 @@ class ShopBackend:
         key: str,
         approved: bool = False,
     ) -> Outcome:
-        return await self._run(
+        outcome: Outcome = await self._run(
             self.executor.commit, session, name, arguments, confirmed=confirmed, key=key, approved=approved
         )  # fmt: skip
+        return outcome
 
     async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
-        return await self._run(self.executor.decline, session, name, arguments)
+        outcome: Outcome = await self._run(self.executor.decline, session, name, arguments)
+        return outcome
 
-    async def _run(self, act: Any, *arguments: Any, **options: Any) -> Outcome:
+    async def made(
+        self, session: Session, name: str, arguments: dict[str, Any], *, key: str
+    ) -> Outcome | None:
+        """The outcome of an earlier commit with this key, or None if there was none."""
+        outcome: Outcome | None = await self._run(
+            self.executor.made, session, name, arguments, key=key
+        )
+        return outcome
+
+    async def _run(self, act: Any, *arguments: Any, **options: Any) -> Any:
         if self.threads:
             return await asyncio.to_thread(act, *arguments, **options)
-        outcome: Outcome = act(*arguments, **options)
-        return outcome
+        return act(*arguments, **options)

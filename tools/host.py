@@ -106,9 +106,9 @@ class HostTools(Foreign):
             answer = await self.tools[name].ainvoke(call, _config(session, key))
         except GraphBubbleUp:  # the tool asks somebody: the graph waits
             raise
-        except ValidationError as error:
-            return _bad_arguments(session, error)
         except Exception as error:  # noqa: BLE001 (an app's bug is an answer to the model, not the run's end)
+            if isinstance(error, ValidationError) and key is None:
+                return _bad_arguments(session, error)
             reason = f"{type(error).__name__}: {error}"[:500]
             unsure = " It may have been done all the same: look before you try again."
             return refused(session, "tool_failed", reason + (unsure if key is not None else ""))
@@ -262,3 +262,8 @@ class Several:
 
     async def decline(self, session: Session, name: str, arguments: dict[str, Any]) -> Outcome:
         return await self.where[name].decline(session, name, arguments)
+
+    async def made(
+        self, session: Session, name: str, arguments: dict[str, Any], *, key: str
+    ) -> Outcome | None:
+        return await self.where[name].made(session, name, arguments, key=key)

@@ -28,6 +28,7 @@ KEY = "idempotency_key"
 """The field of a write's key in the request's metadata."""
 Injected = Literal["key", "customer", "call"]
 """What the backend knows of a call: a write's idempotency key, the verified customer's id, the model's call id."""
+UNSURE = "It may have been done all the same: look before you try again, or escalate_to_human."
 _LOST = (anyio.ClosedResourceError, anyio.BrokenResourceError, anyio.EndOfStream, OSError)
 _CLOSED = ("connection closed", "session terminated")
 
@@ -120,6 +121,8 @@ class McpBackend(Foreign):
                 await self._list(client)
                 ready.set_result(None)
                 while (current := await calls.get()) is not None:
+                    if current.answer.done():
+                        continue  # nobody waits for it any more
                     self._agreed = current.key is not None
                     meta = {KEY: current.key} if current.key else None
                     try:
@@ -129,7 +132,12 @@ class McpBackend(Foreign):
                     except McpError as error:
                         if any(words in str(error).lower() for words in _CLOSED):
                             raise ConnectionError(str(error)) from None
-                        current.answer.set_exception(error)
+                        _fail(current, error)
+                    except _LOST:
+                        raise
+                    except Exception as error:  # noqa: BLE001 (an answer that cannot be read is this call's, not the others')
+                        shown = types.ErrorData(code=0, message=f"{type(error).__name__}: {error}")
+                        _fail(current, McpError(shown))
                     else:
                         if not current.answer.done():
                             current.answer.set_result(answer)
@@ -188,13 +196,16 @@ class McpBackend(Foreign):
         try:
             answer = await self._called(self._names[name], given, key)
         except McpError as error:
-            return refused(session, "tool_failed", str(error)[:200])
+            if key is None:
+                return refused(session, "tool_failed", str(error)[:200])
+            if error.error.code == 408 or "timed out" in str(error).lower():
+                return refused(session, "unknown_outcome", f"{str(error)[:200]}. {UNSURE}")
+            return refused(session, "tool_failed", f"{str(error)[:200]}. {UNSURE}")
         except ConnectionError as error:
             if key is None:
                 raise  # the graph waits, and then a person takes over
             logging.getLogger(__name__).error("a write of %s was cut off: %s", name, error)
-            help = "the connection was lost, it may have been done all the same: look, or escalate_to_human"
-            return refused(session, "unknown_outcome", help)
+            return refused(session, "unknown_outcome", f"The connection was lost. {UNSURE}")
         result, text = _read(answer)
         if answer.isError or says_failed(result):
             shown = result if says_failed(result) else {"error": "tool_error", "help": text[:500]}
@@ -244,6 +255,11 @@ async def mcp_backend(
     finally:
         with contextlib.suppress(Exception):
             await backend.close()
+
+
+def _fail(call: _Call, error: Exception) -> None:
+    if not call.answer.done():
+        call.answer.set_exception(error)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

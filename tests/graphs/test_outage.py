@@ -30,7 +30,8 @@ class Flaky(ShopBackend):
         if act.__name__ == self.step and self.failures:
             self.failures -= 1
             raise ConnectionResetError("the database went away")
-        return await super()._run(act, *arguments, **options)
+        outcome: Outcome = await super()._run(act, *arguments, **options)
+        return outcome
 
 
 class Talk:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from stateset_agents.errors import PolicyUnreachable
 from stateset_agents.graphs import service
 from stateset_agents.server.app import Served, build
 from stateset_agents.server.consent import NO, YES, plain_answer
@@ -283,3 +284,40 @@ async def test_a_person_approves_and_no_customers_yes_does() -> None:
         approved = message(await turn(client, [*messages, answer_of(messages, True)]))
         assert "cancelled" in approved["content"]
     assert refunds(shop, policy.order) == 1
+
+
+async def test_a_no_after_a_yes_that_broke_off_does_not_deny_what_was_done() -> None:
+    shop = generate(1, "train").clone()
+    policy = obedient(shop)
+    async with endpoint(policy, shop) as client:
+        messages = await to_confirmation(client)
+        policy.failures.append(PolicyUnreachable("gone"))
+        assert (await turn(client, [*messages, answer_of(messages, True)])).status_code == 503
+        assert refunds(shop, policy.order) == 1
+        answer = message(await turn(client, [*messages, answer_of(messages, False)]))
+        assert "cancelled" in answer["content"]
+        assert "declined" not in answer["content"]
+    assert refunds(shop, policy.order) == 1
+
+
+async def test_a_conversation_goes_on_with_its_own_graph_alone() -> None:
+    shop = generate(1, "train").clone()
+    policy = obedient(shop)
+    served = Served(
+        compile=service.build,
+        context=lambda thread: service.context(policy, service.over(shop), thread=thread),
+        step_limit=service.STEP_LIMIT,
+    )
+    app = build({"service": served, "other": served}, key=None)
+    async with (
+        Running(app) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
+        messages = await to_confirmation(client)
+        yes = [*messages, answer_of(messages, True)]
+        assert (await turn(client, yes, model="other")).status_code == 409
+        for odd in ("\ud800", "a\x00b"):
+            body = json.dumps({"model": "service", "messages": HI, "metadata": {"thread_id": odd}})
+            assert (await client.post("/chat/completions", content=body)).status_code == 400
+        assert refunds(shop, policy.order) == 0
+        assert (await turn(client, yes)).status_code == 200

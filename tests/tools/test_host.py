@@ -13,6 +13,7 @@ from langchain_core.tools import BaseTool, InjectedToolCallId, StructuredTool, T
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.prebuilt import InjectedState
 from langgraph.types import Command, interrupt
+from pydantic import BaseModel
 
 from stateset_agents import build_graph
 from stateset_agents.errors import BadInput
@@ -260,3 +261,32 @@ async def test_a_tool_gets_its_calls_id_and_one_that_wants_the_hosts_state_is_re
         HostTools([stateful])
     with pytest.raises(BadInput, match="twice"):
         HostTools([known, known])
+
+
+async def test_two_commits_at_once_write_once_and_an_answer_that_is_no_model_may_have_been_done() -> (
+    None
+):
+    done: list[str] = []
+
+    class Receipt(BaseModel):
+        id: str
+
+    @tool
+    async def pay(order: str) -> str:
+        """Pays, then cannot read what the bank answered."""
+        done.append(order)
+        return Receipt.model_validate({}).id
+
+    async def check(name: str, arguments: dict[str, Any]) -> None:
+        await asyncio.sleep(0.01)
+
+    backend = HostTools([pay], writes=["pay"], check=check)
+    both = await asyncio.gather(
+        *(backend.commit(ANN, "pay", CALL, confirmed=True, key="k") for _ in range(2))
+    )
+    assert done == ["W1"]
+    assert all("may have been done" in outcome.result["help"] for outcome in both)
+    made = await backend.made(ANN, "pay", CALL, key="k")
+    assert made is not None
+    assert made.result == both[0].result
+    assert await backend.made(ANN, "pay", CALL, key="another") is None
