@@ -172,7 +172,7 @@ async def test_half_open_connections_are_closed(monkeypatch: pytest.MonkeyPatch)
             writer.close()
             return arrived
 
-        ended = await asyncio.gather(*(silent(heads[n % 3]) for n in range(300)))
+        ended = await asyncio.gather(*(silent(heads[n % 3]) for n in range(1000)))
         assert all(not answer or b"408" in answer for answer in ended)
         async with httpx.AsyncClient(base_url=url) as client:
             assert (await turn(client, HI)).status_code == 200
