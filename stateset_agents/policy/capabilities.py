@@ -5,19 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from stateset_agents.errors import NotExact, PolicyRefused, PolicyUnreachable
-from stateset_agents.policy.chat_template import probes
+from stateset_agents.policy.chat_template import PROBE_TOOL, probes
 from stateset_agents.policy.pool import ReplicaPool
 from stateset_agents.policy.replica import Replica
 
 FLAGS = "`stateset-agents policy serve --engine vllm` starts vLLM with what is needed."
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "look_up",
-        "description": "Look something up.",
-        "parameters": {"type": "object", "properties": {"id": {"type": "string"}}},
-    },
-}
 _MESSAGES = [{"role": "user", "content": "Where is my order?"}]
 
 
@@ -112,7 +104,7 @@ async def _probe_one(pool: ReplicaPool, replica: Replica) -> Capabilities:
 async def _one_token(pool: ReplicaPool, model: str, temperature: float) -> dict[str, Any]:
     url = pool.urls[0]
     body = {
-        "model": model, "messages": _MESSAGES, "tools": [_TOOL], "max_tokens": 1, "temperature": temperature, "seed": 0,
+        "model": model, "messages": _MESSAGES, "tools": [PROBE_TOOL], "max_tokens": 1, "temperature": temperature, "seed": 0,
         "logprobs": True, "top_logprobs": 3, "return_token_ids": True,
     }  # fmt: skip
     # It has answered already, so one answer that is lost is no reason to give it up.

@@ -11,7 +11,7 @@ from typing import Any
 Hides = frozenset[str]
 """What a template does not show to the model: `tools`, `tool calls`, `tool answers`."""
 
-_TOOL = {
+PROBE_TOOL = {
     "type": "function",
     "function": {
         "name": "look_up",
@@ -45,10 +45,10 @@ def probes() -> Mapping[str, tuple[dict[str, Any], dict[str, Any]]]:
             "name": "look_up",
             "content": answer,
         }
-        return {"messages": [_USER, call(order), answer_message], "tools": [_TOOL]}
+        return {"messages": [_USER, call(order), answer_message], "tools": [PROBE_TOOL]}
 
     return {
-        "tools": ({"messages": [_USER]}, {"messages": [_USER], "tools": [_TOOL]}),
+        "tools": ({"messages": [_USER]}, {"messages": [_USER], "tools": [PROBE_TOOL]}),
         "tool calls": (answered("W1", "shipped"), answered("W2", "shipped")),
         "tool answers": (answered("W1", "shipped"), answered("W1", "delivered")),
     }
