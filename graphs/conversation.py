@@ -3,6 +3,7 @@
 The agent runs on its own thread, so that the customer can answer its interrupts.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -135,6 +136,14 @@ def build() -> CompiledStateGraph[
     graph.add_conditional_edges("customer", _over("agent"), ["agent", END])
     graph.add_conditional_edges("agent", _over("customer"), ["customer", END])
     return graph.compile(name="conversation")
+
+
+@functools.cache
+def compiled() -> CompiledStateGraph[
+    ConversationState, ConversationContext, ConversationState, ConversationState
+]:
+    """The graph, compiled once for all episodes."""
+    return build()
 
 
 def _over(otherwise: str) -> Any:

@@ -33,8 +33,6 @@ from stateset_agents.traces.sink import CallBuffer
 
 THREAD = "episode"
 
-_conversation = conversation.build()
-
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
@@ -146,7 +144,9 @@ class CustomGraph:
                 "recursion_limit": 4 * talk.max_turns + 4,
             }
             with pinned(policy, sampling):
-                result = await result_of(_conversation.ainvoke(begun, config, context=talk))
+                result = await result_of(
+                    conversation.compiled().ainvoke(begun, config, context=talk)
+                )
             state = await _last_state(graph, result)
             changes = getattr(setting.world, "changes", None)
             happened = tuple(changes()) if callable(changes) else ()

@@ -31,8 +31,6 @@ from stateset_agents.trace import Sampling, ToolCall, Trace
 from stateset_agents.traces.recorder import Recorder
 from stateset_agents.traces.sink import CallBuffer
 
-_conversation = conversation.build()
-
 
 @dataclass(frozen=True, slots=True)
 class _World:
@@ -130,7 +128,7 @@ async def _play(
         "recursion_limit": 4 * context.max_turns + 4,
     }
     with pinned(policy, sampling):
-        result = await result_of(_conversation.ainvoke(begun, config, context=context))
+        result = await result_of(conversation.compiled().ainvoke(begun, config, context=context))
     state: dict[str, Any] = (await agent.aget_state({"configurable": {"thread_id": thread}})).values
     changes = shop.changes()
     books, segment = books_of(shop, scenario, changes), segment_of(shop, scenario)

@@ -104,13 +104,12 @@ class Envelope(Body):
     n: Literal[1] | None = None
     user: Text | None = None
     metadata: dict[str, Any] | None = None
-    store: StrictBool | None = None
-    service_tier: Text | None = None
-    parallel_tool_calls: StrictBool | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
     prompt_cache_key: Text | None = None
     safety_identifier: Text | None = None
     request_id: Text | None = None
-    priority: int | None = None
+    priority: Literal[0] | None = None
 
 
 class Sampled(Envelope):
@@ -152,6 +151,8 @@ class EngineChat(Sampled):
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
     kv_transfer_params: KvTransfer | None = None
+    parallel_tool_calls: Literal[True] | None = None
+    """One call at most would have to be forced, or cut off what was sampled."""
 
 
 class EngineCompletion(Sampled):
@@ -179,6 +180,8 @@ class EndpointChat(Envelope):
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
     stop: Annotated[list[Any], Field(max_length=0)] | None = None
+    parallel_tool_calls: StrictBool | None = None
+    """Either way one confirmation is asked at a time."""
 
     @property
     def sampling(self) -> dict[str, Any]:

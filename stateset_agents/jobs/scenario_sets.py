@@ -23,10 +23,11 @@ def keep_split(run: Path, training: Sequence[Scenario]) -> None:
 
 def trained_on(policy: Path | None) -> frozenset[str]:
     """The ids of the scenarios that a run was trained on; none if it kept none."""
-    file = (policy or Path()) / SPLIT
-    if policy is None or not file.is_file():
+    if policy is None:
         return frozenset()
-    return frozenset(json.loads(file.read_text())["training"])
+    # The run's folder, or the adapter's inside it.
+    file = next((f for f in (policy / SPLIT, policy.parent / SPLIT) if f.is_file()), None)
+    return frozenset() if file is None else frozenset(json.loads(file.read_text())["training"])
 
 
 def find_scenarios(

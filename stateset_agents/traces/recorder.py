@@ -138,7 +138,6 @@ class Recorder(GraphCallbackHandler):
         self, serialized: dict[str, Any] | None, prompts: list[str], *, run_id: UUID,
         parent_run_id: UUID | None = None, metadata: dict[str, Any] | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        """A text-completion model starts."""
         self._model_starts([HumanMessage(prompts[0])], run_id, parent_run_id, metadata, kwargs)
 
     def _model_starts(
@@ -251,6 +250,8 @@ class Recorder(GraphCallbackHandler):
         place, name, call, inputs = known
         if isinstance(error, GraphBubbleUp):
             return  # it asks somebody, and runs again when it is answered
+        if (earlier := place.run.failed.pop(call, None)) is not None:  # tried again by its node
+            self._sink.add_tool(place.run.trace.id, partial(earlier, None))
         if error is not None and place.attempt is not None:
             place.run.failed[call] = partial(used, name, inputs, error=error, call=call)
         else:

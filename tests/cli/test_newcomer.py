@@ -44,6 +44,7 @@ def test_what_was_trained_on_is_not_measured_on(tmp_path: Path) -> None:
     keep_split(tmp_path, training)
     _, measured = find_scenarios(config, only_held_out=True, trained=trained_on(tmp_path))
     assert [s.id for s in measured] == [s.id for s in held_out]
+    assert trained_on(tmp_path / "adapter") == trained_on(tmp_path)
     _, every = find_scenarios(config, only_held_out=True, trained=trained_on(None))
     assert len(every) == 16
     with pytest.raises(BadInput, match="not trained on"):

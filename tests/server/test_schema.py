@@ -128,6 +128,9 @@ def test_bodies_that_are_no_requests_are_refused(server: str, body: str | bytes)
             "messages.0.tool_calls.0.function",
         ),
         ({"functions": []}, "functions"),
+        ({"store": True}, "store"),
+        ({"priority": 3}, "priority"),
+        ({"service_tier": "flex"}, "service_tier"),
         ({"no_such_field": 1}, "no_such_field"),
     ],
 )  # fmt: skip

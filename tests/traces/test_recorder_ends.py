@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.types import Command, interrupt
+from langgraph.prebuilt import ToolNode
+from langgraph.types import Command, RetryPolicy, interrupt
 
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.trace import Trace
 from stateset_agents.traces.record import record
 from stateset_agents.traces.store import TraceStore
+from tests.patterns import called
 
 HI: Any = {"messages": [HumanMessage("hi")]}
 
@@ -188,3 +191,32 @@ async def test_calls_that_no_callback_told_of_are_hinted_at_once(
             await graph.ainvoke(HI, {"configurable": {"thread_id": thread}})
         assert [trace.model_calls for trace in kept(store)] == [(), ()]
     assert caplog.text.count("copy_context") == 1
+
+
+async def test_each_try_of_a_tool_is_there_with_its_own_outcome(tmp_path: Path) -> None:
+    tries: list[str] = []
+
+    @tool
+    def flaky(order: str) -> str:
+        """Fails once."""
+        tries.append(order)
+        if len(tries) == 1:
+            raise ConnectionError("gone")
+        return "there"
+
+    async def asks(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [called("flaky", order="W1")]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("asks", asks)
+    again = RetryPolicy(max_attempts=2, initial_interval=0.01, retry_on=ConnectionError)
+    graph.add_node("tools", ToolNode([flaky], handle_tool_errors=False), retry_policy=again)
+    graph.add_edge(START, "asks")
+    graph.add_edge("asks", "tools")
+    with TraceStore(tmp_path / "traces.db") as store:
+        await record(graph.compile(), store).ainvoke(HI)
+        (trace,) = kept(store)
+    assert [(call.status, call.result, call.content) for call in trace.tool_calls] == [
+        ("failed", "ConnectionError: gone", None),
+        ("done", "there", None),
+    ]
