@@ -9,6 +9,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import StateGraph
 from langgraph.pregel import Pregel
 
 from stateset_agents.errors import BadInput
@@ -71,11 +72,7 @@ class CustomGraph:
         world: Callable[[Scenario], Any] | None = None,
         customer: BaseChatModel | None = None,
     ) -> None:
-        if not callable(graph) and not isinstance(graph, Runnable):
-            raise BadInput(
-                f"Expected {name!r} to be a compiled LangGraph graph or a function of a chat model, "
-                f"found {type(graph).__name__}."
-            )
+        check_graph(graph, name)
         self.graph, self.name, self.step_limit, self.world = graph, name, step_limit, world
         self.customer = customer
 
@@ -166,6 +163,23 @@ class CustomGraph:
             **ending(result),
         )
         return trace, points.taken
+
+
+def check_graph(graph: Any, name: str) -> None:
+    """Raises BadInput unless it is a compiled graph, another runnable, or a function that can make one."""
+    if isinstance(graph, StateGraph):
+        raise BadInput(
+            f"Expected {name!r} to be compiled, found a StateGraph: call `compile()` on it."
+        )
+    if inspect.iscoroutinefunction(graph) or inspect.isasyncgenfunction(graph):
+        raise BadInput(
+            f"Expected {name!r} to be a plain function of a chat model, found an async one."
+        )
+    if not callable(graph) and not isinstance(graph, Runnable):
+        raise BadInput(
+            f"Expected {name!r} to be a compiled LangGraph graph or a function of a chat model, "
+            f"found {type(graph).__name__}."
+        )
 
 
 def _customer(scenario: Scenario, model: BaseChatModel | None) -> CustomerSimulator:

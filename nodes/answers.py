@@ -1,4 +1,4 @@
-"""How a simulated customer answers the interrupts of any graph.
+"""What graphs ask in interrupts, and how they are answered: by a simulated customer, or by a client of the endpoint.
 
 our confirmation      {"type": "confirmation", "tool": …, "arguments": …}      -> {"confirmed": true | false}
 LangChain's           {"action_requests": [{"name": …, "args": …}, …], …}      -> {"decisions": [{"type": "approve" | "reject"}, …]}
@@ -7,11 +7,13 @@ a question            "Which size?"                                            -
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from stateset_agents.nodes.customer import CustomerSimulator
 
 NO = "The customer said no."
+
+Kind = Literal["confirmation", "approval", "question", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,59 @@ class Answer:
     """What a graph is resumed with."""
 
     value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """An act that a graph asks to confirm."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+def kind_of(question: Any) -> Kind:
+    """What an interrupt asks for: the customer's consent, a person's approval, the customer's words, or something else."""
+    if isinstance(question, str):
+        return "question"
+    if isinstance(question, dict) and question.get("type") == "approval":
+        return "approval"
+    return "confirmation" if acts_of(question) else "other"
+
+
+def acts_of(question: Any) -> list[Act]:
+    """The acts that a confirmation is about; none for anything else."""
+    if isinstance(question, dict) and question.get("type") in ("confirmation", "approval"):
+        return [Act(str(question.get("tool")), question.get("arguments") or {})]
+    if isinstance(question, dict) and isinstance(question.get("action_requests"), list):
+        requests = [r for r in question["action_requests"] if isinstance(r, dict) and "name" in r]
+        if len(requests) == len(question["action_requests"]):
+            return [Act(r["name"], r.get("args", r.get("arguments")) or {}) for r in requests]
+    if isinstance(question, list) and all(_is_inbox(entry) for entry in question):
+        requests = [entry["action_request"] for entry in question]
+        return [Act(str(r.get("action")), r.get("args") or {}) for r in requests]
+    return []
+
+
+def decided(question: Any, decisions: list[bool]) -> Answer | None:
+    """The answer to a confirmation: a decision on each of its acts. None where the graph does not take such a decision."""
+    if isinstance(question, dict) and question.get("type") in ("confirmation", "approval"):
+        return Answer({"confirmed": decisions[0]})
+    if isinstance(question, dict):
+        return _decisions(question, decisions)
+    answers = [_inbox(entry, yes) for entry, yes in zip(question, decisions, strict=True)]
+    return Answer(answers) if None not in answers else None
+
+
+def words_of(question: Any) -> str:
+    """A question in words, as far as it has some: its summary, its descriptions, or its acts."""
+    if isinstance(question, str):
+        return question
+    parts = question if isinstance(question, list) else [question]
+    if isinstance(question, dict) and "action_requests" in question and acts_of(question):
+        parts = question["action_requests"]
+    given = [_text_in(part) for part in parts]
+    acts = [_described(act) for act in acts_of(question)] or [""] * len(given)
+    return "\n".join(filter(None, (g or a for g, a in zip(given, acts, strict=True))))
 
 
 async def answer_to(customer: CustomerSimulator, question: Any) -> Answer | None:
@@ -29,44 +84,51 @@ async def answer_to(customer: CustomerSimulator, question: Any) -> Answer | None
         value = await own(question)
         if value is not None:
             return Answer(value)
-    if isinstance(question, str):
+    kind = kind_of(question)
+    if kind == "question":
         words = await customer.speak(question)
         return None if words is None else Answer(words)
-    if isinstance(question, dict) and question.get("type") == "confirmation":
-        agreed = await customer.confirm(question["tool"], question["arguments"])
-        return Answer({"confirmed": agreed})
-    if isinstance(question, dict) and isinstance(question.get("action_requests"), list):
-        return await _decide(customer, question)
-    if isinstance(question, list) and question and all(_is_inbox(entry) for entry in question):
-        answers = [await _inbox(customer, entry) for entry in question]
-        return Answer(answers) if None not in answers else None
-    return None
+    if kind != "confirmation":
+        return None
+    return decided(
+        question, [await customer.confirm(act.name, act.arguments) for act in acts_of(question)]
+    )
 
 
-async def _decide(customer: CustomerSimulator, question: dict[str, Any]) -> Answer | None:
+def _decisions(question: dict[str, Any], decisions: list[bool]) -> Answer | None:
     """LangChain's HumanInTheLoopMiddleware: a decision for each requested action."""
     allowed = {
         review.get("action_name"): review.get("allowed_decisions", ())
         for review in question.get("review_configs", ())
     }
-    decisions = []
-    for request in question["action_requests"]:
-        name, arguments = request["name"], request.get("args", request.get("arguments", {}))
-        agreed = await customer.confirm(name, arguments)
+    made = []
+    for act, agreed in zip(acts_of(question), decisions, strict=True):
         decision = {"type": "approve"} if agreed else {"type": "reject", "message": NO}
-        if decision["type"] not in allowed.get(name, ("approve", "reject")):
+        if decision["type"] not in allowed.get(act.name, ("approve", "reject")):
             return None
-        decisions.append(decision)
-    return Answer({"decisions": decisions})
+        made.append(decision)
+    return Answer({"decisions": made})
+
+
+def _text_in(part: Any) -> str:
+    names = ("summary", "question", "description", "message")
+    texts = [part.get(name) for name in names] if isinstance(part, dict) else []
+    return next((text for text in texts if isinstance(text, str) and text), "")
+
+
+def _described(act: Act) -> str:
+    details = ", ".join(
+        f"{name.replace('_', ' ')}: {value}" for name, value in act.arguments.items()
+    )
+    return f"{act.name.replace('_', ' ')}: {details}" if details else act.name.replace("_", " ")
 
 
 def _is_inbox(entry: Any) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("action_request"), dict)
 
 
-async def _inbox(customer: CustomerSimulator, entry: dict[str, Any]) -> dict[str, Any] | None:
-    request, config = entry["action_request"], entry.get("config") or {}
-    agreed = await customer.confirm(str(request.get("action")), request.get("args") or {})
+def _inbox(entry: dict[str, Any], agreed: bool) -> dict[str, Any] | None:
+    config = entry.get("config") or {}
     if agreed:
         return {"type": "accept", "args": None} if config.get("allow_accept", True) else None
     if config.get("allow_ignore", True):

@@ -10,22 +10,20 @@ import contextlib
 import hashlib
 import json
 import uuid
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
-from langgraph.types import Command
 
-from stateset_agents.nodes.state import Agents
 from stateset_agents.server import turns
 from stateset_agents.server.consent import decision, plain_answer, too_late
 from stateset_agents.server.conversations import Conversation, Conversations
 from stateset_agents.server.http import Refusal, install, while_connected
 from stateset_agents.server.schema import EndpointChat
-from stateset_agents.server.turns import Reply, Served, Turn
+from stateset_agents.server.served import Served, Wishes
+from stateset_agents.server.turns import NAMES, Reply, Turn
 
 __all__ = ["Served", "build"]
 
@@ -63,29 +61,6 @@ def checked(body: EndpointChat) -> list[dict[str, Any]]:
         reason = f"messages: expected at most {MAX_WORDS:,} characters in all, found more."
         raise Refusal(400, reason, "context_length_exceeded", param="messages")
     return [message.model_dump(exclude_unset=True) for message in body.messages]
-
-
-def as_asked(context: Any, body: EndpointChat) -> Any:
-    """The context of a turn with the client's sampling and further instructions. These come below the agent's own rules, which
-    the tools enforce whatever the prompt says. Raises Refusal if the graph is not an agent of ours, which could take them."""
-    sampling, instructions = body.sampling, body.instructions
-    if not (sampling or instructions):
-        return context
-    if not isinstance(context, Agents):
-        field = "messages" if instructions else next(iter(sampling))
-        raise Refusal(
-            400, f"{field}: this graph takes no settings from a client.", "unsupported_parameter", param=field
-        )  # fmt: skip
-    note = f"\nThe app that you work in asks, as far as the rules allow: {instructions}"
-    team = {
-        name: replace(
-            agent,
-            policy=agent.policy.bind(**sampling) if sampling else agent.policy,
-            prompt=agent.prompt + (note if instructions else ""),
-        )
-        for name, agent in context.team.items()
-    }
-    return Agents(team=team)
 
 
 def build(
@@ -167,12 +142,22 @@ class _Asking:
         if last["role"] == "tool":
             given = str(last.get("tool_call_id"))
             named = await self._of_call(given)
-            return await self._decided(named, given, decision(text_of(last.get("content"))))
+            content = text_of(last.get("content"))
+            free = given.startswith(f"{NAMES['other']}_")
+            return await self._decided(named, given, content if free else decision(content))
         agreed, call = plain_answer(text_of(last.get("content"))), _open_call(self.messages)
         if call is not None and agreed is not None:
             return await self._decided(await self._of_call(call), call, agreed)
         conversation = await self._known()
         if conversation is not None and conversation.pending is not None:
+            if conversation.pending.startswith(f"{NAMES['question']}_"):
+                words = text_of(last.get("content"))
+                return await self._decided(conversation, conversation.pending, words)
+            if conversation.pending.startswith(f"{NAMES['other']}_"):
+                raise Refusal(
+                    409, "Expected the pending call of `answer` to be answered first: with a tool's answer, JSON or text.",
+                    "answer_pending", retry=False,
+                )  # fmt: skip
             if conversation.pending.startswith("approve_"):
                 raise Refusal(
                     409, "A person has to approve this first: with an answer to the call of `approve`.", "approval_pending",
@@ -202,7 +187,7 @@ class _Asking:
         thread = rest.rpartition("_")[0]
         known = (
             "\0" not in call
-            and prefix in ("confirm", "approve")
+            and prefix in ("confirm", "approve", "answer")
             and thread
             and self.thread in (None, thread)
         )
@@ -213,11 +198,11 @@ class _Asking:
             )  # fmt: skip
         return conversation
 
-    async def _decided(self, conversation: Conversation, call: str, agreed: bool) -> Reply:
-        """The turn after a decision, once; asked again, the same answer, or what has happened meanwhile."""
+    async def _decided(self, conversation: Conversation, call: str, answer: bool | str) -> Reply:
+        """The turn after an answer to what the graph asked, once; asked again, the same reply, or what has happened meanwhile."""
         claim = await self.kept.journal.claim(conversation.id, f"confirm/{call}")
         if claim.outcome is not None:
-            return await self._again(conversation, call, claim.outcome, agreed)
+            return await self._again(conversation, call, claim.outcome, answer)
         if not claim.mine:
             raise Refusal(409, "This confirmation is being answered already.", "thread_busy")
         async with self._released_on_error(conversation.id, claim.owner):
@@ -227,11 +212,10 @@ class _Asking:
             raise Refusal(
                 409, "Expected the id of the pending confirmation.", "nothing_pending", retry=False
             )
-        send: Any = Command(resume={"confirmed": agreed})
-        return await self._begin(fresh, send, claim.owner, request=f"confirm/{call}", agreed=agreed)
+        return await self._begin(fresh, claim.owner, request=f"confirm/{call}", answer=answer)
 
     async def _again(
-        self, conversation: Conversation, call: str, outcome: dict[str, Any], agreed: bool
+        self, conversation: Conversation, call: str, outcome: dict[str, Any], answer: bool | str
     ) -> Reply:
         """The stored answer; to the opposite decision, what was done instead."""
         message = outcome["message"]
@@ -239,7 +223,11 @@ class _Asking:
             model=self.body.model, id=outcome["id"], text=message["content"] or "", calls=message.get("tool_calls", []),
             usage=outcome["usage"],
         )  # fmt: skip
-        if agreed != outcome["agreed"]:
+        if answer != outcome["agreed"] and isinstance(answer, str):
+            raise Refusal(
+                409, "This question was answered before, with other words.", "answered_before", retry=False
+            )  # fmt: skip
+        if answer != outcome["agreed"]:
             reply.id, reply.calls = f"chatcmpl-{uuid.uuid4().hex}", []
             reply.text = too_late(outcome, _summary(self.messages, call))
             fresh = await self.kept.of_thread(conversation.id, self.body.model)
@@ -269,7 +257,7 @@ class _Asking:
                 for m in self.messages
                 if m["role"] in ("user", "assistant")
             ]
-        return await self._begin(conversation, {"messages": new}, owner)
+        return await self._begin(conversation, owner, messages=new)
 
     async def _claim(self, conversation: Conversation) -> str | None:
         """The token of a claim on a conversation as it was read; None if another turn is under way, or has been since."""
@@ -292,20 +280,23 @@ class _Asking:
             raise
 
     async def _begin(
-        self, conversation: Conversation, send: Any, owner: str, *, request: str | None = None, agreed: bool | None = None
+        self, conversation: Conversation, owner: str, *, messages: Sequence[AnyMessage] = (), request: str | None = None,
+        answer: bool | str | None = None,
     ) -> Turn:  # fmt: skip
         """The turn begins; its thread is claimed."""
+        wishes = Wishes(self.body.sampling, self.body.instructions)
         async with self._released_on_error(conversation.id, owner):
-            context = as_asked(self.served.context(conversation.id), self.body)
+            graph, context = self.served.begin(self.kept.saver, conversation.id, wishes)
         key = f"{self.body.model}/thread/{self.thread}"
         own = self.thread is not None
         return Turn(
             self.kept,
             turns.Request(
-                served=self.served, name=self.body.model, conversation=conversation, send=send, context=context,
+                served=self.served, name=self.body.model, conversation=conversation, messages=messages, graph=graph,
+                context=context,
                 key=key if own else self._key(self.messages[:-1]),
                 next_key=lambda message: key if own else self._key([*self.messages, message]),
-                size=sum(len(text_of(m.get("content"))) for m in self.messages), request=request, agreed=agreed, owner=owner,
+                size=sum(len(text_of(m.get("content"))) for m in self.messages), request=request, answer=answer, owner=owner,
             ),
         )  # fmt: skip
 

@@ -1,36 +1,28 @@
 """One turn of a conversation with a served graph: a run of the graph, answered whole or as a stream, or an answer given before."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.errors import GraphRecursionError
-from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Command, Interrupt
 
 from stateset_agents.errors import ContextFull, PolicyRefused, PolicyUnreachable
+from stateset_agents.nodes.answers import Answer, Kind, acts_of, decided, kind_of, words_of
+from stateset_agents.plain import plain
 from stateset_agents.server.conversations import Conversation, Conversations
 from stateset_agents.server.http import Refusal, event
+from stateset_agents.server.served import Graph, Served
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """A named graph: how it is compiled with a checkpointer, and the context of a thread."""
-
-    compile: Callable[[BaseCheckpointSaver[str]], CompiledStateGraph[Any, Any, Any, Any]]
-    context: Callable[[str], Any]
-    step_limit: int
-    ended: Callable[[str, dict[str, Any] | None], None] = lambda thread, state: None
-    """Called after every turn with its thread and final state, or None if it failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +33,11 @@ class Request:
     name: str
     """The graph's name."""
     conversation: Conversation
-    send: Any
-    """The graph's input: new messages, or a resume."""
+    messages: Sequence[AnyMessage] = ()
+    """The graph's new messages, unless it is resumed."""
+    answer: bool | str | None = None
+    """What it is resumed with: the decision on the pending confirmation, or words."""
+    graph: Graph
     context: Any
     key: str
     """The conversation's key before this turn."""
@@ -54,8 +49,6 @@ class Request:
     """The request's name in the journal, if it may be asked again."""
     owner: str = ""
     """The token of the claim on its thread."""
-    agreed: bool | None = None
-    """The decision, if it answers a confirmation."""
 
 
 @dataclass(kw_only=True)
@@ -138,6 +131,8 @@ class Turn(Reply):
         """Id of the graph's run and so of its trace; the client gets it and can give feedback to it."""
         super().__init__(model=request.name, id=f"chatcmpl-{self.run_id.hex}")
         self.kept, self.request = kept, request
+        self.pending: str | None = None
+        """The name of what the graph asks at the end of the turn."""
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
         # A task of its own: a server cancels its answer again and again (anyio), and LangGraph would be
         # cancelled in the middle of cancelling its nodes. It begins here and not with the first piece, so
@@ -192,34 +187,40 @@ class Turn(Reply):
 
     async def _answered(self, say: Callable[[str], None]) -> dict[str, Any]:
         """Run the graph, and store what came of it. Returns the final state."""
-        request, thread = self.request, self.request.conversation.id
-        graph = request.served.compile(self.kept.saver)
+        request, graph = self.request, self.request.graph
         config: RunnableConfig = {**_config(request), "run_id": self.run_id}
+        send: Any = {"messages": list(request.messages)}
+        if request.answer is not None:
+            send = await self._resumed(request.answer)
+        heard: set[str | None] = set()
         speaking = ""
         steps: AsyncIterator[Any] = graph.astream(
-            request.send,
+            send,
             config,
             context=request.context,
             stream_mode="messages",
             subgraphs=True,  # an agent may be a part of the graph
             durability="exit",
         )
-        async for _, (message, _) in steps:
+        async for _, (message, metadata) in steps:
             if not isinstance(message, AIMessage | AIMessageChunk):
                 continue
+            heard.add(message.id)
             if message.usage_metadata:
                 self.usage["prompt_tokens"] += message.usage_metadata["input_tokens"]
                 self.usage["completion_tokens"] += message.usage_metadata["output_tokens"]
                 self.usage["total_tokens"] += message.usage_metadata["total_tokens"]
-            if message.text:
-                gap = "\n" if self.text and message.id != speaking else ""
+            if message.text and _speaks(request.served, metadata):
+                self._say(message.text, say, gap=message.id != speaking)
                 speaking = message.id or ""
-                self.text += gap + message.text
-                say(gap + message.text)
-        state = await graph.aget_state({"configurable": {"thread_id": thread}})
+        state = await graph.aget_state({"configurable": {"thread_id": request.conversation.id}})
+        if request.served.speakers is not None and not self.text:
+            self._say(_last_words(state.values, heard), say)
         pending = state.interrupts[0] if state.interrupts else None
         if pending is not None:
             self._ask(pending, say)
+        if not (self.text or self.calls):
+            log.warning("the graph %s ended a turn without words for the customer", request.name)
         self._stored = True
         storing = asyncio.ensure_future(self._store(state.config["configurable"]["checkpoint_id"]))
         try:  # a client that leaves now must not tear in two what is stored
@@ -234,31 +235,96 @@ class Turn(Reply):
         request, thread = self.request, self.request.conversation.id
         await self.kept.keep(
             request.conversation, request.key, request.next_key(self.message), checkpoint=checkpoint,
-            pending=self.calls[0]["id"] if self.calls else None, size=request.size,
+            pending=self.pending, size=request.size,
         )  # fmt: skip
         if request.request is not None:
             outcome = {
                 "message": self.message,
                 "usage": self.usage,
                 "id": self.id,
-                "agreed": request.agreed,
+                "agreed": request.answer,
             }
             await self.kept.journal.end(thread, request.request, outcome)
 
-    def _ask(self, pending: Any, say: Callable[[str], None]) -> None:
-        """Ask the customer to confirm: in words, and as a call of `confirm`."""
-        value = pending.value if isinstance(pending.value, dict) else {"question": pending.value}
-        parts = ("tool", "arguments", "summary", "question", "rule")
-        shown = {name: part for name, part in value.items() if name in parts}
-        function_name = "approve" if value.get("type") == "approval" else "confirm"
-        summary = str(value.get("summary") or "")
-        if summary and function_name == "confirm":  # an approval is no business of the customer's
-            gap = "\n" if self.text else ""
-            self.text += f"{gap}{summary}"
-            say(f"{gap}{summary}")
-        function = {"name": function_name, "arguments": json.dumps(shown)}
-        call = f"{function_name}_{self.request.conversation.id}_{pending.id}"
-        self.calls = [{"id": call, "type": "function", "function": function}]
+    async def _resumed(self, answer: bool | str) -> Command[Any]:
+        """The answer to what the graph has asked, in the form that it takes. Raises Refusal if it takes no such answer."""
+        state = await self.request.graph.aget_state(_config(self.request))
+        name = str(self.request.conversation.pending).rpartition("_")[2]
+        pending = next((i for i in state.interrupts if i.id == name), None)
+        if pending is None:
+            raise Refusal(
+                409, "Expected a pending question, found none.", "nothing_pending", retry=False
+            )
+        given: Answer | None = Answer(answer)
+        if isinstance(answer, bool):
+            given = decided(pending.value, [answer] * len(acts_of(pending.value)))
+        elif kind_of(pending.value) == "other":
+            with contextlib.suppress(ValueError):
+                given = Answer(json.loads(answer))
+        if given is None:
+            word = "yes" if answer else "no"
+            raise Refusal(
+                400, f"This graph takes no {word} to this question.", "invalid_value", param="messages", retry=False
+            )  # fmt: skip
+        return Command(resume={pending.id: given.value})
+
+    def _say(self, text: str, say: Callable[[str], None], *, gap: bool = True) -> None:
+        """Words for the customer; with a `gap`, on a line of their own."""
+        piece = f"\n{text}" if gap and self.text and text else text
+        self.text += piece
+        if piece:
+            say(piece)
+
+    def _ask(self, pending: Interrupt, say: Callable[[str], None]) -> None:
+        """Ask the customer: in words, and for a decision or a form as a call. A plain question is answered by plain words."""
+        kind = kind_of(pending.value)
+        self.pending = f"{NAMES[kind]}_{self.request.conversation.id}_{pending.id}"
+        words = words_of(pending.value)
+        if kind != "approval":  # which is no business of the customer's
+            self._say(words, say)
+        if kind == "question":
+            return
+        function = {"name": NAMES[kind], "arguments": json.dumps(_shown(pending.value, words))}
+        self.calls = [{"id": self.pending, "type": "function", "function": function}]
+
+
+NAMES: dict[Kind, str] = {
+    "confirmation": "confirm",
+    "approval": "approve",
+    "question": "ask",
+    "other": "answer",
+}
+"""How what a graph asks is named: as a function of a call, and in its id."""
+
+
+def _shown(question: Any, words: str) -> dict[str, Any]:
+    """What a client sees of a question, as a call's arguments."""
+    acts = [{"tool": act.name, "arguments": plain(act.arguments)} for act in acts_of(question)]
+    if not acts:
+        return {"question": plain(question)}
+    more = {} if not isinstance(question, dict) else question
+    shown = {name: plain(more[name]) for name in ("question", "rule") if more.get(name)}
+    if words:
+        shown["summary"] = words
+    return {**(acts[0] if len(acts) == 1 else {"acts": acts}), **shown}
+
+
+def _speaks(served: Served, metadata: dict[str, Any]) -> bool:
+    """Whether the words of a node reach the customer as they are sampled."""
+    if served.speakers is None:
+        return True
+    inside = str(metadata.get("langgraph_checkpoint_ns", "")).split("|")
+    names = {part.partition(":")[0] for part in inside} | {metadata.get("langgraph_node")}
+    return bool(served.speakers & names)
+
+
+def _last_words(state: Any, heard: set[str | None]) -> str:
+    """The last message of this turn that has words."""
+    messages = state.get("messages") if isinstance(state, dict) else None
+    said = [
+        m for m in messages or () if isinstance(m, AIMessage) and m.text and m.id in heard
+    ]  # fmt: skip
+    return said[-1].text if said else ""
 
 
 def _config(request: Request) -> RunnableConfig:

@@ -1,13 +1,15 @@
 """The retail shop of tau2-bench, from a checkout that `TAU2_DIR` names, connected as a user would.
 
     TAU2_DIR=…/tau2-bench python -m pytest tests/end_to_end/test_foreign_shop.py
-    TAU2_DIR=…/tau2-bench stateset-agents evaluate --graph tests.tau2_retail:graph --world tests.tau2_retail:Retail …
+    TAU2_DIR=…/tau2-bench python -m tests.tau2_retail > tasks.json      # its tasks as scenarios
+    TAU2_DIR=…/tau2-bench stateset-agents train --graph tests.tau2_retail:graph --world tests.tau2_retail:Retail --scenarios tasks.json …
 
 Its code and data stay there; nothing of it is copied here.
 """
 
 import functools
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 from langchain_core.tools import BaseTool, StructuredTool
 
 from stateset_agents import build_graph
-from stateset_agents.scenario import Act, Customer, Scenario
+from stateset_agents.scenario import Act, Change, Customer, Goal, Scenario
 
 DIR = os.environ.get("TAU2_DIR")
 
@@ -41,6 +43,7 @@ class Retail:
     def __init__(self, scenario: Scenario) -> None:
         make, _, self.writes = _loaded()
         self.environment = make()
+        self.first = self.digest
 
     @property
     def tools(self) -> list[BaseTool]:
@@ -49,6 +52,13 @@ class Retail:
     @property
     def digest(self) -> str:
         return str(self.environment.get_db_hash())
+
+    def changes(self) -> tuple[Change, ...]:
+        return _changes(self.digest) if self.digest != self.first else ()
+
+
+def _changes(digest: str) -> tuple[Change, ...]:
+    return (Change(table="database", key="all", column="hash", value=digest),)
 
 
 def _tool(tool: Any) -> BaseTool:
@@ -99,3 +109,18 @@ def digest_of(scenario: Scenario) -> str:
         except ValueError:  # some plans try what is not possible
             continue
     return world.digest
+
+
+def with_goals() -> list[Scenario]:
+    """The tasks whose plans change the shop; their goal is that very change."""
+    untouched = Retail(Scenario(id="none")).first
+    ends = [(scenario, digest_of(scenario)) for scenario in scenarios()]
+    return [
+        scenario.model_copy(update={"goal": Goal(changes=_changes(digest))})
+        for scenario, digest in ends
+        if digest != untouched
+    ]
+
+
+if __name__ == "__main__":
+    print(json.dumps([scenario.model_dump(mode="json") for scenario in with_goals()]))

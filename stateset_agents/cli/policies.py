@@ -14,6 +14,7 @@ from stateset_agents.cli.sources import (
     Rules,
     Schema,
     Seed,
+    refuse,
     rules_from,
     shop_from,
 )
@@ -43,19 +44,37 @@ def chat(
     asyncio.run(chat_loop(config, adapter, seed=seed, temperature=temperature))
 
 
-@config_options("model", "base_url", "engine", panels=False)
+@config_options("model", "base_url", "engine", "max_model_len", panels=False)
 def serve(
     values: Values,
-    graph: Annotated[str, typer.Option(help="Which of the shop's graphs answers.")] = "service",
+    graph: Annotated[
+        str,
+        typer.Option(
+            help="One of the shop's graphs, or package.module:graph, whose state has messages."
+        ),
+    ] = "service",
+    speaks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Node of a graph of your own whose words reach the customer; default: the last message of a turn. May be repeated."
+        ),
+    ] = None,
     policy: PolicyFolder = None,
     database: Database = None,
     schema: Schema = "shop",
-    shop_seed: Seed = 1,
+    shop_seed: Annotated[
+        int | None,
+        typer.Option(help="Which generated shop, where no database is given; default: 1."),
+    ] = None,
     rules: Rules = None,
     meaning: Meaning = None,
     guard: Annotated[
-        bool, typer.Option(help="Hold back replies that state what no tool said.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--guard/--no-guard",
+            help="Hold back replies that state what no tool said; default: yes.",
+        ),
+    ] = None,
     approvals: Annotated[
         bool,
         typer.Option(
@@ -78,12 +97,18 @@ def serve(
         ),
     ] = None,
     canary_share: Annotated[float, typer.Option(help="Which share.")] = 0.1,
+    max_tokens: Annotated[
+        int, typer.Option(help="Tokens of one call of the policy at most.", min=1)
+    ] = 512,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
 ) -> None:
     """Answer OpenAI's chat protocol with a graph and its policy."""
+    from stateset_agents.graphs.names import GRAPHS
     from stateset_agents.jobs.config import check_config
-    from stateset_agents.jobs.serve import ServedGraph, ServeOptions, serve_graph
+    from stateset_agents.jobs.registry import load_object
+    from stateset_agents.jobs.serve import ServeOptions, serve_graph
+    from stateset_agents.jobs.served_graphs import OwnGraph, ServedGraph
     from stateset_agents.policy.weight_files import find_adapter
     from stateset_agents.server.launch import where
     from stateset_agents.settings import load_settings
@@ -92,13 +117,22 @@ def serve(
     settings = load_settings()
     values |= where(values.pop("base_url", None), values.get("engine"))
     config = check_config({"graph": graph, **values})
-    served = ServedGraph(
-        name=graph,
-        shop=shop_from(database, schema, shop_seed, meaning),
-        rules=rules_from(rules),
-        guard=guard,
-        approvals=approvals,
-    )
+    served: ServedGraph | OwnGraph
+    if graph in GRAPHS:
+        refuse("of a graph of your own", speaks=speaks)
+        served = ServedGraph(
+            name=graph,
+            shop=shop_from(database, schema, 1 if shop_seed is None else shop_seed, meaning),
+            rules=rules_from(rules),
+            guard=guard is not False,
+            approvals=approvals,
+        )
+    else:
+        refuse(
+            "of the shop's graphs; a graph of your own has its own, see build_graph(…)", database=database, rules=rules,
+            meaning=meaning, guard=guard, approvals=approvals or None, shop_seed=shop_seed,
+        )  # fmt: skip
+        served = OwnGraph(name=graph, graph=load_object(graph, "--graph"), speakers=speaks or ())
     options = ServeOptions(
         host=host,
         port=port,
@@ -107,6 +141,7 @@ def serve(
         traces=traces,
         canary=find_adapter(canary) if canary else None,
         canary_share=canary_share,
+        max_tokens=max_tokens,
     )
     asyncio.run(serve_graph(config, adapter, served, options))
 

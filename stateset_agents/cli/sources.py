@@ -24,6 +24,15 @@ Meaning = Annotated[
 Schema = Annotated[str, typer.Option(help="The shop's schema in that database.")]
 
 
+def refuse(whose: str, **options: Any) -> None:
+    """Raises BadInput for the first option that was given, since it is an option `whose` mode is another."""
+    from stateset_agents.errors import BadInput
+
+    for name, value in options.items():
+        if value is not None:
+            raise BadInput(f"--{name.replace('_', '-')}: an option {whose}.")
+
+
 def rules_from(file: Path | None) -> Any:
     """The shop's rules; a file's rules replace those of the same id, and the others are added."""
     from stateset_agents.jobs.registry import rules_of

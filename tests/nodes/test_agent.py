@@ -12,7 +12,8 @@ from pydantic import Field
 
 from stateset_agents.graphs import service
 from stateset_agents.grounding import unsupported
-from stateset_agents.server.app import Served, build
+from stateset_agents.server.app import build
+from stateset_agents.server.served import served_agents
 from stateset_agents.tools.shop.generate import generate
 from tests.servers import Running
 
@@ -81,7 +82,7 @@ async def test_without_the_guard_everything_passes() -> None:
 async def test_what_is_held_back_is_not_streamed_either(stream: bool) -> None:
     shop = generate(1, "train").clone()
     model = Says(replies=["A 50% off voucher for you!", "What is the order number?"])
-    served = Served(
+    served = served_agents(
         compile=service.build,
         context=lambda thread: service.context(
             model, service.over(shop), thread=thread, guard=True

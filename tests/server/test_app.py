@@ -15,11 +15,13 @@ from pydantic import Field
 
 from stateset_agents.errors import PolicyUnreachable
 from stateset_agents.graphs import service
-from stateset_agents.jobs.serve import ServedGraph, service_app
+from stateset_agents.jobs.serve import service_app
+from stateset_agents.jobs.served_graphs import ServedGraph
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.scenario import Scenario
-from stateset_agents.server.app import Served, build
+from stateset_agents.server.app import build
+from stateset_agents.server.served import served_agents
 from stateset_agents.server.supervisor import free_port
 from stateset_agents.tools.scenarios.replies import reply
 from stateset_agents.tools.shop.generate import generate
@@ -28,7 +30,7 @@ from tests.servers import Running
 
 
 def app_with(policy: BaseChatModel, shop: Shop, key: str | None = None) -> FastAPI:
-    served = Served(
+    served = served_agents(
         compile=service.build,
         context=lambda thread: service.context(policy, service.over(shop), thread=thread),
         step_limit=service.STEP_LIMIT,

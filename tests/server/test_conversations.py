@@ -9,13 +9,15 @@ import pytest
 
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs import service
-from stateset_agents.jobs.serve import ServedGraph, service_app
+from stateset_agents.jobs.serve import service_app
+from stateset_agents.jobs.served_graphs import ServedGraph
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.scenario import Act
 from stateset_agents.server import conversations
-from stateset_agents.server.app import Served, build
+from stateset_agents.server.app import build
 from stateset_agents.server.conversations import Conversations, kept_in
+from stateset_agents.server.served import Served, served_agents
 from stateset_agents.tools.shop.generate import generate
 from stateset_agents.tools.shop.sqlite import Shop
 from stateset_agents.traces.store import TraceStore
@@ -25,7 +27,7 @@ from tests.servers import Running
 def served(shop: Shop, customer: str, *plan: Act) -> dict[str, Served]:
     policy, backend = Oracle(plan=plan), service.over(shop)
     return {
-        "service": Served(
+        "service": served_agents(
             compile=service.build,
             context=lambda thread: service.context(
                 policy, backend, thread=thread, customer=customer

@@ -12,9 +12,10 @@ import pytest
 
 from stateset_agents.errors import PolicyUnreachable
 from stateset_agents.graphs import service
-from stateset_agents.server.app import Served, build
+from stateset_agents.server.app import build
 from stateset_agents.server.consent import NO, YES, plain_answer
 from stateset_agents.server.conversations import Conversations, kept_in
+from stateset_agents.server.served import served_agents
 from stateset_agents.tools.executor import GUESSES, GUESSES_IN_ALL, Executor
 from stateset_agents.tools.shop.generate import generate
 from stateset_agents.tools.shop.money import show
@@ -31,7 +32,7 @@ HI = [{"role": "user", "content": "Hi"}]
 async def endpoint(
     policy: Any, shop: Shop, kept: Conversations | None = None, **options: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
-    served = Served(
+    served = served_agents(
         compile=service.build,
         context=lambda thread: service.context(
             policy, service.over(shop), thread=thread, **options
@@ -250,7 +251,7 @@ def test_guessing_ends_with_a_person() -> None:
 
 
 async def test_a_person_approves_and_no_customers_yes_does() -> None:
-    from stateset_agents.jobs.serve import ServedGraph, _served
+    from stateset_agents.jobs.served_graphs import ServedGraph
     from stateset_agents.tools.rules import parse_rules, replaced
     from stateset_agents.tools.toolset import SIGNATURES, shop_rules
 
@@ -267,7 +268,7 @@ async def test_a_person_approves_and_no_customers_yes_does() -> None:
     rules = replaced(shop_rules(), parse_rules(text, where="rules", tools=SIGNATURES))
     shop = generate(1, "train").clone()
     policy: Any = obedient(shop)
-    served = _served(ServedGraph(shop=shop, rules=rules, guard=False, approvals=True), policy, None)
+    served = ServedGraph(shop=shop, rules=rules, guard=False, approvals=True).served(policy, None)
     async with (
         Running(build({"service": served}, key=None)) as url,
         httpx.AsyncClient(base_url=url, timeout=60) as client,
@@ -303,7 +304,7 @@ async def test_a_no_after_a_yes_that_broke_off_does_not_deny_what_was_done() -> 
 async def test_a_conversation_goes_on_with_its_own_graph_alone() -> None:
     shop = generate(1, "train").clone()
     policy = obedient(shop)
-    served = Served(
+    served = served_agents(
         compile=service.build,
         context=lambda thread: service.context(policy, service.over(shop), thread=thread),
         step_limit=service.STEP_LIMIT,

@@ -9,7 +9,8 @@ import pytest
 from stateset_agents.graphs import orchestrator
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Act
-from stateset_agents.server.app import Served, build
+from stateset_agents.server.app import build
+from stateset_agents.server.served import served_agents
 from stateset_agents.tools.shop.generate import generate
 from tests.servers import Running
 
@@ -22,7 +23,7 @@ async def test_what_an_agent_below_says_and_asks_reaches_the_client(stream: bool
     to_service = Act(tool="transfer", arguments={"agent": "service"})
     policy = Oracle(plan=(to_service, cancel, Act(say="It is cancelled.")))
     backends = orchestrator.over(shop)
-    served = Served(
+    served = served_agents(
         compile=orchestrator.build,
         context=lambda thread: orchestrator.context(
             policy, backends, thread=thread, customer=order["customer_id"]
