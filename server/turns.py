@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphRecursionError
 from langgraph.types import Command, Interrupt
@@ -192,7 +192,7 @@ class Turn(Reply):
         send: Any = {"messages": list(request.messages)}
         if request.answer is not None:
             send = await self._resumed(request.answer)
-        heard: set[str | None] = set()
+        before = await self._known() if request.served.speakers is not None else []
         speaking = ""
         steps: AsyncIterator[Any] = graph.astream(
             send,
@@ -205,7 +205,6 @@ class Turn(Reply):
         async for _, (message, metadata) in steps:
             if not isinstance(message, AIMessage | AIMessageChunk):
                 continue
-            heard.add(message.id)
             if message.usage_metadata:
                 self.usage["prompt_tokens"] += message.usage_metadata["input_tokens"]
                 self.usage["completion_tokens"] += message.usage_metadata["output_tokens"]
@@ -215,7 +214,9 @@ class Turn(Reply):
                 speaking = message.id or ""
         state = await graph.aget_state({"configurable": {"thread_id": request.conversation.id}})
         if request.served.speakers is not None and not self.text:
-            self._say(_last_words(state.values, heard), say)
+            known = {message.id for message in before}
+            new = [m for m in _messages_of(state.values) if m.id is None or m.id not in known]
+            self._say(_last_words(new), say)
         pending = state.interrupts[0] if state.interrupts else None
         if pending is not None:
             self._ask(pending, say)
@@ -245,6 +246,16 @@ class Turn(Reply):
                 "agreed": request.answer,
             }
             await self.kept.journal.end(thread, request.request, outcome)
+
+    async def _known(self) -> list[Any]:
+        """The graph's messages before the turn's answer: those that it has, and those that it is given. Ids tell them apart, since
+        a graph may drop some."""
+        for message in self.request.messages:
+            message.id = message.id or str(uuid.uuid4())
+        state: Any = {}
+        if self.request.conversation.checkpoint is not None:
+            state = (await self.request.graph.aget_state(_config(self.request))).values
+        return [*_messages_of(state), *self.request.messages]
 
     async def _resumed(self, answer: bool | str) -> Command[Any]:
         """The answer to what the graph has asked, in the form that it takes. Raises Refusal if it takes no such answer."""
@@ -318,13 +329,15 @@ def _speaks(served: Served, metadata: dict[str, Any]) -> bool:
     return bool(served.speakers & names)
 
 
-def _last_words(state: Any, heard: set[str | None]) -> str:
-    """The last message of this turn that has words."""
+def _messages_of(state: Any) -> list[Any]:
     messages = state.get("messages") if isinstance(state, dict) else None
-    said = [
-        m for m in messages or () if isinstance(m, AIMessage) and m.text and m.id in heard
-    ]  # fmt: skip
-    return said[-1].text if said else ""
+    return [m for m in messages if isinstance(m, BaseMessage)] if isinstance(messages, list) else []
+
+
+def _last_words(messages: list[Any]) -> str:
+    """The last message of an agent that has words."""
+    said = [m.text for m in messages if isinstance(m, AIMessage) and m.text]
+    return said[-1] if said else ""
 
 
 def _config(request: Request) -> RunnableConfig:

@@ -13,7 +13,7 @@ from stateset_agents.reward import Score
 from stateset_agents.trace import Trace
 
 Interval = tuple[float, float]
-ENDED_BADLY = ("failed", "waiting")
+ENDED_BADLY = ("failed", "waiting", "truncated")
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> Interval:
@@ -71,6 +71,8 @@ class Measurement(Frozen):
     turns: float
     failed: int
     truncated: int
+    silent: int = 0
+    """Episodes that were cut off before the policy had said a token: the context was full from the start."""
     waiting: int = 0
     """Episodes that ended waiting for an answer which the customer could not give."""
     offered: int = 0
@@ -78,7 +80,7 @@ class Measurement(Frozen):
     used: int = 0
     """Episodes in which it called one."""
     errors: dict[str, int] = Field(default_factory=dict)
-    """Why episodes failed or waited, the most frequent reasons first, with their numbers."""
+    """Why episodes failed, waited or were cut off, the most frequent reasons first, with their numbers."""
 
     compared: bool = False
     """The reward compares several episodes of a scenario, so that these, one of each, have no score."""
@@ -88,8 +90,10 @@ class Measurement(Frozen):
         """Why this measures nothing; None if it does."""
         count = len(self.outcomes)
         reason = next(iter(self.errors), "")
-        if count and self.failed + self.waiting == count:
+        if count and self.failed + self.waiting + self.silent == count:
             kind = "failed" if self.failed else "waited for an answer"
+            if self.silent > self.failed + self.waiting:
+                kind = "were cut off before the policy said anything"
             return f"Expected episodes that end, found that all {count} {kind}: {reason}."
         if self.success is None and not self.compared:
             because = f" {self.failed} of them failed: {reason}." if self.failed else ""
@@ -147,6 +151,7 @@ def measure(
         turns=sum(trace.turns for trace in traces) / max(1, len(traces)),
         failed=sum(trace.status == "failed" for trace in traces),
         truncated=sum(trace.status == "truncated" for trace in traces),
+        silent=sum(t.status == "truncated" and t.error is not None and not t.calls for t in traces),
         waiting=sum(trace.status == "waiting" for trace in traces),
         offered=sum(trace.offers_tools for trace in traces),
         used=sum(bool(trace.tool_calls) for trace in traces),

@@ -53,9 +53,14 @@ def check_played(groups: Sequence[Sequence[Trace]], step: int) -> None:
         )
     ended = [trace for trace in traces if trace.status != "failed"]
     if not any(trajectory(trace).tokens for trace in ended):
+        errors = [trace.error for trace in ended if trace.error]
         raise RunBroken(
             f"Expected episodes in step {step} in which the policy was called, found that none of {len(ended)} holds a token of it. "
-            f"{_constraints(ended)}Does the graph call the model it is given?"
+            + (
+                f"{len(errors)} ended with: {errors[-1]}"
+                if errors
+                else f"{_constraints(ended)}Does the graph call the model it is given?"
+            )
         )
 
 

@@ -26,6 +26,9 @@ from stateset_agents.trainers.imitation_log import ImitationLog
 from stateset_agents.trainers.model import load_model, read_rows
 
 BATCH = 8
+"""Rows of one optimiser step."""
+AT_ONCE = 8192
+"""Tokens of one forward pass, padding included; a longer row goes alone. More rows are accumulated."""
 ROUNDING = 1e-6
 
 
@@ -203,10 +206,23 @@ def _model(base: str, config: TrainConfig) -> Any:
     return model
 
 
-def _options(place: Path, config: TrainConfig, count: int) -> dict[str, Any]:
+def batch_of(count: int, longest: int) -> tuple[int, int]:
+    """Rows of a forward pass, and how many passes are accumulated for a step.
+
+    >>> batch_of(count=300, longest=500), batch_of(count=300, longest=9000), batch_of(count=3, longest=500)
+    ((8, 1), (1, 8), (3, 1))
+    """
+    rows = min(BATCH, count, max(1, AT_ONCE // longest))
+    return rows, -(-min(BATCH, count) // rows)
+
+
+def _options(place: Path, config: TrainConfig, lengths: Sequence[int]) -> dict[str, Any]:
+    count = len(lengths)
+    rows, accumulated = batch_of(count, max(lengths))
     steps = max(1, -(-count // BATCH) * config.epochs)
     return {
-        "output_dir": str(place.with_name("trl")), "per_device_train_batch_size": min(BATCH, count),
+        "output_dir": str(place.with_name("trl")), "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": accumulated,
         "num_train_epochs": config.epochs, "learning_rate": config.learning_rate, "lr_scheduler_type": "cosine",
         "warmup_steps": min(10, steps // 4), "logging_steps": max(1, steps // 20), "save_strategy": "no", "report_to": [],
         "bf16": config.precision == "bf16", "fp16": config.precision == "fp16", "use_cpu": not torch.cuda.is_available(), "disable_tqdm": True, "seed": config.seed,
@@ -228,7 +244,7 @@ def sft(
     tokens = sum(len(call.answer) for call in learned)
     logger = _Logger("sft", tokens * config.epochs, report)
     trainer = SFTTrainer(
-        model=_model(base, config), args=SFTConfig(**_options(place, config, len(made))),
+        model=_model(base, config), args=SFTConfig(**_options(place, config, [len(r["input_ids"]) for r in made])),
         train_dataset=Dataset.from_list(made), processing_class=_padded(tokenizer), callbacks=[logger],
     )  # fmt: skip
     trainer.train()
@@ -255,9 +271,10 @@ def dpo(
         for better, worse in pairs
     ]
     tokens = sum(len(better.answer) + len(worse.answer) for better, worse in pairs)
+    lengths = [2 * len(b.prompt) + len(b.answer) + len(w.answer) for b, w in pairs]
     logger = _Logger("dpo", tokens * config.epochs, report)
     trainer = DPOTrainer(
-        model=_model(base, config), args=DPOConfig(**_options(place, config, len(made)), beta=config.beta or 0.1),
+        model=_model(base, config), args=DPOConfig(**_options(place, config, lengths), beta=config.beta or 0.1),
         train_dataset=Dataset.from_list(made), processing_class=_padded(tokenizer), callbacks=[logger],
     )  # fmt: skip
     trainer.train()

@@ -8,7 +8,10 @@ from stateset_agents.server.supervisor import Launch
 
 
 def launch(model: str, options: ServerOptions, *, length: int | None = None) -> Launch:
-    """The launch of the engine for the model at a path; `length`: the most tokens of a sequence, default 2,048."""
+    """The launch of the engine for the model at a path; `length`: the most tokens of a sequence, default 2,048. Raises BadInput if
+    the model was not made for so many."""
+    if length is not None:
+        _check_length(model, length)
     command = [
         sys.executable, "-m", "stateset_agents.server.engine", "--model", model, "--name", options.name,
         "--host", options.host, "--port", str(options.port), "--threads", str(options.threads),
@@ -30,6 +33,20 @@ def launch(model: str, options: ServerOptions, *, length: int | None = None) -> 
         environment=environment | ({"STATESET_POLICY_KEY": options.key} if options.key else {}),
         explain=_explain,
     )
+
+
+def _check_length(model: str, length: int) -> None:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model).get_text_config()
+    except (OSError, ValueError):
+        return  # the engine says what is wrong with the model
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and length > limit:
+        raise BadInput(
+            f"--max-model-len: expected at most the {limit:,} tokens that the model was made for, found {length:,}."
+        )
 
 
 def _explain(code: int, lines: list[str]) -> StatesetError | None:

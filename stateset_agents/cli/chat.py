@@ -1,69 +1,102 @@
-"""`chat`: play a customer of the shop in the terminal and see every tool call as it happens."""
+"""`chat`: talk to a graph in the terminal and see every call and every tool as it happens."""
 
-import itertools
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 from rich.console import Console
 from rich.text import Text
 
-from stateset_agents.graphs import service
 from stateset_agents.jobs.config import JobConfig
 from stateset_agents.jobs.policy_server import served_policy
-from stateset_agents.jobs.registry import rules_of
-from stateset_agents.tools.scenarios.generator import scenarios
-from stateset_agents.tools.shop.generate import generate
-from stateset_agents.trace import Sampling
+from stateset_agents.jobs.served_graphs import OwnGraph, ServedGraph
+from stateset_agents.nodes.answers import Answer, acts_of, decided, kind_of, words_of
+from stateset_agents.scenario import Scenario
+from stateset_agents.server.served import Wishes
+
+THREAD = "chat"
 
 
 async def chat_loop(
-    config: JobConfig, adapter: Path | None, *, seed: int, temperature: float
-) -> None:
-    """Read lines until an empty one or the end of input."""
+    config: JobConfig, adapter: Path | None, graph: ServedGraph | OwnGraph, *, temperature: float, max_tokens: int,
+    scenario: Scenario | None = None,
+) -> None:  # fmt: skip
+    """Read lines until an empty one or the end of input. `scenario`: the customer that you play."""
     console = Console(highlight=False)
-    scenario = next(itertools.islice(scenarios(seed=seed, split="development"), seed % 5, None))
-    shop = generate(scenario.shop_seed, "development").clone()
+    shop = graph.shop if isinstance(graph, ServedGraph) else None
+    before = shop.changes() if shop is not None else ()
     with tempfile.TemporaryDirectory() as folder:
         async with served_policy(config, adapter, Path(folder), print, exact=False) as server:
-            policy = server.policy(exact=False, retry_seconds=0).sampling(
-                Sampling(version=server.name, temperature=temperature)
+            policy = server.policy(exact=False, retry_seconds=0).model_copy(
+                update={"temperature": temperature, "max_tokens": max_tokens}
             )
-            graph = service.build(InMemorySaver())
-            context = service.context(
-                policy, service.over(shop, rules_of(config.rules)), thread="chat"
-            )
-            thread: Any = {
-                "configurable": {"thread_id": "chat"},
-                "recursion_limit": service.STEP_LIMIT,
-            }
-            known = ", ".join(f"{name} {value}" for name, value in scenario.customer.slots.items())
-            console.print(f"You are a customer. You know: {known}.", markup=False, emoji=False)
-            console.print("You could start with:", Text(scenario.customer.opening, style="bold"))
+            served = graph.served(policy, None)
+            if scenario is not None:
+                _introduce(console, scenario)
             console.print("An empty line ends the conversation.")
+            compiled, context = served.begin(InMemorySaver(), THREAD, Wishes())
+            thread: Any = {
+                "configurable": {"thread_id": THREAD},
+                "recursion_limit": served.step_limit,
+            }
             while text := _read(console, "you      "):
                 send: Any = {"messages": [HumanMessage(text)]}
                 while send is not None:
-                    write = None
-                    async for update in graph.astream(send, thread, context=context):
-                        if "__interrupt__" in update:
-                            write = update["__interrupt__"][0].value
-                        for state in update.values():
+                    pending: Any = ()
+                    update: Any
+                    async for _, update in compiled.astream(
+                        send, thread, context=context, subgraphs=True
+                    ):
+                        pending = update.get("__interrupt__", pending)
+                        for node, state in update.items():
                             if isinstance(state, dict):
-                                _show(console, state)
-                    send = None
-                    if write is not None:
-                        about = write.get("summary") or f"{write['tool']} {write['arguments']}"
-                        question = f"confirm  {about}? (y/n) "
-                        agreed = _read(console, question).lower() in ("y", "yes")
-                        send = Command(resume={"confirmed": agreed})
-            for change in shop.changes():
-                console.print(
-                    Text(f"changed  {change.table} {change.key} {change.column} = {change.value}")
-                )
+                                _show(console, "agent" if shop is not None else node, state)
+                    send = _answers(console, pending) if pending else None
+    for change in shop.changes() if shop is not None else ():
+        if change not in before:
+            console.print(
+                Text(f"changed  {change.table} {change.key} {change.column} = {change.value}")
+            )
+
+
+def _introduce(console: Console, scenario: Scenario) -> None:
+    known = ", ".join(f"{name} {value}" for name, value in scenario.customer.slots.items())
+    console.print(f"You are a customer. You know: {known}.", markup=False, emoji=False)
+    console.print("You could start with:", Text(scenario.customer.opening, style="bold"))
+
+
+def _answers(console: Console, pending: Any) -> Command[Any]:
+    """Your answers to what the graph asks."""
+    given = {}
+    for interrupt in pending:
+        answer = None
+        while answer is None:
+            answer = _answer(console, interrupt.value)
+        given[interrupt.id] = answer.value
+    return Command(resume=given)
+
+
+def _answer(console: Console, question: Any) -> Answer | None:
+    """Your answer, or None if the graph does not take it."""
+    words, kind = words_of(question), kind_of(question)
+    if kind == "question":
+        return Answer(_read(console, f"asks     {words}\nyou      "))
+    if kind == "other":
+        text = _read(console, f"asks     {words or question}\nanswer   (JSON or text) ")
+        try:
+            return Answer(json.loads(text))
+        except ValueError:
+            return Answer(text)
+    verb = "approve " if kind == "approval" else "confirm "
+    agreed = _read(console, f"{verb} {words}? (y/n) ").lower() in ("y", "yes")
+    answer = decided(question, [agreed] * len(acts_of(question)))
+    if answer is None:
+        console.print(f"asks     the graph takes no {'yes' if agreed else 'no'} to this")
+    return answer
 
 
 def _read(console: Console, prompt: str) -> str:
@@ -73,13 +106,19 @@ def _read(console: Console, prompt: str) -> str:
         return ""
 
 
-def _show(console: Console, state: dict[str, Any]) -> None:
-    for message in state.get("messages") or []:
+def _show(console: Console, speaker: str, state: dict[str, Any]) -> None:
+    """What a node wrote: words, calls and the answers of tools."""
+    attempts = [a for a in state.get("tool_calls") or [] if isinstance(a, dict)]
+    messages = state.get("messages")
+    for message in messages if isinstance(messages, list) else [messages]:
         if isinstance(message, AIMessage):
             if message.text:
-                console.print(f"agent    {message.text}", markup=False)
+                console.print(f"{speaker:<8} {message.text}", markup=False)
             for call in message.tool_calls:
                 console.print(f"calls    {call['name']} {call['args']}", style="cyan", markup=False)
-    for attempt in state.get("tool_calls") or []:
+        elif isinstance(message, ToolMessage) and not attempts:
+            style = "red" if message.status == "error" else "dim"
+            console.print(f"tool     {message.text}", style=style, markup=False)
+    for attempt in attempts:
         style = "dim" if attempt["status"] == "done" else "red"
         console.print(f"tool     {attempt['result']}", style=style, markup=False)

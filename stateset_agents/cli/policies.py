@@ -14,6 +14,7 @@ from stateset_agents.cli.sources import (
     Rules,
     Schema,
     Seed,
+    customer_of,
     refuse,
     rules_from,
     shop_from,
@@ -23,36 +24,74 @@ PolicyFolder = Annotated[
     Path | None, typer.Option(help="A run's folder; default: the seed policy.")
 ]
 policy = CommandLine(help="Build and serve policies.")
+OWN = "of the shop's graphs; a graph of your own has its own, see build_graph(…)"
 
 
-@config_options("model", "base_url", "engine", "rules", panels=False)
+Graph = Annotated[
+    str,
+    typer.Option(
+        help="One of the shop's graphs, or package.module:graph, whose state has messages."
+    ),
+]
+MaxTokens = Annotated[int, typer.Option(help="Tokens of one call of the policy at most.", min=1)]
+
+
+@config_options("model", "base_url", "engine", "max_model_len", panels=False)
 def chat(
     values: Values,
+    graph: Graph = "service",
     policy: PolicyFolder = None,
-    seed: Annotated[int, typer.Option(help="Which generated customer you play.")] = 1,
+    database: Database = None,
+    schema: Schema = "shop",
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Which generated customer you play, where no database is given; default: 1."
+        ),
+    ] = None,
+    rules: Rules = None,
     temperature: Annotated[float, typer.Option(help="0: greedy.")] = 0.0,
+    max_tokens: MaxTokens = 512,
 ) -> None:
-    """Talk to a policy as a customer of the shop, and see the tool calls as they happen."""
+    """Talk to a graph as a customer, and see the tool calls as they happen."""
     from stateset_agents.cli.chat import chat_loop
+    from stateset_agents.graphs.names import GRAPHS
     from stateset_agents.jobs.config import check_config
+    from stateset_agents.jobs.registry import load_object
+    from stateset_agents.jobs.served_graphs import OwnGraph, ServedGraph
     from stateset_agents.policy.weight_files import find_adapter
     from stateset_agents.server.launch import where
 
     adapter = find_adapter(policy) if policy else None
     values |= where(values.pop("base_url", None), values.get("engine"))
-    config = check_config(values)
-    asyncio.run(chat_loop(config, adapter, seed=seed, temperature=temperature))
+    config, scenario = check_config({"graph": graph, **values}), None
+    chosen: ServedGraph | OwnGraph
+    if graph not in GRAPHS:
+        refuse(OWN, database=database, rules=rules, seed=seed)
+        chosen = OwnGraph(name=graph, graph=load_object(graph, "--graph"))
+    elif database is not None:
+        refuse("of a generated shop, and not of a database", seed=seed)
+        shop = shop_from(database, schema, 0)
+        chosen = ServedGraph(name=graph, shop=shop, rules=rules_from(rules))
+    else:
+        scenario, shop = customer_of(graph, 1 if seed is None else seed)
+        chosen = ServedGraph(name=graph, shop=shop, rules=rules_from(rules))
+    asyncio.run(
+        chat_loop(
+            config,
+            adapter,
+            chosen,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            scenario=scenario,
+        )
+    )
 
 
 @config_options("model", "base_url", "engine", "max_model_len", panels=False)
 def serve(
     values: Values,
-    graph: Annotated[
-        str,
-        typer.Option(
-            help="One of the shop's graphs, or package.module:graph, whose state has messages."
-        ),
-    ] = "service",
+    graph: Graph = "service",
     speaks: Annotated[
         list[str] | None,
         typer.Option(
@@ -97,9 +136,7 @@ def serve(
         ),
     ] = None,
     canary_share: Annotated[float, typer.Option(help="Which share.")] = 0.1,
-    max_tokens: Annotated[
-        int, typer.Option(help="Tokens of one call of the policy at most.", min=1)
-    ] = 512,
+    max_tokens: MaxTokens = 512,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
 ) -> None:
@@ -129,7 +166,7 @@ def serve(
         )
     else:
         refuse(
-            "of the shop's graphs; a graph of your own has its own, see build_graph(…)", database=database, rules=rules,
+            OWN, database=database, rules=rules,
             meaning=meaning, guard=guard, approvals=approvals or None, shop_seed=shop_seed,
         )  # fmt: skip
         served = OwnGraph(name=graph, graph=load_object(graph, "--graph"), speakers=speaks or ())

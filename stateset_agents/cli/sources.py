@@ -57,6 +57,21 @@ def _generated(seed: int) -> Any:
     return generate(seed, "train").clone()
 
 
+def customer_of(graph: str, seed: int) -> Any:
+    """A generated customer of one of the shop's graphs: the scenario, and its shop."""
+    import itertools
+
+    from stateset_agents.tools.scenarios.generator import intents_of, scenarios
+    from stateset_agents.tools.shop.arrange import arrange_all
+    from stateset_agents.tools.shop.generate import generate
+
+    drawn = scenarios(seed=seed, split="development", intents=intents_of(graph))
+    scenario = next(itertools.islice(drawn, seed % 5, None))
+    shop = generate(scenario.shop_seed, "development").clone()
+    arrange_all(shop, scenario.arranged)
+    return scenario, shop
+
+
 def _stored(database: str, schema: str) -> Any:
     from stateset_agents.errors import BadInput
 

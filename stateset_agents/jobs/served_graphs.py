@@ -136,8 +136,8 @@ class OwnGraph:
         return made
 
     def _check(self, graph: Graph) -> None:
-        fields = graph.get_input_jsonschema().get("properties", {})
-        if "messages" not in fields:
+        if "messages" not in graph.channels:
+            fields = [n for n in graph.channels if not n.startswith(("__", "branch:"))]
             raise BadInput(
                 f"--graph {self.name}: to be served, expected a state with `messages`, found {', '.join(fields) or 'none'}."
             )

@@ -17,9 +17,9 @@ WEIGHTS_PATHS = ("/pause", "/resume", "/collective_rpc", "/reset_prefix_cache")
 ROOT_PATHS = ("/tokenize", *WEIGHTS_PATHS)
 """Paths of vLLM that are not below `/v1`."""
 
-_sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = (
-    weakref.WeakKeyDictionary()
-)
+_sessions: weakref.WeakKeyDictionary[
+    asyncio.AbstractEventLoop, tuple[aiohttp.ClientSession, AsyncGenerator[None]]
+] = weakref.WeakKeyDictionary()
 
 
 class Unanswered(Exception):
@@ -48,22 +48,38 @@ class UnknownModel(PolicyRefused):
 def session_here() -> aiohttp.ClientSession:
     """The pooled connections of this event loop."""
     loop = asyncio.get_running_loop()
-    session = _sessions.get(loop)
+    session, _ = _sessions.get(loop, (None, None))
     if session is None or session.closed:
         session = aiohttp.ClientSession(
             # Uvicorn, and so vLLM, closes a connection that was idle for five seconds. We close it first.
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
             timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=10),
         )
-        _sessions[loop] = session
+        _sessions[loop] = (session, _closed_with_the_loop(session))
     return session
+
+
+def _closed_with_the_loop(session: aiohttp.ClientSession) -> AsyncGenerator[None]:
+    """Holds a session. What ends an event loop (`asyncio.run`, a server) closes its generators, and so the session; an app need
+    not know that there is one."""
+
+    async def hold() -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            await session.close()
+
+    held = hold()
+    with contextlib.suppress(StopIteration):  # run to its `yield`, which awaits nothing
+        held.asend(None).send(None)
+    return held
 
 
 async def close_connections() -> None:
     """Close this event loop's pooled connections."""
-    session = _sessions.pop(asyncio.get_running_loop(), None)
-    if session is not None:
-        await session.close()
+    _, held = _sessions.pop(asyncio.get_running_loop(), (None, None))
+    if held is not None:
+        await held.aclose()
 
 
 class Transport:
