@@ -46,10 +46,11 @@ class _Setting:
         world = self.world.clone() if self.world is not None else None
         return _Setting(world, getattr(world, "customer", None) or self.customer.copy())
 
-    def close(self) -> None:
+    async def close(self) -> None:
         close = getattr(self.world, "close", None)
-        if callable(close):
-            close()
+        closing = close() if callable(close) else None
+        if inspect.isawaitable(closing):
+            await closing
 
 
 class CustomGraph:
@@ -58,8 +59,8 @@ class CustomGraph:
 
     The first run starts from the scenario's `input`, or from its opening as a user message. The scenario's customer answers what
     the graph asks in interrupts, and speaks on where it has more to say: further `user_responses`, an answer to a question, or
-    `customer`, a chat model that plays it. `world` makes the object that the nodes of an episode act on; forks get a clone of it,
-    it is closed at the end if it has `close`, and if it has a `customer`, that one is asked. If `graph` is a function with a
+    `customer`, a chat model that plays it. `world`, plain or async, makes the object that the nodes of an episode act on; forks get a
+    clone of it, it is closed at the end if it has `close`, and if it has a `customer`, that one is asked. If `graph` is a function with a
     second parameter, it gets the world there.
     """
 
@@ -102,12 +103,14 @@ class CustomGraph:
         # As a copy: the graph's own checkpointer is for its own threads.
         return graph.copy({"checkpointer": saver}) if isinstance(graph, Pregel) else graph
 
-    def _setting(self, scenario: Scenario, start: Point | None, forkable: bool) -> _Setting:
+    async def _setting(self, scenario: Scenario, start: Point | None, forkable: bool) -> _Setting:
         """A new world and customer, or copies of those of the point that an episode starts from."""
         if start is not None:
             setting: _Setting = start.world.clone()
             return setting
         world = self.world(scenario) if self.world is not None else None
+        if inspect.isawaitable(world):
+            world = await world
         if world is not None and forkable:
             checked_world(world)
         own = getattr(world, "customer", None)
@@ -118,7 +121,7 @@ class CustomGraph:
         start: Point | None = None, texts: bool = False,
     ) -> tuple[Trace, list[Point]]:  # fmt: skip
         buffer, model = CallBuffer(), sampling_as(policy, sampling)
-        setting = self._setting(scenario, start, forkable)
+        setting = await self._setting(scenario, start, forkable)
         try:
             saver = await _saver(start, forkable)
             graph = self._compiled(model, setting.world, saver)
@@ -148,7 +151,7 @@ class CustomGraph:
             changes = getattr(setting.world, "changes", None)
             happened = tuple(changes()) if callable(changes) else ()
         finally:
-            setting.close()
+            await setting.close()
         trace = Trace(
             scenario=scenario,
             graph=self.name,

@@ -94,7 +94,7 @@ class Measurement(Frozen):
             kind = "failed" if self.failed else "waited for an answer"
             if self.silent > self.failed + self.waiting:
                 kind = "were cut off before the policy said anything"
-            return f"Expected episodes that end, found that all {count} {kind}: {reason}."
+            return f"Expected episodes that end, found that all {count} {kind}: {reason.rstrip(chr(46))}."
         if self.success is None and not self.compared:
             because = f" {self.failed} of them failed: {reason}." if self.failed else ""
             return (

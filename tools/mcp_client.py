@@ -21,6 +21,7 @@ from stateset_agents.plain import plain
 from stateset_agents.tools.backend import Foreign, Offer
 from stateset_agents.tools.executor import Outcome, refused
 from stateset_agents.tools.host import json_object, says_failed
+from stateset_agents.tools.rules import Rule
 from stateset_agents.tools.tool import Session
 
 TIMEOUT = datetime.timedelta(seconds=60)
@@ -66,7 +67,8 @@ class McpBackend(Foreign):
     is not: it may have been done.
     """
 
-    rules = None  # its own server checks them
+    rules: Sequence[Rule] | None = None
+    """Default: its own server checks them."""
 
     def __init__(self, connection: Connection, tools: McpTools | None = None) -> None:
         self.offers = {}
@@ -92,6 +94,18 @@ class McpBackend(Foreign):
                 raise BadInput(
                     f"Expected {pattern!r} to name a tool of the MCP server, found {', '.join(sorted(self._names.values()))}."
                 )
+
+    def fresh(self) -> "McpBackend":
+        """The same tools over a connection of its own, which is made with the first call."""
+        twin = McpBackend(self._connection, self._chosen)
+        twin.offers, twin.rules, twin.approvals = self.offers, self.rules, self.approvals
+        twin._names, twin._hidden = self._names, self._hidden
+        return twin
+
+    def leave(self) -> None:
+        """Disconnect after the calls under way; the next call connects again."""
+        if self._worker is not None and not self._worker.done():
+            self._calls.put_nowait(None)
 
     async def close(self) -> None:
         """Disconnect."""

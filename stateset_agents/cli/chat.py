@@ -13,16 +13,18 @@ from rich.text import Text
 
 from stateset_agents.jobs.config import JobConfig
 from stateset_agents.jobs.policy_server import served_policy
-from stateset_agents.jobs.served_graphs import OwnGraph, ServedGraph
+from stateset_agents.jobs.served_graphs import AnyGraph, ServedGraph
 from stateset_agents.nodes.answers import Answer, acts_of, decided, kind_of, words_of
 from stateset_agents.scenario import Scenario
 from stateset_agents.server.served import Wishes
 
 THREAD = "chat"
+OURS = ("policy", "tools", "confirm", "handoff")
+"""Nodes of our agents."""
 
 
 async def chat_loop(
-    config: JobConfig, adapter: Path | None, graph: ServedGraph | OwnGraph, *, temperature: float, max_tokens: int,
+    config: JobConfig, adapter: Path | None, graph: AnyGraph, *, temperature: float, max_tokens: int,
     scenario: Scenario | None = None,
 ) -> None:  # fmt: skip
     """Read lines until an empty one or the end of input. `scenario`: the customer that you play."""
@@ -54,7 +56,7 @@ async def chat_loop(
                         pending = update.get("__interrupt__", pending)
                         for node, state in update.items():
                             if isinstance(state, dict):
-                                _show(console, "agent" if shop is not None else node, state)
+                                _show(console, "agent" if node in OURS else node, state)
                     send = _answers(console, pending) if pending else None
     for change in shop.changes() if shop is not None else ():
         if change not in before:

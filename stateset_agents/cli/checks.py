@@ -10,11 +10,14 @@ from stateset_agents.jobs.config import JobConfig
 
 
 def check_ready(
-    config: JobConfig, *, training: bool = False, provider: bool = False, dry_run: bool = False,
+    config: JobConfig, *, training: bool = False, measuring: bool = False, provider: bool = False, dry_run: bool = False,
     problems: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Raises BadInput with all that is missing, `problems` included. A dry run ends here, with what would be done."""
-    missing = [*missing_for(config, training=training, provider=provider), *problems]
+    missing = [
+        *missing_for(config, training=training, measuring=measuring, provider=provider),
+        *problems,
+    ]
     if dry_run:
         print(config.model_dump_json(indent=2))
         print("nothing is missing" if not missing else "missing: " + "; ".join(missing))
@@ -23,9 +26,10 @@ def check_ready(
         raise BadInput("; ".join(missing))
 
 
-def missing_for(config: JobConfig, *, training: bool = False, provider: bool = False) -> list[str]:
-    """What a job is missing, each in a sentence: trackers, names, models, engines."""
-    from stateset_agents.graphs.names import GRAPHS
+def missing_for(
+    config: JobConfig, *, training: bool = False, measuring: bool = False, provider: bool = False
+) -> list[str]:
+    """What a job is missing, each in a sentence: trackers, names, models, engines. `measuring`: it only measures."""
     from stateset_agents.jobs import registry
     from stateset_agents.jobs.scenario_sets import find_scenarios
     from stateset_agents.jobs.warm_start import check_warm_start
@@ -35,15 +39,16 @@ def missing_for(config: JobConfig, *, training: bool = False, provider: bool = F
 
     checks: list[Callable[[], Any]] = [
         lambda: check_names(config.log),
-        lambda: registry.find_rollout(config.graph, config.customer, config.world),
+        lambda: registry.find_rollout(config),
+        lambda: _check_mcp(config),
         lambda: registry.find_grading(config),
         lambda: _check_model(model_path(config.model), provider=provider),
         lambda: _check_template(config, provider=provider),
         lambda: check_warm_start(config),
     ]
     plays = config.from_traces is None
-    if plays and (config.scenarios or config.graph not in GRAPHS):
-        checks.append(lambda: find_scenarios(config))
+    if plays and (config.scenarios or not config.bundled):
+        checks.append(lambda: find_scenarios(config, only_held_out=measuring))
     if plays and not provider:
         checks.append(lambda: check_engine(config, training=training))
     missing = []
@@ -53,6 +58,22 @@ def missing_for(config: JobConfig, *, training: bool = False, provider: bool = F
         except BadInput as error:
             missing.append(str(error))
     return missing
+
+
+def _check_mcp(config: JobConfig) -> None:
+    """Start the MCP server once, list its tools and say which of them ask. Raises BadInput if that cannot be done."""
+    if config.mcp is None:
+        return
+    import asyncio
+
+    from stateset_agents.jobs.mcp_shop import domain_of, listed
+
+    backend = asyncio.run(listed(config))
+    domain_of(config, backend)
+    reads = [name for name, offer in backend.offers.items() if not offer.writes]
+    asks = [name for name, offer in backend.offers.items() if offer.writes]
+    print(f"{len(backend.offers)} tools over MCP; they only read: {', '.join(reads) or 'none'};")
+    print(f"  need the customer's confirmation: {', '.join(asks) or 'none'}")
 
 
 def _check_model(path: str, *, provider: bool = False) -> None:

@@ -105,11 +105,12 @@ def _check_plans(every: "list[Scenario]", graph: str, world: str | None) -> None
     """Play the plans through a graph of your own."""
     import asyncio
 
+    from stateset_agents.jobs.config import JobConfig
     from stateset_agents.jobs.registry import custom_graph
     from stateset_agents.nodes.oracle import Oracle
     from stateset_agents.trace import Sampling
 
-    made = custom_graph(graph, None, world)
+    made = custom_graph(JobConfig(graph=graph, world=world))
     planned = [s for s in every if s.plan]
     wrong = []
     for scenario in planned:

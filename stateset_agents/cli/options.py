@@ -57,7 +57,7 @@ def _parsed(name: str, value: Any) -> Any:
     option = flag_of(name)
     if name == "limits":  # the last `=`: a function's name may have some
         return dict(_pair(text, option, last=True) for text in value)
-    if name == "node_rewards":
+    if name in ("node_rewards", "inject"):
         return dict(_pair(text, option) for text in value)
     if name == "adapters":
         pairs = dict(_pair(text, option) for text in value)

@@ -1,6 +1,7 @@
 """`policy`, `chat`, `serve` and `mcp`: the commands that put a policy or the shop to use."""
 
 import asyncio
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,8 @@ PolicyFolder = Annotated[
     Path | None, typer.Option(help="A run's folder; default: the seed policy.")
 ]
 policy = CommandLine(help="Build and serve policies.")
+MCP_FIELDS = ("mcp", "tools", "read", "write", "inject", "prompt")
+MCP = "of the bundled shop, and not of one over MCP"
 OWN = "of the shop's graphs; a graph of your own has its own, see build_graph(…)"
 
 
@@ -36,7 +39,7 @@ Graph = Annotated[
 MaxTokens = Annotated[int, typer.Option(help="Tokens of one call of the policy at most.", min=1)]
 
 
-@config_options("model", "base_url", "engine", "max_model_len", panels=False)
+@config_options("model", "base_url", "engine", "max_model_len", "rules", *MCP_FIELDS, panels=False)
 def chat(
     values: Values,
     graph: Graph = "service",
@@ -49,7 +52,6 @@ def chat(
             help="Which generated customer you play, where no database is given; default: 1."
         ),
     ] = None,
-    rules: Rules = None,
     temperature: Annotated[float, typer.Option(help="0: greedy.")] = 0.0,
     max_tokens: MaxTokens = 512,
 ) -> None:
@@ -57,38 +59,44 @@ def chat(
     from stateset_agents.cli.chat import chat_loop
     from stateset_agents.graphs.names import GRAPHS
     from stateset_agents.jobs.config import check_config
-    from stateset_agents.jobs.registry import load_object
-    from stateset_agents.jobs.served_graphs import OwnGraph, ServedGraph
+    from stateset_agents.jobs.registry import load_object, rules_of
+    from stateset_agents.jobs.served_graphs import AnyGraph, OwnGraph, ServedGraph, mcp_graph
     from stateset_agents.policy.weight_files import find_adapter
     from stateset_agents.server.launch import where
 
     adapter = find_adapter(policy) if policy else None
     values |= where(values.pop("base_url", None), values.get("engine"))
     config, scenario = check_config({"graph": graph, **values}), None
-    chosen: ServedGraph | OwnGraph
-    if graph not in GRAPHS:
-        refuse(OWN, database=database, rules=rules, seed=seed)
+    chosen: AnyGraph | None = None
+    if config.mcp is not None:
+        refuse(MCP, database=database, seed=seed)
+    elif graph not in GRAPHS:
+        refuse(OWN, database=database, seed=seed)
         chosen = OwnGraph(name=graph, graph=load_object(graph, "--graph"))
     elif database is not None:
         refuse("of a generated shop, and not of a database", seed=seed)
         shop = shop_from(database, schema, 0)
-        chosen = ServedGraph(name=graph, shop=shop, rules=rules_from(rules))
+        chosen = ServedGraph(name=graph, shop=shop, rules=rules_of(config.rules))
     else:
         scenario, shop = customer_of(graph, 1 if seed is None else seed)
-        chosen = ServedGraph(name=graph, shop=shop, rules=rules_from(rules))
-    asyncio.run(
-        chat_loop(
-            config,
-            adapter,
-            chosen,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            scenario=scenario,
-        )
-    )
+        chosen = ServedGraph(name=graph, shop=shop, rules=rules_of(config.rules))
+
+    async def talk() -> None:
+        connected = mcp_graph(config, guard=True, approvals=True)
+        async with connected if chosen is None else nullcontext(chosen) as played:
+            await chat_loop(
+                config,
+                adapter,
+                played,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                scenario=scenario,
+            )
+
+    asyncio.run(talk())
 
 
-@config_options("model", "base_url", "engine", "max_model_len", panels=False)
+@config_options("model", "base_url", "engine", "max_model_len", "rules", *MCP_FIELDS, panels=False)
 def serve(
     values: Values,
     graph: Graph = "service",
@@ -105,7 +113,6 @@ def serve(
         int | None,
         typer.Option(help="Which generated shop, where no database is given; default: 1."),
     ] = None,
-    rules: Rules = None,
     meaning: Meaning = None,
     guard: Annotated[
         bool | None,
@@ -143,9 +150,9 @@ def serve(
     """Answer OpenAI's chat protocol with a graph and its policy."""
     from stateset_agents.graphs.names import GRAPHS
     from stateset_agents.jobs.config import check_config
-    from stateset_agents.jobs.registry import load_object
+    from stateset_agents.jobs.registry import load_object, rules_of
     from stateset_agents.jobs.serve import ServeOptions, serve_graph
-    from stateset_agents.jobs.served_graphs import OwnGraph, ServedGraph
+    from stateset_agents.jobs.served_graphs import AnyGraph, OwnGraph, ServedGraph, mcp_graph
     from stateset_agents.policy.weight_files import find_adapter
     from stateset_agents.server.launch import where
     from stateset_agents.settings import load_settings
@@ -154,20 +161,21 @@ def serve(
     settings = load_settings()
     values |= where(values.pop("base_url", None), values.get("engine"))
     config = check_config({"graph": graph, **values})
-    served: ServedGraph | OwnGraph
-    if graph in GRAPHS:
+    served: AnyGraph | None = None
+    if config.mcp is not None:
+        refuse(MCP, database=database, meaning=meaning, shop_seed=shop_seed, speaks=speaks)
+    elif graph in GRAPHS:
         refuse("of a graph of your own", speaks=speaks)
         served = ServedGraph(
             name=graph,
             shop=shop_from(database, schema, 1 if shop_seed is None else shop_seed, meaning),
-            rules=rules_from(rules),
+            rules=rules_of(config.rules),
             guard=guard is not False,
             approvals=approvals,
         )
     else:
         refuse(
-            OWN, database=database, rules=rules,
-            meaning=meaning, guard=guard, approvals=approvals or None, shop_seed=shop_seed,
+            OWN, database=database, meaning=meaning, guard=guard, approvals=approvals or None, shop_seed=shop_seed
         )  # fmt: skip
         served = OwnGraph(name=graph, graph=load_object(graph, "--graph"), speakers=speaks or ())
     options = ServeOptions(
@@ -180,7 +188,13 @@ def serve(
         canary_share=canary_share,
         max_tokens=max_tokens,
     )
-    asyncio.run(serve_graph(config, adapter, served, options))
+
+    async def run() -> None:
+        connected = mcp_graph(config, guard=guard is not False, approvals=approvals)
+        async with connected if served is None else nullcontext(served) as answering:
+            await serve_graph(config, adapter, answering, options)
+
+    asyncio.run(run())
 
 
 def mcp(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import ValidationError, model_validator
 
 from stateset_agents.errors import BadInput
-from stateset_agents.graphs.names import GRAPHS
+from stateset_agents.graphs.names import DOMAIN_GRAPHS, GRAPHS
 from stateset_agents.traces.dataset import Method
 from stateset_agents.trainers.config import (
     CREDIT,
@@ -21,6 +21,9 @@ from stateset_agents.trainers.config import (
 )
 
 HELD_OUT_SEED = 90_000
+MCP = "A shop over MCP"
+MCP_ONLY = ("tools", "read", "write", "inject", "prompt")
+"""Fields that are used only with `mcp`."""
 STARTED = ("engine", "replicas", "gpu_memory_utilization", "max_model_len", "tool_parser")
 """Fields of an engine that is started; not used with servers that run already."""
 STORE_ONLY = ("epochs", "least_ess", "method")
@@ -41,6 +44,19 @@ class JobConfig(TrainConfig):
     """File of scenarios, JSON or JSON lines; default: generated."""
     rules: str | None = option(None, panel=EPISODES, played=True)
     """YAML file of rules: they replace the shop's own of the same id, and are added to the others."""
+    mcp: str | None = option(None, panel=MCP, played=True)
+    """URL or command line of an MCP server: the graph's agent acts on its tools instead of the bundled shop's."""
+    tools: tuple[str, ...] = option((), panel=MCP, played=True)
+    """Pattern of the server's tools that are offered, such as get_*; default: all; can be given several times."""
+    read: tuple[str, ...] = option((), panel=MCP, played=True)
+    """Pattern of tools that only read, though the server does not say so; can be given several times."""
+    write: tuple[str, ...] = option((), panel=MCP, played=True)
+    """Pattern of tools that need the customer's confirmation, whatever the server says; can be given several times."""
+    inject: dict[str, Literal["key", "customer", "call"]] = option({}, panel=MCP, played=True)
+    """ARGUMENT=key, customer or call: filled in with a write's idempotency key, the signed-in customer or the call's id, and
+    hidden from the model; can be given several times."""
+    prompt: str | None = option(None, panel=MCP, played=True)
+    """File with the agent's prompt; default: made of its duty."""
     customer: str | None = option(None, panel=EPISODES, played=True)
     """NAME@URL of a model that plays the customer; default: rules."""
     held_out: int = option(120, panel=EPISODES, played=True, ge=1)
@@ -79,6 +95,11 @@ class JobConfig(TrainConfig):
     log: tuple[str, ...] = option(("tensorboard",), panel=RUN)
     """Tracker beside the JSON lines: tensorboard, wandb, mlflow, trackio or none; can be given several times."""
 
+    @property
+    def bundled(self) -> bool:
+        """Whether its episodes are played by the shop's own graphs in the bundled shop."""
+        return self.graph in GRAPHS and self.mcp is None
+
     @model_validator(mode="after")
     def _fields_agree(self) -> "JobConfig":
         if self.node_rewards and self.credit != "node":
@@ -92,6 +113,12 @@ class JobConfig(TrainConfig):
         if self.node_rewards and self.nodes and not set(self.node_rewards) <= set(self.nodes):
             raise ValueError(
                 f"node_rewards: expected nodes that train, found {sorted(self.node_rewards)}"
+            )
+        if self.mcp is None and (wrong := sorted(self.model_fields_set.intersection(MCP_ONLY))):
+            raise ValueError(f"{wrong[0]}: used only with a shop over MCP (--mcp)")
+        if self.mcp is not None and self.graph not in DOMAIN_GRAPHS:
+            raise ValueError(
+                f"mcp: used with one agent of {', '.join(DOMAIN_GRAPHS)}; another graph connects itself"
             )
         if self.world and self.graph in GRAPHS:
             raise ValueError("world: not used with the shop's own graphs, which make their own")

@@ -75,8 +75,8 @@ def resolve(
     training, held_out = find_scenarios(config, only_held_out=only_held_out, trained=trained)
     return ResolvedJob(
         config=config,
-        rollout=find_rollout(config.graph, config.customer, config.world, config.rules),
-        play_forkable=find_forkable(config.graph, config.customer, config.world, config.rules),
+        rollout=find_rollout(config),
+        play_forkable=find_forkable(config),
         grading=find_grading(config),
         training=training,
         held_out=held_out,
@@ -103,28 +103,28 @@ def load_object(name: str, option: str) -> Any:
         ) from None
 
 
-def find_rollout(
-    graph: str, customer: str | None = None, world: str | None = None, rules: str | None = None
-) -> PolicyRollout:
-    """How an episode of the named graph is played; `customer` is NAME@URL of a model that plays the customer, `rules` a file."""
-    if graph in GRAPHS:
-        return functools.partial(
-            play_episode, graph=graph, customer=_customer_model(customer), rules=rules_of(rules)
-        )
-    rollout: PolicyRollout = custom_graph(graph, customer, world).play_episode
+def find_rollout(config: JobConfig) -> PolicyRollout:
+    """How an episode is played: in the bundled shop, in one over MCP, or by a graph of your own."""
+    if config.bundled:
+        return functools.partial(play_episode, **_shop_options(config))
+    rollout: PolicyRollout = custom_graph(config).play_episode
     return rollout
 
 
-def find_forkable(
-    graph: str, customer: str | None = None, world: str | None = None, rules: str | None = None
-) -> PolicyForkable:
+def find_forkable(config: JobConfig) -> PolicyForkable:
     """Like `find_rollout`, for episodes that can be forked."""
-    if graph in GRAPHS:
-        return functools.partial(
-            play_forkable, graph=graph, customer=_customer_model(customer), rules=rules_of(rules)
-        )
-    forkable: PolicyForkable = custom_graph(graph, customer, world).play_forkable
+    if config.bundled:
+        return functools.partial(play_forkable, **_shop_options(config))
+    forkable: PolicyForkable = custom_graph(config).play_forkable
     return forkable
+
+
+def _shop_options(config: JobConfig) -> dict[str, Any]:
+    return {
+        "graph": config.graph,
+        "customer": _customer_model(config.customer),
+        "rules": rules_of(config.rules),
+    }
 
 
 def rules_of(file: str | Path | None) -> tuple[Rule, ...] | None:
@@ -140,10 +140,19 @@ def rules_of(file: str | Path | None) -> tuple[Rule, ...] | None:
     return replaced(shop_rules(), parse_rules(text, where=str(file), tools=SIGNATURES))
 
 
-def custom_graph(graph: str, customer: str | None = None, world: str | None = None) -> CustomGraph:
-    """A graph of your own by its name, `package.module:attribute`."""
-    made = load_object(graph, "--graph")
-    return CustomGraph(made, graph, world=_world(world), customer=_customer_model(customer))
+def custom_graph(config: JobConfig) -> CustomGraph:
+    """A graph of your own by its name, `package.module:attribute`, or an agent in a shop over MCP."""
+    customer = _customer_model(config.customer)
+    if config.mcp is not None:
+        try:
+            from stateset_agents.jobs.mcp_shop import episodes
+        except ImportError as error:
+            raise BadInput(
+                f"--mcp: expected the package {error.name}, found none: install the extra 'mcp'."
+            ) from None
+        return episodes(config, customer)
+    made = load_object(config.graph, "--graph")
+    return CustomGraph(made, config.graph, world=_world(config.world), customer=customer)
 
 
 def _world(name: str | None) -> Callable[[Scenario], Any] | None:

@@ -61,6 +61,8 @@ def find_scenarios(
 
 
 def _generated(config: JobConfig) -> tuple[list[Scenario], list[Scenario]]:
+    if config.mcp is not None:
+        raise BadInput("--mcp needs --scenarios FILE: only the bundled shop has generated ones.")
     if config.graph not in GRAPHS:
         raise BadInput(
             f"--graph {config.graph} needs --scenarios FILE: only the shop's own graphs have generated ones."

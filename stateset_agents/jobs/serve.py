@@ -15,7 +15,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from stateset_agents.jobs.config import JobConfig
 from stateset_agents.jobs.policy_server import served_policy
 from stateset_agents.jobs.serve_policy import LOOPBACK
-from stateset_agents.jobs.served_graphs import OwnGraph, ServedGraph
+from stateset_agents.jobs.served_graphs import AnyGraph, ServedGraph
 from stateset_agents.policy.chat_model import Policy
 from stateset_agents.server import listening
 from stateset_agents.server.app import build
@@ -52,7 +52,7 @@ class ServeOptions:
 
 
 def service_app(
-    graph: ServedGraph | OwnGraph, policy: Policy, *, key: str | None, conversations: Conversations | None = None,
+    graph: AnyGraph, policy: Policy, *, key: str | None, conversations: Conversations | None = None,
     sink: TraceSink | None = None, canary: Canary | None = None, max_tokens: int = MAX_TOKENS,
 ) -> FastAPI:  # fmt: skip
     """The endpoint for a graph with a served policy. Each answer is a trace where `sink` is given, under the id that the client is
@@ -91,7 +91,7 @@ async def _recording(traces: str | None) -> AsyncIterator[TraceSink | None]:
 
 
 async def serve_graph(
-    config: JobConfig, adapter: Path | None, graph: ServedGraph | OwnGraph, options: ServeOptions
+    config: JobConfig, adapter: Path | None, graph: AnyGraph, options: ServeOptions
 ) -> None:
     """Serve until stopped. Beyond loopback a key is needed; if none is set, one is made and printed once."""
     port_is_free(options.host, options.port)
@@ -124,10 +124,10 @@ async def serve_graph(
             await uvicorn.Server(listening.config(app, options.host, options.port)).serve()
 
 
-def _introduce(graph: ServedGraph | OwnGraph, options: ServeOptions) -> None:
+def _introduce(graph: AnyGraph, options: ServeOptions) -> None:
     """Print the graph's address, and of a shop an order to ask about."""
     where = f"graph '{graph.name}' at http://{options.host}:{options.port}/v1"
-    if isinstance(graph, OwnGraph):
+    if not isinstance(graph, ServedGraph):
         print(where, flush=True)
         return
     example = graph.shop.the(

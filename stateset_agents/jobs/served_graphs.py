@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -13,13 +14,18 @@ from langgraph.pregel import Pregel
 
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs import agent, orchestrator
+from stateset_agents.graphs.agent import Domain
 from stateset_agents.graphs.custom import check_graph
 from stateset_agents.graphs.domains import DOMAINS
+from stateset_agents.jobs.config import JobConfig
 from stateset_agents.policy.chat_model import Policy
 from stateset_agents.server.canary import Canary
 from stateset_agents.server.served import Graph, Served, Wishes, no_instructions, served_agents
 from stateset_agents.tools.rules import Rule
 from stateset_agents.tools.shop.database import Database
+
+if TYPE_CHECKING:
+    from stateset_agents.jobs.mcp_shop import Conversations
 
 OWN_STEPS = 50
 """Supersteps of a turn of a graph of one's own, unless it has a limit of its own."""
@@ -148,6 +154,51 @@ class OwnGraph:
                 raise BadInput(
                     f"--speaks: expected a node of the graph ({known}), found {speaker!r}."
                 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class McpGraph:
+    """One of our agents over a shop over MCP: each conversation has a server, or a session, of its own."""
+
+    name: str
+    domain: Domain
+    shop: "Conversations"
+    guard: bool = True
+
+    @property
+    def streams(self) -> bool:
+        return not self.guard
+
+    def served(self, model: Policy, canary: Canary | None) -> Served:
+        return served_agents(
+            compile=partial(agent.build, self.domain),
+            context=lambda thread: agent.context(
+                self.domain, _of_version(model, canary, thread), self.shop.of(thread), thread=thread, guard=self.guard
+            ),
+            step_limit=agent.STEP_LIMIT,
+            ended=_watched(canary),
+        )  # fmt: skip
+
+
+AnyGraph = ServedGraph | OwnGraph | McpGraph
+
+
+@asynccontextmanager
+async def mcp_graph(config: JobConfig, *, guard: bool, approvals: bool) -> AsyncIterator[McpGraph]:
+    """The agent of a config over its MCP server. Raises BadInput if the server does not answer."""
+    try:
+        from stateset_agents.jobs.mcp_shop import Conversations, domain_of, listed
+    except ImportError as error:
+        raise BadInput(
+            f"--mcp: expected the package {error.name}, found none: install the extra 'mcp'."
+        ) from None
+    backend = await listed(config)
+    backend.approvals = approvals
+    shop = Conversations(backend)
+    try:
+        yield McpGraph(name=config.graph, domain=domain_of(config, backend), shop=shop, guard=guard)
+    finally:
+        await shop.close()
 
 
 def _of_version(model: Policy, canary: Canary | None, thread: str) -> Policy:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from stateset_agents.errors import BadInput
-from stateset_agents.graphs.names import GRAPHS
 from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.jobs.config import JobConfig
 from stateset_agents.jobs.policy_server import PolicyServer
@@ -24,7 +23,7 @@ from stateset_agents.traces.store import TraceStore
 
 def check_warm_start(config: JobConfig) -> None:
     """Raises BadInput if the traces to imitate do not exist, or there are no plans to play."""
-    if config.warm_start == "oracle" and config.graph not in GRAPHS and config.scenarios:
+    if config.warm_start == "oracle" and not config.bundled and config.scenarios:
         _plans_of(config)
     if config.warm_start not in (None, "oracle"):
         TraceStore(str(config.warm_start), create=False).close()
@@ -60,7 +59,7 @@ async def warm_traces(config: JobConfig) -> list[Trace]:
         with TraceStore(str(config.warm_start), create=False) as store:
             dataset = OfflineDataset(list(store.traces(where=LEARNED_FROM)))
             return dataset.ended[: config.warm_traces]
-    if config.graph not in GRAPHS:
+    if not config.bundled:
         return await _planned(config)
     endless = scenarios(seed=config.seed + 1_000, split="train", intents=intents_of(config.graph))
     return [
@@ -81,7 +80,7 @@ def _plans_of(config: JobConfig) -> list[Scenario]:
 
 async def _planned(config: JobConfig) -> list[Trace]:
     """The plans of a file's scenarios, played through a graph of your own: those that came to their end."""
-    graph = custom_graph(config.graph, None, config.world)
+    graph = custom_graph(config)
     traces = [
         await graph.play_episode(s, Oracle(plan=s.plan), Sampling(), texts=True)
         for s in _plans_of(config)[: config.warm_traces]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stateset_agents.errors import BadInput
-from stateset_agents.jobs.config import check_config
+from stateset_agents.jobs.config import JobConfig, check_config
 from stateset_agents.jobs.registry import find_reward, find_rollout, rules_of
 from stateset_agents.jobs.scenario_sets import find_scenarios, keep_split, trained_on
 from stateset_agents.nodes.oracle import Oracle
@@ -69,8 +69,8 @@ async def test_rules_of_a_file_bind_episodes_too(
     file.write_text(RULE)
     scenario = next(s for s in development if s.intent == "cancel" and s.customer.approves)
     policy = Oracle(plan=scenario.plan)
-    free = await find_rollout("service")(scenario, policy, Sampling())
-    bound = await find_rollout("service", rules=str(file))(scenario, policy, Sampling())
+    free = await find_rollout(JobConfig())(scenario, policy, Sampling())
+    bound = await find_rollout(JobConfig(rules=str(file)))(scenario, policy, Sampling())
     assert free.changes
     assert bound.changes == ()
     assert "no-refunds" in bound.violations

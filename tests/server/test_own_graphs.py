@@ -266,7 +266,7 @@ async def test_every_answer_is_recorded(tmp_path: Path) -> None:
             yes = {"role": "tool", "tool_call_id": first["tool_calls"][0]["id"], "content": "yes"}
             said(await turn(user("Refund W1."), first, yes))
     with TraceStore(tmp_path / "t.db") as store:
-        traces = store.traces()
+        traces = list(store.traces())
         assert [t.status for t in traces] == ["waiting", "completed"]
         assert [c.name for t in traces for c in t.tool_calls] == ["refund"]
 
