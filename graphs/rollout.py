@@ -25,7 +25,7 @@ from stateset_agents.tools.backend import Backend
 from stateset_agents.tools.rules import Rule
 from stateset_agents.tools.shop.accounting import books_of, segment_of
 from stateset_agents.tools.shop.arrange import arrange_all
-from stateset_agents.tools.shop.generate import generate
+from stateset_agents.tools.shop.generate import Shops, generate
 from stateset_agents.tools.shop.sqlite import Shop
 from stateset_agents.trace import Sampling, ToolCall, Trace
 from stateset_agents.traces.recorder import Recorder
@@ -52,6 +52,7 @@ class _Options:
     max_turns: int | None = None
     wrap_backend: Callable[[Backend], Backend] | None = None
     rules: Sequence[Rule] | None = None
+    shops: Shops = generate
     texts: bool = False
     forkable: bool = False
     start: Point | None = None
@@ -67,9 +68,10 @@ async def play_episode(
     max_turns: int | None = None,
     wrap_backend: Callable[[Backend], Backend] | None = None,
     rules: Sequence[Rule] | None = None,
+    shops: Shops = generate,
     texts: bool = False,
 ) -> Trace:
-    """Play a scenario with its own agent or the named graph. Returns a trace, also for a failed episode. `customer` is a chat
+    """Play a scenario with its own agent or the named graph, on a clone of its shop. Returns a trace, also for a failed episode. `customer` is a chat
     model that plays the customer instead of rules; `wrap_backend` wraps the backend of a single agent. With `texts` each call
     keeps its messages too, besides its tokens."""
     options = _Options(
@@ -78,6 +80,7 @@ async def play_episode(
         max_turns=max_turns,
         wrap_backend=wrap_backend,
         rules=rules,
+        shops=shops,
         texts=texts,
     )
     trace, _ = await _play(scenario, policy, sampling, options)
@@ -93,9 +96,12 @@ async def play_forkable(
     customer: BaseChatModel | None = None,
     max_turns: int | None = None,
     rules: Sequence[Rule] | None = None,
+    shops: Shops = generate,
 ) -> ForkableEpisode:
     """Like `play_episode`, for an episode that can be forked at any decision. Close it afterwards."""
-    options = _Options(graph=graph, customer=customer, max_turns=max_turns, rules=rules)
+    options = _Options(
+        graph=graph, customer=customer, max_turns=max_turns, rules=rules, shops=shops
+    )
 
     async def fork(sampling: Sampling, point: Point) -> Trace:
         trace, _ = await _play(scenario, policy, sampling, replace(options, start=point))
@@ -159,7 +165,7 @@ async def _setting(
     if start is not None:
         return start.world.shop.clone(), await start.branch(), start.world.customer.copy()
     split = "train" if scenario.split == "user" else scenario.split
-    shop = generate(scenario.shop_seed, split).clone()
+    shop = options.shops(scenario.shop_seed, split).clone()
     arrange_all(shop, scenario.arranged)
     return shop, InMemorySaver(), simulate(scenario, options.customer)
 

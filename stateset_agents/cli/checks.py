@@ -32,6 +32,7 @@ def missing_for(
     """What a job is missing, each in a sentence: trackers, names, models, engines. `measuring`: it only measures."""
     from stateset_agents.jobs import registry
     from stateset_agents.jobs.scenario_sets import find_scenarios
+    from stateset_agents.jobs.shops import shops_of
     from stateset_agents.jobs.warm_start import check_warm_start
     from stateset_agents.policy.weight_files import model_path
     from stateset_agents.server.launch import check_engine
@@ -41,6 +42,7 @@ def missing_for(
         lambda: check_names(config.log),
         lambda: registry.find_rollout(config),
         lambda: _check_mcp(config),
+        lambda: shops_of(config),
         lambda: registry.find_grading(config),
         lambda: _check_model(model_path(config.model), provider=provider),
         lambda: _check_template(config, provider=provider),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from stateset_agents.cli.help import CommandLine
-from stateset_agents.cli.sources import Schema, postgres, rules_from
+from stateset_agents.cli.sources import Schema, rules_from
 
 if TYPE_CHECKING:
     from stateset_agents.scenario import Scenario
@@ -170,9 +170,10 @@ def shop_create(
     seed: Annotated[int, typer.Option(help="Which generated shop.")] = 1,
 ) -> None:
     """Make a generated shop in a schema of a PostgreSQL database, for `serve` and `mcp --database`."""
+    from stateset_agents.jobs.shops import postgres_shop
     from stateset_agents.tools.shop.generate import generate
 
-    made = postgres(database, schema)
+    made = postgres_shop(database, schema)
     try:
         made.migrate()
         made.load(generate(seed, "train"))

@@ -43,7 +43,9 @@ def rules_from(file: Path | None) -> Any:
 
 def shop_from(database: str | None, schema: str, seed: int, meaning: str | None = None) -> Any:
     """The shop in a database, or a generated one in memory."""
-    shop = _generated(seed) if database is None else _stored(database, schema)
+    from stateset_agents.jobs.shops import stored_shop
+
+    shop = _generated(seed) if database is None else stored_shop(database, schema)
     if meaning is not None:
         from stateset_agents.tools.shop.embedding_search import Meaning
 
@@ -70,35 +72,6 @@ def customer_of(graph: str, seed: int) -> Any:
     shop = generate(scenario.shop_seed, "development").clone()
     arrange_all(shop, scenario.arranged)
     return scenario, shop
-
-
-def _stored(database: str, schema: str) -> Any:
-    from stateset_agents.errors import BadInput
-
-    shop = postgres(database, schema)
-    shop.migrate()
-    if shop.first("SELECT name FROM meta LIMIT 1") is None:
-        shop.close()
-        raise BadInput(
-            f"Expected a shop in schema {schema!r}, found an empty one. "
-            "Make one: stateset-agents shop create --database …"
-        )
-    return shop
-
-
-def postgres(database: str, schema: str) -> Any:
-    """A shop's schema in a PostgreSQL database."""
-    from stateset_agents.errors import BadInput
-
-    if not database.startswith(("postgresql://", "postgres://")):
-        raise BadInput(
-            f"--database: expected postgresql://user@host/name, found {database[:40]!r}."
-        )
-    try:
-        from stateset_agents.tools.shop.postgres import PostgresShop
-    except ImportError:
-        raise BadInput("Expected psycopg, found none: install the extra 'postgres'.") from None
-    return PostgresShop(database, schema=schema)
 
 
 def open_store(place: str, *, create: bool = False) -> Any:

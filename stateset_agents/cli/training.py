@@ -121,7 +121,7 @@ def _train_offline(config: JobConfig, run: Path) -> None:
 
 
 @config_options(
-    "graph", "world", "reward", "scenarios", "rules", "mcp", "tools", "read", "write", "inject", "prompt", "customer", "steps", "groups", "group_size", "forks", "temperature", "max_tokens",
+    "graph", "world", "reward", "scenarios", "rules", "database", "database_schema", "mcp", "tools", "read", "write", "inject", "prompt", "customer", "steps", "groups", "group_size", "forks", "temperature", "max_tokens",
     "concurrency", "model", "base_url", "engine", "replicas", "gpu_memory_utilization", "max_model_len", "tool_parser", "seed",
 )  # fmt: skip
 def collect(values: Values, policy: PolicyFolder = None, out: Out = None) -> None:
@@ -154,7 +154,7 @@ def collect(values: Values, policy: PolicyFolder = None, out: Out = None) -> Non
 
 
 @config_options(
-    "graph", "world", "reward", "scenarios", "rules", "mcp", "tools", "read", "write", "inject", "prompt", "customer", "held_out", "held_out_seed", "temperature", "max_tokens", "concurrency",
+    "graph", "world", "reward", "scenarios", "rules", "database", "database_schema", "mcp", "tools", "read", "write", "inject", "prompt", "customer", "held_out", "held_out_seed", "temperature", "max_tokens", "concurrency",
     "model", "base_url", "engine", "replicas", "gpu_memory_utilization", "max_model_len", "tool_parser", "seed",
 )  # fmt: skip
 def evaluate(

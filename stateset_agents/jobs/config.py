@@ -44,6 +44,10 @@ class JobConfig(TrainConfig):
     """File of scenarios, JSON or JSON lines; default: generated."""
     rules: str | None = option(None, panel=EPISODES, played=True)
     """YAML file of rules: they replace the shop's own of the same id, and are added to the others."""
+    database: str | None = option(None, panel=EPISODES, played=True)
+    """postgresql://… of a shop that `shop create` made: episodes are played on copies of it as it is when the job starts."""
+    database_schema: str = option("shop", panel=EPISODES, flag="--schema", played=True)
+    """The shop's schema in that database."""
     mcp: str | None = option(None, panel=MCP, played=True)
     """URL or command line of an MCP server: the graph's agent acts on its tools instead of the bundled shop's."""
     tools: tuple[str, ...] = option((), panel=MCP, played=True)
@@ -119,6 +123,12 @@ class JobConfig(TrainConfig):
         if self.mcp is not None and self.graph not in DOMAIN_GRAPHS:
             raise ValueError(
                 f"mcp: used with one agent of {', '.join(DOMAIN_GRAPHS)}; another graph connects itself"
+            )
+        if self.database is None and "database_schema" in self.model_fields_set:
+            raise ValueError("database_schema: used only with a shop in a database (--database)")
+        if self.database is not None and not self.bundled:
+            raise ValueError(
+                "database: for the shop's own graphs; a graph of your own connects itself"
             )
         if self.world and self.graph in GRAPHS:
             raise ValueError("world: not used with the shop's own graphs, which make their own")

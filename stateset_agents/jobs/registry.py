@@ -19,6 +19,7 @@ from stateset_agents.graphs.names import GRAPHS
 from stateset_agents.graphs.rollout import play_episode, play_forkable
 from stateset_agents.jobs.config import JobConfig
 from stateset_agents.jobs.scenario_sets import find_scenarios
+from stateset_agents.jobs.shops import shops_of
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.reward import Reward
 from stateset_agents.rewards import objectives
@@ -124,6 +125,7 @@ def _shop_options(config: JobConfig) -> dict[str, Any]:
         "graph": config.graph,
         "customer": _customer_model(config.customer),
         "rules": rules_of(config.rules),
+        "shops": shops_of(config),
     }
 
 

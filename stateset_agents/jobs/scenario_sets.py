@@ -9,6 +9,7 @@ from stateset_agents.errors import BadInput
 from stateset_agents.files import replace_text
 from stateset_agents.graphs.names import GRAPHS
 from stateset_agents.jobs.config import JobConfig
+from stateset_agents.jobs.shops import shops_of
 from stateset_agents.scenario import Scenario, load_scenarios
 from stateset_agents.tools.scenarios.generator import intents_of, scenarios
 
@@ -68,7 +69,8 @@ def _generated(config: JobConfig) -> tuple[list[Scenario], list[Scenario]]:
             f"--graph {config.graph} needs --scenarios FILE: only the shop's own graphs have generated ones."
         )
     intents = intents_of(config.graph)
-    endless = scenarios(seed=config.seed, split="train", intents=intents)
-    unseen = scenarios(seed=config.held_out_seed, split="held_out", intents=intents)
+    shops = shops_of(config)
+    endless = scenarios(seed=config.seed, split="train", intents=intents, shops=shops)
+    unseen = scenarios(seed=config.held_out_seed, split="held_out", intents=intents, shops=shops)
     training = list(itertools.islice(endless, config.steps * config.groups))
     return training, list(itertools.islice(unseen, config.held_out))

@@ -17,6 +17,7 @@ from stateset_agents.jobs.run_folder import (
     write_json,
 )
 from stateset_agents.jobs.scenario_sets import keep_split
+from stateset_agents.jobs.shops import check_unchanged
 from stateset_agents.jobs.summary import Measurements, summarise
 from stateset_agents.jobs.tokenizer import check_tokenizer, renderer
 from stateset_agents.jobs.warm_start import warm_start
@@ -54,6 +55,7 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     job = resolve(config)
     torch.set_num_threads(config.threads)
     write_config(run, config)
+    check_unchanged(config, run)
     keep_split(run, job.training)
     tokenizer = AutoTokenizer.from_pretrained(model_path(config.model))
     with TraceStore(run / "traces.db") as store:

@@ -10,6 +10,7 @@ from stateset_agents.jobs.config import JobConfig
 from stateset_agents.jobs.policy_server import PolicyServer
 from stateset_agents.jobs.registry import custom_graph
 from stateset_agents.jobs.scenario_sets import find_scenarios
+from stateset_agents.jobs.shops import shops_of
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.policy.weight_files import model_path
 from stateset_agents.reporting.events import Report, WarmStarted
@@ -61,9 +62,14 @@ async def warm_traces(config: JobConfig) -> list[Trace]:
             return dataset.ended[: config.warm_traces]
     if not config.bundled:
         return await _planned(config)
-    endless = scenarios(seed=config.seed + 1_000, split="train", intents=intents_of(config.graph))
+    shops = shops_of(config)
+    endless = scenarios(
+        seed=config.seed + 1_000, split="train", intents=intents_of(config.graph), shops=shops
+    )
     return [
-        await play_episode(s, Oracle(plan=s.plan), Sampling(), graph=config.graph, texts=True)
+        await play_episode(
+            s, Oracle(plan=s.plan), Sampling(), graph=config.graph, shops=shops, texts=True
+        )
         for s in itertools.islice(endless, config.warm_traces)
     ]
 

@@ -18,7 +18,7 @@ from stateset_agents.tools.scenarios.near_misses import near_misses
 from stateset_agents.tools.scenarios.service_intents import SERVICE_WRITERS, second_request
 from stateset_agents.tools.scenarios.team_intents import WRITERS, role_of
 from stateset_agents.tools.shop.arrange import Arranged, can_arrange
-from stateset_agents.tools.shop.generate import generate, tried
+from stateset_agents.tools.shop.generate import Shops, generate, tried
 from stateset_agents.tools.toolset import ALL_TOOLS, SERVICE_TOOLS, shop_rules
 from stateset_agents.tools.wording import Locale, Split, wording
 
@@ -32,6 +32,8 @@ INTENTS: tuple[str, ...] = (
 ALL_INTENTS = (*INTENTS, *WRITERS)
 """The demo's intents, and those of the other agents."""
 SCENARIOS_PER_SHOP = 8
+BARREN = 2000
+"""Tries of one intent in a row for which the shops have nothing fitting, until it is given up."""
 
 
 def intents_of(graph: str) -> tuple[str, ...]:
@@ -68,6 +70,7 @@ def draft_scenario(
     complications: int = 0,
     locales: Sequence[Locale] = ("en",),
     rules: Sequence[Rule] | None = None,
+    shops: Shops = generate,
 ) -> Scenario | None:
     """The candidate of a seed and number, with up to `complications` complications, in one of the languages. None if the shop
     has no fitting order."""
@@ -76,14 +79,14 @@ def draft_scenario(
         hard.sample(list(COMPLICATIONS), hard.randint(0, complications)) if complications else []
     )
     locale = hard.choice(locales)
-    candidate = _drafted(seed, number, split, intent, locale, chosen, {})
+    candidate = _drafted(seed, number, split, intent, locale, chosen, {}, shops)
     if candidate is None or "rule" not in chosen:
         return candidate
     enforced = shop_rules() if rules is None else rules
     arranged = _arrangement(hard, candidate, enforced)
     if not arranged:
         return candidate
-    return _drafted(seed, number, split, intent, locale, chosen, arranged)
+    return _drafted(seed, number, split, intent, locale, chosen, arranged, shops)
 
 
 def _arrangement(hard: random.Random, candidate: Scenario, rules: Sequence[Rule]) -> Arranged:
@@ -112,6 +115,7 @@ def _drafted(
     locale: Locale,
     chosen: Sequence[str],
     arranged: Arranged,
+    shops: Shops,
 ) -> Scenario | None:
     rng = random.Random(f"scenario/{split}/{intent}/{seed}/{number}")
     shop_seed = seed * 100_000 + number // SCENARIOS_PER_SHOP
@@ -120,12 +124,13 @@ def _drafted(
     )
     role = role_of(graph)
     tools = SERVICE_TOOLS if graph == "service" else ALL_TOOLS
-    with tried(shop_seed, split, arranged) as shop:
+    master = shops(shop_seed, split)
+    with tried(master, arranged) as shop:
         draft = Draft(
             rng, shop, split, intent, tools=tools, role=role, locale=locale, complications=chosen
         )
         if arranged:
-            draft.before = generate(shop_seed, split)
+            draft.before = master
         try:
             try:
                 write(draft)
@@ -178,19 +183,28 @@ def scenarios(
     intents: tuple[str, ...] = INTENTS,
     complications: int = 0,
     locales: Sequence[Locale] = ("en",),
+    shops: Shops = generate,
 ) -> Iterator[Scenario]:
     """Endless solvable scenarios, intents in turn, with up to so many complications each and one of the
-    languages. Candidates that a mutant solves are dropped."""
+    languages, in generated shops or others. Candidates that a mutant solves are dropped. Raises BadInput if a shop of your own
+    has nothing that fits an intent."""
     if not 0 <= complications <= MOST:
         raise BadInput(f"complications: expected 0 to {MOST}, found {complications}.")
+    barren = dict.fromkeys(intents, 0)
     for number in itertools.count():
         intent = intents[number % len(intents)]
         candidate = draft_scenario(
-            seed, number, split, intent, complications=complications, locales=locales
+            seed, number, split, intent, complications=complications, locales=locales, shops=shops
         )
+        barren[intent] = barren[intent] + 1 if candidate is None else 0
+        if barren[intent] > BARREN:
+            raise BadInput(
+                f"Expected a shop with something for {intent!r}, found nothing in {BARREN} tries."
+            )
         if candidate is None:
             continue
-        if not any(score_acts(candidate, acts).success for acts in mutants(candidate).values()):
+        wrong = mutants(candidate).values()
+        if not any(score_acts(candidate, acts, shops).success for acts in wrong):
             yield candidate
 
 

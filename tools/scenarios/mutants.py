@@ -4,17 +4,17 @@ from stateset_agents.scenario import Act, GoalScore, Scenario
 from stateset_agents.tools.executor import Executor
 from stateset_agents.tools.scenarios.replies import approves
 from stateset_agents.tools.scenarios.team_intents import role_of
-from stateset_agents.tools.shop.generate import tried
+from stateset_agents.tools.shop.generate import Shops, generate, tried
 from stateset_agents.tools.shop.sqlite import Shop
 from stateset_agents.tools.tool import Session
 from stateset_agents.tools.toolset import ALL_TOOLS, SERVICE_TOOLS
 
 
-def score_acts(scenario: Scenario, acts: tuple[Act, ...]) -> GoalScore:
+def score_acts(scenario: Scenario, acts: tuple[Act, ...], shops: Shops = generate) -> GoalScore:
     """The score of running `acts` on the tools, without a graph."""
     assert scenario.goal is not None
     assert scenario.split != "user"
-    with tried(scenario.shop_seed, scenario.split, scenario.arranged) as shop:
+    with tried(shops(scenario.shop_seed, scenario.split), scenario.arranged) as shop:
         return _scored(scenario, acts, shop)
 
 

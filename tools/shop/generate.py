@@ -3,7 +3,7 @@
 import functools
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from stateset_agents.tools.shop.arrange import Arranged, arrange_all
@@ -55,29 +55,33 @@ def generate(seed: int, split: Split) -> Shop:
     return shop
 
 
-_working: dict[tuple[int, Split], Shop] = {}
+Shops = Callable[[int, Split], Shop]
+"""Where a scenario's shop comes from: a master copy by seed and split, as `generate` makes it, or always the same one."""
+
+_working: dict[Shop, Shop] = {}
+"""The working copy of the last master copy."""
 
 
 @contextmanager
-def tried(seed: int, split: Split, arranged: Arranged | None = None) -> Iterator[Shop]:
-    """A scenario's shop for a trial: every change is undone at the end.
+def tried(master: Shop, arranged: Arranged | None = None) -> Iterator[Shop]:
+    """A copy of a shop for a trial: every change is undone at the end.
 
     The working copy of the last shop is kept, because a new one would compile every statement again, which takes longer than
     running it. For one thread, and one user at a time.
     """
-    shop = _working.pop((seed, split), None)
+    shop = _working.pop(master, None)
     if shop is None:
         for other in _working.values():
             other.close()
         _working.clear()
-        shop = generate(seed, split).clone()
+        shop = master.clone()
     shop.run("BEGIN")
     try:
         arrange_all(shop, arranged or {})
         yield shop
     finally:
         shop.run("ROLLBACK")
-        _working[(seed, split)] = shop
+        _working[master] = shop
 
 
 def _catalogue(shop: Shop, rng: random.Random, split: Split) -> dict[str, int]:

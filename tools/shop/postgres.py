@@ -25,6 +25,8 @@ Connection = psycopg.Connection[dict[str, Any]]
 MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (("0001", ("schema", "guards_postgres")),)
 """Migrations in order: a version, and its SQL files."""
 
+NUMBERED = ("movements", "shipment_events", "audit")
+"""Tables whose rows are in order."""
 _SERIAL = "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
 
 
@@ -74,9 +76,8 @@ class PostgresShop(Database):
         """Copy a SQLite shop into an empty schema. Changes are logged afterwards."""
         if self.first("SELECT name FROM meta LIMIT 1") is not None:
             raise BadInput(f"Expected an empty schema, found a shop in {self.schema!r}.")
-        tables = [*re.findall(r"CREATE TABLE (\w+)", sql("schema")), "catalogue"]
         with self._pool.connection() as connection, connection.transaction():
-            for table in tables:
+            for table in _tables():
                 rows = shop.all(f"SELECT * FROM {table}")
                 columns = [c for c in (rows[0] if rows else ()) if c != "seq"]
                 if not columns:
@@ -95,6 +96,22 @@ class PostgresShop(Database):
                         "FOR EACH ROW EXECUTE FUNCTION log_change({})"
                     ).format(SQL(table), Identifier(table), SQL(", ").join(keys))
                 )
+
+    def snapshot(self) -> Shop:
+        """A copy in memory as it is now, read in one transaction; its changes count from here."""
+        shop = Shop.empty()
+        with self._pool.connection() as connection, connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            shop.run("BEGIN")
+            for table in _tables():
+                if table in ("change_log", "outbox"):
+                    continue
+                order = " ORDER BY seq" if table in NUMBERED else ""
+                for row in connection.execute(SQL(f"SELECT * FROM {table}{order}")):
+                    shop.insert(table, **{c: v for c, v in row.items() if c != "seq"})
+            shop.run("COMMIT")
+        shop.log_changes()
+        return shop
 
     def close(self) -> None:
         self._pool.close()
@@ -147,6 +164,11 @@ class PostgresShop(Database):
         connection.execute(
             "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"stateset/{self.schema}",)
         )
+
+
+def _tables() -> list[str]:
+    """Every table, those first that others point to."""
+    return [*re.findall(r"CREATE TABLE (\w+)", sql("schema")), "catalogue"]
 
 
 def _keys(connection: Connection, schema: str, table: str) -> list[Any]:

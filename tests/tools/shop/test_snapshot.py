@@ -1,0 +1,81 @@
+"""A copy of a shop in PostgreSQL: the same rows, the same acts with the same changes, and the database is only read."""
+
+from pathlib import Path
+
+import pytest
+
+from stateset_agents.errors import BadInput
+from stateset_agents.jobs.config import JobConfig, check_config
+from stateset_agents.jobs.registry import find_rollout
+from stateset_agents.jobs.scenario_sets import find_scenarios
+from stateset_agents.jobs.shops import check_unchanged, shops_of
+from stateset_agents.nodes.oracle import Oracle
+from stateset_agents.tools.executor import Executor
+from stateset_agents.tools.shop.generate import generate
+from stateset_agents.tools.shop.postgres import PostgresShop
+from stateset_agents.tools.tool import Session
+from stateset_agents.tools.toolset import ALL_TOOLS
+from stateset_agents.trace import Sampling
+
+TABLES = ("customers", "orders", "lines", "stock", "shipment_events", "counters", "catalogue")
+
+
+def test_a_copy_has_the_same_rows_and_counts_its_own_changes(postgres_shop: PostgresShop) -> None:
+    copied, made = postgres_shop.snapshot(), generate(1, "train")
+    for table in TABLES:
+        assert sorted(map(str, copied.all(f"SELECT * FROM {table}"))) == sorted(
+            map(str, made.all(f"SELECT * FROM {table}"))
+        )
+    assert copied.changes() == ()
+    clones = [shop.clone() for shop in (copied, made)]
+    order = made.the("SELECT id FROM orders WHERE status = 'pending' ORDER BY id")["id"]
+    customer = made.the("SELECT customer_id FROM orders WHERE id = ?", order)["customer_id"]
+    for shop in clones:
+        outcome = Executor(shop, ALL_TOOLS).commit(
+            Session(customer=customer), "cancel_order", {"order_id": order}, confirmed=True, key="k"
+        )
+        assert outcome.status == "done"
+    assert clones[0].changes() == clones[1].changes() != ()
+    assert clones[0].search("oak", limit=5) == clones[1].search("oak", limit=5)
+    assert postgres_shop.the("SELECT status FROM orders WHERE id = ?", order)["status"] == "pending"
+
+
+async def test_a_job_plays_in_copies_of_the_database(
+    postgres_shop: PostgresShop, postgres_url: str, tmp_path: Path
+) -> None:
+    order = postgres_shop.the("SELECT id FROM orders WHERE status = 'pending' ORDER BY id")["id"]
+    postgres_shop.run(
+        "UPDATE orders SET status = 'cancelled' WHERE id = ?", order
+    )  # not as generated
+    config = check_config(
+        {"database": postgres_url, "database_schema": postgres_shop.schema, "steps": 1, "groups": 5, "held_out": 5}
+    )  # fmt: skip
+    assert (
+        shops_of(config)(7, "train").the("SELECT status FROM orders WHERE id = ?", order)["status"]
+        == "cancelled"
+    )
+    training, held_out = find_scenarios(config)
+    rollout = find_rollout(config)
+    for scenario in (*training, *held_out):
+        trace = await rollout(scenario, Oracle(plan=scenario.plan), Sampling())
+        assert trace.goal_score is not None
+        assert trace.goal_score.success, scenario.id
+        known = scenario.customer.slots.get("order_id")
+        assert known is None or postgres_shop.first("SELECT id FROM orders WHERE id = ?", known)
+    check_unchanged(config, tmp_path)
+    check_unchanged(config, tmp_path)
+    (tmp_path / "shop.sha256").write_text("another")
+    with pytest.raises(BadInput, match="changed since"):
+        check_unchanged(config, tmp_path)
+
+
+def test_what_does_not_go_with_a_database_is_refused() -> None:
+    assert shops_of(JobConfig()) is generate
+    for fields, name in (
+        ({"database_schema": "x"}, "--schema: used only"),
+        ({"database": "postgresql://x", "graph": "a:b"}, "--database: for the shop's own"),
+    ):
+        with pytest.raises(BadInput, match=name):
+            check_config(fields)
+    with pytest.raises(BadInput, match="expected postgresql://"):
+        shops_of(check_config({"database": "shop.db"}))
