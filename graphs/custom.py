@@ -21,6 +21,7 @@ from stateset_agents.graphs.forking import (
     Point,
     Points,
     checked_world,
+    close_world,
     turns_before,
 )
 from stateset_agents.graphs.run_result import RunResult, result_of
@@ -47,10 +48,7 @@ class _Setting:
         return _Setting(world, getattr(world, "customer", None) or self.customer.copy())
 
     async def close(self) -> None:
-        close = getattr(self.world, "close", None)
-        closing = close() if callable(close) else None
-        if inspect.isawaitable(closing):
-            await closing
+        await close_world(self.world)
 
 
 class CustomGraph:
@@ -122,6 +120,7 @@ class CustomGraph:
     ) -> tuple[Trace, list[Point]]:  # fmt: skip
         buffer, model = CallBuffer(), sampling_as(policy, sampling)
         setting = await self._setting(scenario, start, forkable)
+        points = None
         try:
             saver = await _saver(start, forkable)
             graph = self._compiled(model, setting.world, saver)
@@ -152,6 +151,8 @@ class CustomGraph:
             happened = tuple(changes()) if callable(changes) else ()
         finally:
             await setting.close()
+            if points is not None:
+                await points.close_unused()
         trace = Trace(
             scenario=scenario,
             graph=self.name,

@@ -8,6 +8,7 @@
 Works on any compiled graph. What its nodes do outside of it has to be in a world that can be cloned.
 """
 
+import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -68,6 +69,8 @@ class Points(BaseCallbackHandler):
         calls: Callable[[], tuple[ModelCall, ...]],
     ) -> None:  # fmt: skip
         self.taken: list[Point] = []
+        self._passed: list[Point] = []
+        """Points of supersteps that called no model."""
         self._saver, self._thread = saver, thread
         self._snapshot, self._calls = snapshot, calls
         self._begun: Point | None = None
@@ -88,6 +91,8 @@ class Points(BaseCallbackHandler):
             return
         known = self._begun.checkpoint.checkpoint["id"] if self._begun else None
         if checkpoint.checkpoint["id"] != known:
+            if self._begun is not None and not self._taken:
+                self._passed.append(self._begun)
             self._begun = Point(calls=self._calls(), checkpoint=checkpoint, world=self._snapshot())
             self._taken = False
 
@@ -99,6 +104,13 @@ class Points(BaseCallbackHandler):
         if about.get("thread_id") == self._thread and self._begun is not None and not self._taken:
             self.taken.append(self._begun)
             self._taken = True
+
+    async def close_unused(self) -> None:
+        """Release the worlds that no fork will begin with."""
+        last = [self._begun] if self._begun is not None and not self._taken else []
+        for point in (*self._passed, *last):
+            await close_world(point.world)
+        self._passed, self._begun = [], None
 
 
 def turns_before(point: Point) -> int:
@@ -137,12 +149,19 @@ class ForkableEpisode:
         trace = await self._fork(sampling, self._points[call])
         return trace.model_copy(update={"forked": Forked(trace=self.trace.id, calls=call)})
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Release the worlds that were kept for forks."""
         for point in self._points.values():
-            if callable(getattr(point.world, "close", None)):
-                point.world.close()
+            await close_world(point.world)
         self._points = {}
+
+
+async def close_world(world: Any) -> None:
+    """Close a world that can be closed, at once or by awaiting it."""
+    close = getattr(world, "close", None)
+    closing = close() if callable(close) else None
+    if inspect.isawaitable(closing):
+        await closing
 
 
 def checked_world(world: Any) -> World:

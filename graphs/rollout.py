@@ -139,6 +139,7 @@ async def _play(
     changes = shop.changes()
     books, segment = books_of(shop, scenario, changes), segment_of(shop, scenario)
     shop.close()
+    await points.close_unused()
     trace = Trace(
         scenario=scenario,
         graph=name,

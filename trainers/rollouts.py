@@ -26,7 +26,7 @@ class Forkable(Protocol):
 
     async def fork(self, call: int, sampling: Sampling) -> Trace: ...
 
-    def close(self) -> None: ...
+    async def close(self) -> None: ...
 
 
 PlayForkable = Callable[[Scenario, Sampling], Awaitable[Forkable]]
@@ -111,7 +111,7 @@ class Player:
                 )
             finally:
                 for episode in episodes:
-                    episode.close()
+                    await episode.close()
             return [*(episode.trace for episode in episodes), *forks]
 
         return list(

@@ -43,7 +43,7 @@ async def test_from_every_decision_the_same_acts_lead_to_the_same_end(
             assert fork.tool_calls == whole.tool_calls
             assert [c.turn for c in fork.model_calls] == [c.turn for c in whole.model_calls]
             assert fork.goal_score == whole.goal_score
-        episode.close()
+        await episode.close()
 
 
 async def test_a_held_episode_is_the_one_that_would_have_been_played(
@@ -54,7 +54,7 @@ async def test_a_held_episode_is_the_one_that_would_have_been_played(
         episode = await play_forkable(scenario, Oracle(plan=scenario.plan), Sampling())
         assert episode.trace.messages == plain.messages
         assert episode.trace.changes == plain.changes
-        episode.close()
+        await episode.close()
 
 
 async def test_what_a_fork_does_no_other_fork_and_no_episode_sees(
@@ -87,7 +87,7 @@ async def test_what_a_fork_does_no_other_fork_and_no_episode_sees(
     ]
     last = await episode.fork(write + 1, Sampling())  # after the refund: it is there already
     assert last.changes == episode.trace.changes
-    episode.close()
+    await episode.close()
 
 
 async def test_a_rule_customer_goes_on_as_it_was_at_the_decision(
@@ -103,7 +103,7 @@ async def test_a_rule_customer_goes_on_as_it_was_at_the_decision(
     for call in episode.decisions:
         fork = await episode.fork(call, Sampling())
         assert [m for m in fork.messages if m["role"] == "user"] == spoken
-    episode.close()
+    await episode.close()
 
 
 async def test_forks_of_a_served_policy_sample_only_what_comes_after(
@@ -115,7 +115,7 @@ async def test_forks_of_a_served_policy_sample_only_what_comes_after(
     call = episode.decisions[-1]
     fork = await episode.fork(call, sampling.model_copy(update={"seed": 2}))
     again = await episode.fork(call, sampling.model_copy(update={"seed": 2}))
-    episode.close()
+    await episode.close()
     assert [c.sampled_ids for c in fork.model_calls] == [c.sampled_ids for c in again.model_calls]
     assert fork.model_calls[:call] == episode.trace.model_calls[:call]
     rows = trajectory(fork).rows
@@ -198,7 +198,36 @@ async def test_any_graph_forks_whose_world_can_be_cloned() -> None:
     early = await episode.fork(0, Sampling())
     assert len(early.model_calls) == 3
     assert len(model.calls) == 3 + 1 + 3
-    episode.close()
+    await episode.close()
+
+
+class Closing:
+    """A world that counts how many of its copies are open."""
+
+    opened = 0
+
+    def __init__(self) -> None:
+        Closing.opened += 1
+
+    def clone(self) -> "Closing":
+        return Closing()
+
+    async def close(self) -> None:
+        Closing.opened -= 1
+
+
+async def test_every_copy_of_a_world_is_closed() -> None:
+    async def world(scenario: Scenario) -> Closing:
+        return Closing()
+
+    episode = await CustomGraph(fan, "fan", world=world).play_forkable(
+        own(), Counting(calls=[]), Sampling()
+    )
+    assert Closing.opened == len(episode.decisions)
+    await episode.fork(episode.decisions[-1], Sampling())
+    assert Closing.opened == len(episode.decisions)
+    await episode.close()
+    assert Closing.opened == 0
 
 
 async def test_a_world_that_cannot_be_cloned_is_refused() -> None:
@@ -246,7 +275,7 @@ class Past:
     async def fork(self, call: int, sampling: Sampling) -> Trace:
         raise AssertionError("where to fork is chosen before anything is forked")
 
-    def close(self) -> None: ...
+    async def close(self) -> None: ...
 
 
 def test_forks_begin_where_the_other_episodes_were_least_sure() -> None:
