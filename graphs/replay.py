@@ -19,6 +19,7 @@ from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.tools.backend import Ability, Backend, Offer
 from stateset_agents.tools.executor import Outcome
 from stateset_agents.tools.rules import Rule
+from stateset_agents.tools.shop.generate import Shops, generate
 from stateset_agents.tools.tool import Session
 from stateset_agents.trace import Trace
 
@@ -109,14 +110,23 @@ class Swapped:
         return await self._backend.decline(session, name, arguments)
 
 
-async def replay(trace: Trace) -> tuple[Trace, str | None]:
-    """Replay an episode. Returns it, and its first difference from the record, or None if it is identical. Raises BadInput for
+async def replay(
+    trace: Trace, *, rules: Sequence[Rule] | None = None, shops: Shops = generate
+) -> tuple[Trace, str | None]:
+    """Replay an episode, under its rules and in its shop. Returns it, and its first difference from the record, or None if it is identical. Raises BadInput for
     a trace that is not an episode of one of the shop's graphs."""
-    again = await _played(trace, Remembered(answers=_answers(trace)), None)
+    again = await _played(trace, Remembered(answers=_answers(trace)), None, rules, shops)
     return again, difference(trace, again)
 
 
-async def counterfactual(trace: Trace, swap: Swap, policy: BaseChatModel) -> Trace:
+async def counterfactual(
+    trace: Trace,
+    swap: Swap,
+    policy: BaseChatModel,
+    *,
+    rules: Sequence[Rule] | None = None,
+    shops: Shops = generate,
+) -> Trace:
     """What `policy` does if a tool returns something else. Raises BadInput where the tool was not used."""
     if all(call.name != swap.tool for call in trace.tool_calls):
         used = ", ".join(dict.fromkeys(call.name for call in trace.tool_calls)) or "none"
@@ -124,11 +134,17 @@ async def counterfactual(trace: Trace, swap: Swap, policy: BaseChatModel) -> Tra
             f"--set: expected a tool that the episode used ({used}), found {swap.tool!r}."
         )
     model = Remembered(answers=_answers(trace), swap=swap, live=policy)
-    again = await _played(trace, model, swap)
+    again = await _played(trace, model, swap, rules, shops)
     return again.model_copy(update={"id": f"{trace.id[:12]}-with-{swap.tool}"})
 
 
-async def _played(trace: Trace, model: BaseChatModel, swap: Swap | None) -> Trace:
+async def _played(
+    trace: Trace,
+    model: BaseChatModel,
+    swap: Swap | None,
+    rules: Sequence[Rule] | None,
+    shops: Shops,
+) -> Trace:
     if trace.scenario is None:
         raise BadInput(
             f"Expected an episode, found that trace {trace.id[:12]} has no scenario: give --graph module:graph to replay a "
@@ -136,7 +152,13 @@ async def _played(trace: Trace, model: BaseChatModel, swap: Swap | None) -> Trac
         )
     wrap_backend = None if swap is None else lambda backend: Swapped(backend, swap)
     return await play_episode(
-        trace.scenario, model, trace.sampling, graph=trace.graph, wrap_backend=wrap_backend
+        trace.scenario,
+        model,
+        trace.sampling,
+        graph=trace.graph,
+        wrap_backend=wrap_backend,
+        rules=rules,
+        shops=shops,
     )
 
 

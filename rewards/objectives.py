@@ -39,6 +39,10 @@ class Objective:
     """The amount that counts as much as 1 of another objective."""
     meaning: str
     of: Callable[[Trace], float | None]
+    counts: bool = False
+    """Whether its value is minus an amount, of which less is better: reports show the amount."""
+    guessed: Callable[[Trace], bool] = lambda trace: False
+    """Whether its value for a trace is a proxy, since nobody was asked."""
 
 
 def _book(name: str) -> Callable[[Trace], float | None]:
@@ -75,6 +79,10 @@ def _csat(trace: Trace) -> float | None:
         return 0.0
     got = 1.0 if goal.success else 0.7 * goal.change_f1 * goal.facts_said
     return max(0.0, got - 0.05 * max(0, trace.turns - FREE_TURNS))
+
+
+def _nobody_said(key: str) -> Callable[[Trace], bool]:
+    return lambda trace: all(item.key != key for item in trace.feedback)
 
 
 def _margin(trace: Trace) -> float | None:
@@ -128,21 +136,21 @@ def _negative(of: Callable[[Trace], float | None]) -> Callable[[Trace], float | 
 OBJECTIVES: Mapping[str, Objective] = {
     objective.name: objective
     for objective in (
-        Objective("first_contact", "share", 1.0, "resolved, and not handed to a person", _first_contact),
-        Objective("csat", "0 to 1", 1.0, "what the customer said of it, or a proxy", _csat),
-        Objective("handling_time", "seconds", 60.0, "minus how long it took", lambda t: -t.seconds if t.seconds else None),
+        Objective("first_contact", "share", 1.0, "resolved, and not handed to a person", _first_contact, guessed=_nobody_said("resolved")),
+        Objective("csat", "0 to 1", 1.0, "what the customer said of it, or a proxy", _csat, guessed=_nobody_said("csat")),
+        Objective("handling_time", "seconds", 60.0, "minus how long it took", lambda t: -t.seconds if t.seconds else None, counts=True),
         Objective("order_value", "minor units", 10_000.0, "revenue an order (AOV)", _order_value),
         Objective("attach_rate", "lines", 1.0, "further lines an order", _attached),
         Objective("gross_margin", "minor units", 10_000.0, "revenue less goods and refunds", _margin),
-        Objective("refund_leakage", "minor units", 5_000.0, "minus refunds that were not owed", _negative(_book("leaked"))),
-        Objective("cost_to_serve", "minor units", 500.0, "minus tokens and people", _cost),
+        Objective("refund_leakage", "minor units", 5_000.0, "minus refunds that were not owed", _negative(_book("leaked")), counts=True),
+        Objective("cost_to_serve", "minor units", 500.0, "minus tokens and people", _cost, counts=True),
         Objective("sla", "share", 1.0, "model calls in time", _in_time),
-        Objective("fraud", "orders", 1.0, "minus missed fraud (5) and false alarms (1)", _fraud),
+        Objective("fraud", "orders", 1.0, "minus missed fraud (5) and false alarms (1)", _fraud, counts=True),
         Objective("revenue", "minor units", 10_000.0, "what new orders bring", _book("revenue")),
         Objective("conversion", "share", 1.0, "an order was placed", lambda t: None if "orders" not in t.books else float(t.books["orders"] > 0)),
-        Objective("lifetime_value", "minor units", 10_000.0, "margin, and the worth of coming back", _lifetime),
+        Objective("lifetime_value", "minor units", 10_000.0, "margin, and the worth of coming back", _lifetime, guessed=_nobody_said("csat")),
         Objective("inventory_age", "item days", 500.0, "how old what was sold had grown", _book("aged_days")),
-        Objective("discount", "minor units", 5_000.0, "minus what was taken off prices", _negative(_book("discounted"))),
+        Objective("discount", "minor units", 5_000.0, "minus what was taken off prices", _negative(_book("discounted")), counts=True),
     )
 }  # fmt: skip
 

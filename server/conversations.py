@@ -2,7 +2,7 @@
 
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,13 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 
 from stateset_agents.errors import BadInput
-from stateset_agents.server.journal import Database, Journal, PostgresTables, SqliteTables
+from stateset_agents.server.journal import (
+    Database,
+    Journal,
+    PostgresTables,
+    SqliteTables,
+    Statement,
+)
 
 MAX_CONVERSATIONS = 2000
 """Conversations in memory; the least recently used are dropped."""
@@ -76,22 +82,22 @@ class Conversations:
         checkpoint: str,
         pending: str | None,
         size: int = 0,
+        ended: Sequence[Statement] = (),
     ) -> None:
-        """Store a conversation under its newest key only. A key that another one has too is nobody's from then on."""
+        """Store a conversation under its newest key only, together with what ends its turn. A key that another one has too is
+        nobody's from then on."""
         after = replace(conversation, checkpoint=checkpoint, pending=pending)
-        await self.tables.run(
-            "INSERT INTO stateset_conversation(key, thread, checkpoint, pending, size, at) VALUES(?, ?, ?, ?, ?, ?) "
+        statements: list[Statement] = [(
+            ("INSERT INTO stateset_conversation(key, thread, checkpoint, pending, size, at) VALUES(?, ?, ?, ?, ?, ?) "
             "ON CONFLICT(key) DO UPDATE SET thread = CASE WHEN stateset_conversation.thread = excluded.thread "
             "THEN excluded.thread ELSE '' END, checkpoint = excluded.checkpoint, pending = excluded.pending, "
-            "size = excluded.size, at = excluded.at",
-            new, after.id, after.checkpoint, after.pending, size, time.time(),
-        )  # fmt: skip
-        if old != new:  # last: what breaks off in between must not lose the conversation
-            await self.tables.run(
-                "DELETE FROM stateset_conversation WHERE key = ? AND thread = ?",
-                old,
-                conversation.id,
-            )
+            "size = excluded.size, at = excluded.at"),
+            (new, after.id, after.checkpoint, after.pending, size, time.time()),
+        )]  # fmt: skip
+        if old != new:
+            forget = "DELETE FROM stateset_conversation WHERE key = ? AND thread = ?"
+            statements.append((forget, (old, conversation.id)))
+        await self.tables.together([*statements, *ended])
         if self._forgets:
             await self._make_room()
 

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,11 +39,18 @@ BUSY = "*"
 """The request under which the lease of a thread is kept."""
 
 
+Statement = tuple[str, tuple[Any, ...]]
+"""SQL with `?` for values, and the values."""
+
+
 class Database(Protocol):
     """Where the tables are: each call is a transaction of its own."""
 
     async def run(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Rows of one statement, with `?` for values."""
+
+    async def together(self, statements: Sequence[Statement]) -> None:
+        """Several statements, of which all count or none."""
 
 
 class SqliteTables:
@@ -61,14 +68,24 @@ class SqliteTables:
 
     async def run(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         if self._in_memory:
-            return self._run(sql, values)
-        return await asyncio.to_thread(self._run, sql, values)
+            return self._run([(sql, values)])
+        return await asyncio.to_thread(self._run, [(sql, values)])
 
-    def _run(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    async def together(self, statements: Sequence[Statement]) -> None:
+        if self._in_memory:
+            self._run(statements)
+        else:
+            await asyncio.to_thread(self._run, statements)
+
+    def _run(self, statements: Sequence[Statement]) -> list[tuple[Any, ...]]:
+        """The rows of the last one."""
+        rows: list[tuple[Any, ...]] = []
+        reads = all(sql.startswith("SELECT") for sql, _ in statements)
         with self._alone:
-            self._db.execute("BEGIN" if sql.startswith("SELECT") else "BEGIN IMMEDIATE")
+            self._db.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
             try:
-                rows = self._db.execute(sql, values).fetchall()
+                for sql, values in statements:
+                    rows = self._db.execute(sql, values).fetchall()
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
@@ -102,6 +119,11 @@ class PostgresTables:
                 return []
             names = [column.name for column in cursor.description]
             return [tuple(row[name] for name in names) for row in await cursor.fetchall()]
+
+    async def together(self, statements: Sequence[Statement]) -> None:
+        async with self._pool.connection() as db, db.transaction():
+            for sql, values in statements:
+                await db.execute(sql.replace("?", "%s"), values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,17 +178,19 @@ class Journal:
         )  # fmt: skip
         return json.loads(rows[0][0]) if rows else None
 
-    async def end(self, thread: str, request: str, outcome: dict[str, Any]) -> None:
-        """Store the outcome of a request, for whoever asks again."""
+    def ending(self, thread: str, request: str, outcome: dict[str, Any]) -> list[Statement]:
+        """What stores the outcome of a request, for whoever asks again, and forgets what is old."""
         now = time.time()
-        await self.tables.run(
-            "INSERT INTO stateset_turn(thread, request, outcome, lease, at) VALUES(?, ?, ?, 0, ?) "
-            "ON CONFLICT(thread, request) DO UPDATE SET outcome = excluded.outcome, at = excluded.at",
-            thread, request, json.dumps(outcome), now,
-        )  # fmt: skip
-        await self.tables.run(
-            "DELETE FROM stateset_turn WHERE at < ? AND lease < ?", now - KEPT, now
-        )
+        return [
+            (
+                (
+                    "INSERT INTO stateset_turn(thread, request, outcome, lease, at) VALUES(?, ?, ?, 0, ?) "
+                    "ON CONFLICT(thread, request) DO UPDATE SET outcome = excluded.outcome, at = excluded.at"
+                ),
+                (thread, request, json.dumps(outcome), now),
+            ),
+            ("DELETE FROM stateset_turn WHERE at < ? AND lease < ?", (now - KEPT, now)),
+        ]
 
     async def release(self, thread: str, owner: str) -> None:
         """The thread may be answered by anybody again."""

@@ -20,6 +20,7 @@ from stateset_agents.nodes.answers import Answer, Kind, acts_of, decided, kind_o
 from stateset_agents.plain import plain
 from stateset_agents.server.conversations import Conversation, Conversations
 from stateset_agents.server.http import Refusal, event
+from stateset_agents.server.journal import Statement
 from stateset_agents.server.served import Graph, Served
 
 log = logging.getLogger(__name__)
@@ -234,10 +235,7 @@ class Turn(Reply):
     async def _store(self, checkpoint: str) -> None:
         """Store the conversation after this turn, and its outcome for whoever asks again."""
         request, thread = self.request, self.request.conversation.id
-        await self.kept.keep(
-            request.conversation, request.key, request.next_key(self.message), checkpoint=checkpoint,
-            pending=self.pending, size=request.size,
-        )  # fmt: skip
+        ended: list[Statement] = []
         if request.request is not None:
             outcome = {
                 "message": self.message,
@@ -245,7 +243,11 @@ class Turn(Reply):
                 "id": self.id,
                 "agreed": request.answer,
             }
-            await self.kept.journal.end(thread, request.request, outcome)
+            ended = self.kept.journal.ending(thread, request.request, outcome)
+        await self.kept.keep(
+            request.conversation, request.key, request.next_key(self.message), checkpoint=checkpoint,
+            pending=self.pending, size=request.size, ended=ended,
+        )  # fmt: skip
 
     async def _known(self) -> list[Any]:
         """The graph's messages before the turn's answer: those that it has, and those that it is given. Ids tell them apart, since

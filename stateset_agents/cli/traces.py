@@ -31,12 +31,6 @@ def check_phase(store: Any, phase: str | None) -> None:
         raise BadInput(f"--phase: expected one of the store's, which are {shown}, found {phase!r}.")
 
 
-def _say_phases(store: Any) -> None:
-    known = store.phases()
-    if len(known) > 1:
-        print(f"traces of several phases together: {', '.join(known)}; take one with --phase")
-
-
 @traces.command("list")
 def traces_list(
     store: Place,
@@ -190,11 +184,9 @@ def traces_kpi(
     phase: Phase = None,
 ) -> None:
     """Business KPIs of a store with 95 % intervals, by group or for an A/B test."""
-    from rich.console import Console
-    from rich.table import Table
-
     from stateset_agents.errors import BadInput
     from stateset_agents.reporting.kpi import KEYS, Tally, bucket
+    from stateset_agents.reporting.kpi_table import kpi_table, one_phase
     from stateset_agents.rewards.objectives import OBJECTIVES
 
     names = objective or list(OBJECTIVES)
@@ -208,36 +200,10 @@ def traces_kpi(
     tally = Tally(names)
     with open_store(store) as opened:
         check_phase(opened, phase)
-        if phase is None:
-            _say_phases(opened)
-        for trace in opened.traces(phase=phase):
+        for trace in opened.traces(phase=phase or one_phase(opened)):
             group = bucket(trace.thread or trace.id, ab) if ab else KEYS[by](trace) if by else "all"
             tally.add(group or "-", trace)
-    groups = tally.groups
-    title = f"A/B test {ab}" if ab else f"by {by}" if by else ""
-    table = Table("", *(f"{group} ({tally.count(group)})" for group in groups), title=title)
-    both = len(groups) == 2
-    if both:
-        table.add_column(f"{groups[1]} - {groups[0]}")
-    for name in names:
-        row = [tally.kpi(group, name) for group in groups]
-        if all(kpi.mean is None for kpi in row):
-            continue
-        cells = [_kpi(kpi.mean, kpi.ci95) for kpi in row]
-        gap = tally.difference(name, *groups) if both else None
-        if both:
-            cells.append("-" if gap is None else _kpi(*gap))
-        table.add_row(f"{name}\n[dim]{OBJECTIVES[name].unit}", *cells)
-    Console().print(table)
-
-
-def _kpi(mean: float | None, ci95: tuple[float, float] | None) -> str:
-    if mean is None:
-        return "-"
-    digits = 3 if abs(mean) < 10 else 0
-    return f"{mean:.{digits}f}" + (
-        "" if ci95 is None else f"\n[dim]{ci95[0]:.{digits}f} to {ci95[1]:.{digits}f}"
-    )
+    kpi_table(tally, title=f"A/B test {ab}" if ab else f"by {by}" if by else "")
 
 
 @traces.command("replay")
@@ -254,7 +220,10 @@ def traces_replay(
     policy: Annotated[
         Path | None, typer.Option(help="A run's folder: the policy that continues after --set.")
     ] = None,
-    model: Annotated[str, typer.Option(help="'seed', a folder, or a Hugging Face name.")] = "seed",
+    model: Annotated[
+        str | None,
+        typer.Option(help="'seed', a folder, or a Hugging Face name; default: the run's own."),
+    ] = None,
     base_url: Annotated[
         str | None, typer.Option(help="Policy servers that run already, as http://host:port/v1.")
     ] = None,
@@ -275,9 +244,10 @@ def traces_replay(
         runs = [run for run in thread if run.started <= recorded.started]
         made, difference = asyncio.run(replay.replay_app(graph, runs, change))
     elif change is None:
-        made, difference = asyncio.run(replay.replay_episode(recorded))
+        made, difference = asyncio.run(replay.replay_episode(recorded, store))
     else:
-        made = asyncio.run(replay.replay_otherwise(recorded, change, policy, model, base_url))
+        then = replay.policy_after(recorded, store, policy, model, base_url)
+        made = asyncio.run(replay.replay_otherwise(recorded, change, then, store))
     if change is not None:
         show_trace(made)
     if difference:

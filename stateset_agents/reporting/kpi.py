@@ -31,6 +31,8 @@ class Kpi:
     """95 % interval of the mean (Student's t); None for fewer than two values."""
     traces: int
     """Number of traces with a value."""
+    guessed: int = 0
+    """Those of them whose value is a proxy."""
 
 
 def bucket(thread: str, test: str, share: float = 0.5) -> str:
@@ -63,7 +65,7 @@ class Tally:
 
     def add(self, group: str, trace: Trace) -> None:
         sums = self._sums.setdefault(
-            group, {name: [0.0, 0.0, 0.0] for name in ("traces", *self.names)}
+            group, {name: [0.0, 0.0, 0.0, 0.0] for name in ("traces", *self.names)}
         )
         sums["traces"][0] += 1
         if trace.status in ("failed", "interrupted"):
@@ -73,10 +75,11 @@ class Tally:
             if (
                 value is not None
             ):  # Welford: sums of squares lose what is small beside what is large
-                count, mean, squares = sums[name]
+                count, mean, squares, guessed = sums[name]
                 gap = value - mean
                 mean += gap / (count + 1)
-                sums[name] = [count + 1, mean, squares + gap * (value - mean)]
+                guessed += OBJECTIVES[name].guessed(trace)
+                sums[name] = [count + 1, mean, squares + gap * (value - mean), guessed]
 
     def count(self, group: str) -> int:
         return int(self._sums[group]["traces"][0])
@@ -86,14 +89,14 @@ class Tally:
         return sorted(self._sums)
 
     def kpi(self, group: str, name: str) -> Kpi:
-        count, mean, squares = self._sums[group][name]
+        count, mean, squares, guessed = self._sums[group][name]
         if not count:
             return Kpi(name=name, mean=None, ci95=None, traces=0)
         ci95 = None
         if count > 1:
             reach = _quantile(int(count) - 1) * math.sqrt(squares / (count - 1) / count)
             ci95 = (mean - reach, mean + reach)
-        return Kpi(name=name, mean=mean, ci95=ci95, traces=int(count))
+        return Kpi(name=name, mean=mean, ci95=ci95, traces=int(count), guessed=int(guessed))
 
     def difference(
         self, name: str, first: str = "A", other: str = "B"
