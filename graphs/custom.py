@@ -137,7 +137,7 @@ class CustomGraph:
                 "forked": start is not None,
                 "given": scenario.input if start is None else None,
             }
-            recorder = Recorder(buffer, texts=texts)
+            recorder = Recorder(buffer, texts=texts or "answers")
             config: RunnableConfig = {
                 "callbacks": [recorder, points] if forkable else [recorder],
                 "recursion_limit": 4 * talk.max_turns + 4,
@@ -153,12 +153,15 @@ class CustomGraph:
             await setting.close()
             if points is not None:
                 await points.close_unused()
+        calls = tuple(buffer.calls)
+        if state.get("messages") and not texts:  # which have the answers
+            calls = tuple(call.model_copy(update={"answer": None}) for call in calls)
         trace = Trace(
             scenario=scenario,
             graph=self.name,
             sampling=sampling,
             messages=_messages(state),
-            model_calls=(*(start.calls if start is not None else ()), *buffer.calls),
+            model_calls=(*(start.calls if start is not None else ()), *calls),
             tool_calls=merged(own_tools(state), buffer.tools),
             changes=happened,
             output=output_of(result.state.get("output")),

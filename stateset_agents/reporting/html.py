@@ -9,6 +9,7 @@ from typing import Any
 from stateset_agents.evaluation import shown
 from stateset_agents.reporting.kpi import Point
 from stateset_agents.reporting.pairs import best_pair
+from stateset_agents.reporting.transcript import lines_of
 from stateset_agents.rewards.objectives import OBJECTIVES
 from stateset_agents.trace import Trace
 
@@ -306,18 +307,15 @@ def scatter(points: Sequence[Point], across: str, up: str) -> str:
 def talk(title: str, trace: Trace) -> str:
     """A conversation as a card."""
     parts = []
-    who = {"user": "customer", "assistant": "agent"}
-    for message in trace.messages:
-        content = html.escape(str(message.get("content") or ""))
-        if message["role"] == "tool":
-            parts.append(f"<p class=tool>&rarr; {content}</p>")
-            continue
-        if content:
-            parts.append(f"<p><span class=who>{who.get(message['role'], '')}</span>{content}</p>")
-        for call in message.get("tool_calls") or []:
-            function: dict[str, Any] = call["function"]
-            call_text = html.escape(f"{function['name']} {function['arguments']}")
-            parts.append(f"<p class=call>{call_text}</p>")
+    for line in lines_of(trace):
+        text = html.escape(line.text)
+        if line.kind == "calls":
+            parts.append(f"<p class=call>{text}</p>")
+        elif line.kind == "tool":
+            parts.append(f"<p class=tool>&rarr; {text}</p>")
+        else:
+            who = html.escape(line.speaker)
+            parts.append(f"<p><span class=who>{who}</span>{text}</p>")
     goal = trace.goal_score
     if goal is not None:
         kind = "yes" if goal.success else "no"

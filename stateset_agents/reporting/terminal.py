@@ -37,7 +37,8 @@ from stateset_agents.reporting.events import (
     WarmStarted,
 )
 from stateset_agents.reporting.pairs import best_pair
-from stateset_agents.trace import Trace, words
+from stateset_agents.reporting.transcript import lines_of
+from stateset_agents.trace import Trace
 from stateset_agents.trainers.imitation_log import ImitationLog
 from stateset_agents.trainers.step_log import StepLog
 
@@ -209,18 +210,10 @@ def _figure(value: float | None) -> str:
 
 def _transcript(trace: Trace) -> Text:
     """A conversation as people read it."""
-    styles = {"user": "bold", "assistant": "", "tool": "dim"}
-    names = {"user": "customer", "assistant": "agent", "tool": "tool"}
+    styles = {"customer": "bold", "input": "bold", "tool": "dim", "calls": "cyan"}
     text = Text()
-    for message in trace.messages:
-        role = message["role"]
-        if role not in names:
-            continue
-        if message.get("content"):
-            text.append(f"{names[role]:<8} {message['content']}\n", styles[role])
-        for call in message.get("tool_calls") or []:
-            function = call["function"]
-            text.append(f"calls    {function['name']} {function['arguments']}\n", "cyan")
+    for line in lines_of(trace):
+        text.append(f"{line.speaker:<8} {line.text}\n", styles.get(line.kind, ""))
     goal = trace.goal_score
     if goal is not None:
         text.append("success" if goal.success else "no success", "green" if goal.success else "red")
@@ -237,12 +230,7 @@ def show_trace(trace: Trace) -> None:
         markup=False,
         emoji=False,
     )
-    if trace.error:
-        console.print(Text(trace.error))
-    if trace.messages:
-        console.print(_transcript(trace))
-    else:
-        _show_plain(console, trace)
+    console.print(_transcript(trace))
     for tool in trace.tool_calls:
         answer = json.dumps(tool.result, ensure_ascii=False, default=str)[:300]
         given = json.dumps(tool.arguments, ensure_ascii=False, default=str)[:200]
@@ -260,18 +248,6 @@ def show_trace(trace: Trace) -> None:
         )
     for rule in trace.violations:
         console.print(Text(f"  broke {rule}", style="red"))
-
-
-def _show_plain(console: Console, trace: Trace) -> None:
-    """A run whose state has no messages: what it was given, what its models said, and what came of it."""
-    given = trace.input if trace.input is not None else (trace.scenario and trace.scenario.input)
-    for name, value in (("input", given), ("output", trace.output)):
-        if value is not None:
-            text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
-            console.print(Text(f"{name:<8} {text[:4000]}", style="bold" if name == "input" else ""))
-    for call in trace.calls:
-        if call.answer:
-            console.print(Text(f"{call.node or 'model':<8} {words(call.answer)[:1000]}"))
 
 
 def print_offline_step(line: StepLog | ImitationLog) -> None:

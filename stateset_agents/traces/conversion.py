@@ -13,6 +13,7 @@ from stateset_agents.errors import ContextFull
 from stateset_agents.plain import DEPTH, plain
 from stateset_agents.policy.completion import Completion
 from stateset_agents.trace import ModelCall, Status, ToolCall, Trace
+from stateset_agents.traces.sink import Texts
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _request_fields(call: RecordedRequest, seconds: float, texts: bool) -> dict[str, Any]:
+def _request_fields(call: RecordedRequest, seconds: float, texts: Texts) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "node": call.node,
         "namespace": call.namespace,
@@ -74,7 +75,7 @@ def _request_fields(call: RecordedRequest, seconds: float, texts: bool) -> dict[
         "seconds": seconds,
         "offered": len(call.parameters.get("tools") or ()),
     }
-    if texts:
+    if texts is True:
         fields["messages"] = tuple(_openai(message) for message in call.messages)
         fields["tools"] = tuple(_plain(tool) for tool in call.parameters.get("tools") or ())
     return fields
@@ -82,7 +83,7 @@ def _request_fields(call: RecordedRequest, seconds: float, texts: bool) -> dict[
 
 def answered(
     call: RecordedRequest, message: BaseMessage, response_id: str, tokens: Completion | None, seconds: float,
-    texts: bool,
+    texts: Texts,
 ) -> ModelCall:  # fmt: skip
     fields = _request_fields(call, seconds, texts)
     about = message.response_metadata
@@ -105,7 +106,7 @@ def answered(
 
 
 def unanswered(
-    call: RecordedRequest, error: BaseException, run_id: str, seconds: float, texts: bool
+    call: RecordedRequest, error: BaseException, run_id: str, seconds: float, texts: Texts
 ) -> ModelCall:
     problem = f"{type(error).__name__}: {error}"
     return ModelCall(response_id=run_id, error=problem, **_request_fields(call, seconds, texts))

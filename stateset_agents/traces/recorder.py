@@ -34,16 +34,16 @@ from stateset_agents.traces.conversion import (
     used,
 )
 from stateset_agents.traces.run_state import HINT, MAX_IDS, Attempt, Place, Run, copied, is_own
-from stateset_agents.traces.sink import TraceSink
+from stateset_agents.traces.sink import Texts, TraceSink
 
 
 class Recorder(GraphCallbackHandler):
-    """Pass it in `config["callbacks"]`, or use `record`. `texts`: whether each call's messages are kept."""
+    """Pass it in `config["callbacks"]`, or use `record`. `texts`: whether each call's messages are kept, or its answer alone."""
 
     run_inline = True  # in the event loop: a hop to a thread costs ten times the work
 
     def __init__(
-        self, sink: TraceSink, *, texts: bool = True, last_nodes: frozenset[str] = frozenset()
+        self, sink: TraceSink, *, texts: Texts = True, last_nodes: frozenset[str] = frozenset()
     ) -> None:
         """`last_nodes`: the nodes after which the graph ends, so that it is known of a stream that was left there."""
         self._sink = sink

@@ -1,9 +1,12 @@
 """Receivers of a recorder's events."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from stateset_agents.trace import ModelCall, ToolCall, Trace
+
+Texts = bool | Literal["answers"]
+"""What a call keeps besides its tokens: its messages and its answer, nothing, or its answer alone."""
 
 
 class TraceSink(Protocol):
