@@ -291,6 +291,7 @@ def _unsupported(answer: AIMessage, state: AgentState, context: AgentContext) ->
         answer.text,
         customer=[m.text for m in state["messages"] if isinstance(m, HumanMessage)],
         tools=[m.text for m in state["messages"] if isinstance(m, ToolMessage)],
+        prompt=context.prompt,
         acted=any(
             call["name"] in offers and offers[call["name"]].asks(call["arguments"])
             for call in attempts

@@ -340,14 +340,39 @@ def promised(reply: str, heard: str) -> list[str]:
     return sorted(promises)
 
 
+_ACRONYM = re.compile(r"(?<![\w-])(?=\w*[A-Z]\w*[A-Z])[A-Za-z]{2,}(?![\w-])")
+_COMMON = frozenset(
+    "OK ID IDs TV PC PS AM PM PIN SMS URL PDF FAQ VAT IVA TVA TTC HT MwSt USt MWST ZIP SKU IBAN BIC EU US USA UK EUR USD GBP CHF "
+    "BRL KM KG CM MM ML KW GB MB TB USB LED CEO ASAP FYI DIY NB PLZ CEP CP".split()
+)
+"""Words with several capitals that name nobody."""
+
+
+def acronyms(text: str) -> set[str]:
+    """Names written with several capitals, such as those of carriers; words of a sentence in capitals are none.
+
+    >>> sorted(acronyms("UPS or FedEx brings it, OK? PLEASE WAIT HERE.")), acronyms("Order W20417, 30 EUR")
+    (['FedEx', 'UPS'], set())
+    """
+    found = set()
+    for sentence in re.split(r"(?<=[.!?])\s+|\n", text):
+        letters = [c for c in sentence if c.isalpha()]
+        if sum(c.isupper() for c in letters) * 2 <= len(letters):
+            found |= set(_ACRONYM.findall(sentence)) - _COMMON
+    return found
+
+
 def unsupported(
-    reply: str, *, customer: Iterable[str], tools: Iterable[str], acted: bool
+    reply: str, *, customer: Iterable[str], tools: Iterable[str], acted: bool, prompt: str = ""
 ) -> list[str]:
     """Statements of a reply that neither the customer nor a tool supports. `customer` is the customer's text, `tools` the
-    results of tools as text, `acted` whether a write was made. A write, or a tool's result, supports a claimed act."""
+    results of tools as text, `acted` whether a write was made. A write, or a tool's result, supports a claimed act. `prompt` is
+    what the agent was told of the shop: it supports amounts, dates and names, and no act or offer, which it may forbid."""
     reported = " ".join(tools).lower()
     heard = f"{reported} {' '.join(customer)}".lower()
-    unsupported_parts = sorted(specifics(reply) - specifics(heard))
+    known = f"{heard} {prompt.lower()}"
+    unsupported_parts = sorted(specifics(reply) - specifics(known))
+    unsupported_parts += sorted(name for name in acronyms(reply) if name.lower() not in known)
     unsupported_parts += sorted(offers(reply) - offers(heard))
     if not acted:
         unsupported_parts += sorted(claim for claim in claims(reply) if claim not in reported)

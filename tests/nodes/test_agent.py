@@ -12,6 +12,7 @@ from pydantic import Field
 
 from stateset_agents.graphs import service
 from stateset_agents.grounding import unsupported
+from stateset_agents.policy.chat_model import connect
 from stateset_agents.server.app import build
 from stateset_agents.server.served import served_agents
 from stateset_agents.tools.shop.generate import generate
@@ -123,9 +124,41 @@ async def test_what_is_held_back_is_not_streamed_either(stream: bool) -> None:
         ("You get 1,250.00 back.", ['{"refunded": "1250.00"}'], True, []),
         ("What is the order number and the zip code?", [], False, []),
         ("Is it order W1234?", [], False, []),
+        ("It comes with UPS.", ['{"carrier": "DPD"}'], False, ["UPS"]),
+        ("It comes with dpd, not with FedEx.", ['{"carrier": "DPD"}'], False, ["FedEx"]),
+        ("OK, the total in EUR includes VAT.", [], False, []),
+        ("PLEASE WAIT A MOMENT.", [], False, []),
     ],
 )  # fmt: skip
 def test_what_counts_as_unsupported(
     reply: str, tools: list[str], acted: bool, wrong: list[str]
 ) -> None:
     assert unsupported(reply, customer=["Where is W1234?"], tools=tools, acted=acted) == wrong
+
+
+def test_an_agents_own_prompt_supports_figures_and_no_offers() -> None:
+    def wrong(reply: str) -> list[str]:
+        prompt = "Returns are free of charge within 30 days, with DHL. Never promise a voucher."
+        return unsupported(reply, customer=[], tools=[], acted=False, prompt=prompt)
+
+    assert wrong("You can send it back within 30 days, with DHL.") == []
+    assert wrong("You have 40 days.") == ["40"]
+    assert wrong("I give you a voucher.") == ["voucher"]
+
+
+async def test_what_the_bundled_policy_says_of_twelve_orders_is_true(engine: str) -> None:
+    shop = generate(1, "train").clone()
+    orders = shop.all(
+        "SELECT orders.id, zip, carrier, shipments.status FROM orders JOIN shipments ON order_id = orders.id ORDER BY 1"
+    )
+    policy = connect(engine, "policy").model_copy(update={"temperature": 0.0})
+    for order in orders[:12]:
+        context = service.context(policy, service.over(shop), thread=order["id"], guard=True)
+        question = f"Where is my order? Order {order['id']}. My zip is {order['zip']}."
+        state = await service.build().ainvoke(
+            {"messages": [HumanMessage(question)]}, context=context
+        )
+        said = state["messages"][-1].text
+        if state.get("handed_off") is None:
+            assert order["carrier"] in said
+            assert ("delivered" in said) == (order["status"] == "delivered")
