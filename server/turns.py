@@ -338,8 +338,8 @@ def _messages_of(state: Any) -> list[Any]:
 
 def _last_words(messages: list[Any]) -> str:
     """The last message of an agent that has words."""
-    said = [m.text for m in messages if isinstance(m, AIMessage) and m.text]
-    return said[-1] if said else ""
+    spoken = [m.text for m in messages if isinstance(m, AIMessage) and m.text]
+    return spoken[-1] if spoken else ""
 
 
 def _config(request: Request) -> RunnableConfig:

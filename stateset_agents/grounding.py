@@ -354,12 +354,12 @@ def acronyms(text: str) -> set[str]:
     >>> sorted(acronyms("UPS or FedEx brings it, OK? PLEASE WAIT HERE.")), acronyms("Order W20417, 30 EUR")
     (['FedEx', 'UPS'], set())
     """
-    found = set()
+    names = set()
     for sentence in re.split(r"(?<=[.!?])\s+|\n", text):
         letters = [c for c in sentence if c.isalpha()]
         if sum(c.isupper() for c in letters) * 2 <= len(letters):
-            found |= set(_ACRONYM.findall(sentence)) - _COMMON
-    return found
+            names |= set(_ACRONYM.findall(sentence)) - _COMMON
+    return names
 
 
 def unsupported(

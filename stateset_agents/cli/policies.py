@@ -1,12 +1,12 @@
 """`policy`, `chat`, `serve` and `mcp`: the commands that put a policy or the shop to use."""
 
 import asyncio
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from stateset_agents.cli.graph_choice import MCP_FIELDS, graph_of
 from stateset_agents.cli.help import CommandLine
 from stateset_agents.cli.options import Values, config_options
 from stateset_agents.cli.sources import (
@@ -16,7 +16,6 @@ from stateset_agents.cli.sources import (
     Schema,
     Seed,
     customer_of,
-    refuse,
     rules_from,
     shop_from,
 )
@@ -25,16 +24,15 @@ PolicyFolder = Annotated[
     Path | None, typer.Option(help="A run's folder; default: the seed policy.")
 ]
 policy = CommandLine(help="Build and serve policies.")
-MCP_FIELDS = ("mcp", "tools", "read", "write", "inject", "prompt")
-MCP = "of the bundled shop, and not of one over MCP"
-OWN = "of the shop's graphs; a graph of your own has its own, see build_graph(…)"
-
 
 Graph = Annotated[
     str,
     typer.Option(
         help="One of the shop's graphs, or package.module:graph, whose state has messages."
     ),
+]
+MaybeSchema = Annotated[
+    str | None, typer.Option(help="The shop's schema in that database; default: shop.")
 ]
 MaxTokens = Annotated[int, typer.Option(help="Tokens of one call of the policy at most.", min=1)]
 
@@ -45,7 +43,7 @@ def chat(
     graph: Graph = "service",
     policy: PolicyFolder = None,
     database: Database = None,
-    schema: Schema = "shop",
+    schema: MaybeSchema = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -57,41 +55,25 @@ def chat(
 ) -> None:
     """Talk to a graph as a customer, and see the tool calls as they happen."""
     from stateset_agents.cli.chat import chat_loop
-    from stateset_agents.graphs.names import GRAPHS
     from stateset_agents.jobs.config import check_config
-    from stateset_agents.jobs.registry import load_object, rules_of
-    from stateset_agents.jobs.served_graphs import AnyGraph, OwnGraph, ServedGraph, mcp_graph
     from stateset_agents.policy.weight_files import find_adapter
     from stateset_agents.server.launch import where
 
     adapter = find_adapter(policy) if policy else None
     values |= where(values.pop("base_url", None), values.get("engine"))
-    config, scenario = check_config({"graph": graph, **values}), None
-    chosen: AnyGraph | None = None
-    if config.mcp is not None:
-        refuse(MCP, database=database, seed=seed)
-    elif graph not in GRAPHS:
-        refuse(OWN, database=database, seed=seed)
-        chosen = OwnGraph(name=graph, graph=load_object(graph, "--graph"))
-    elif database is not None:
-        refuse("of a generated shop, and not of a database", seed=seed)
-        shop = shop_from(database, schema, 0)
-        chosen = ServedGraph(name=graph, shop=shop, rules=rules_of(config.rules))
-    else:
+    config, scenario, shop = check_config({"graph": graph, **values}), None, None
+    if config.bundled and database is None:
         scenario, shop = customer_of(graph, 1 if seed is None else seed)
-        chosen = ServedGraph(name=graph, shop=shop, rules=rules_of(config.rules))
+    chosen = graph_of(
+        config, database=database, schema=schema, shop=shop, shop_options={"seed": seed},
+        approvals=True if config.mcp else None,
+    )  # fmt: skip
 
     async def talk() -> None:
-        connected = mcp_graph(config, guard=True, approvals=True)
-        async with connected if chosen is None else nullcontext(chosen) as played:
+        async with chosen as played:
             await chat_loop(
-                config,
-                adapter,
-                played,
-                temperature=temperature,
-                max_tokens=max_tokens,
-                scenario=scenario,
-            )
+                config, adapter, played, temperature=temperature, max_tokens=max_tokens, scenario=scenario
+            )  # fmt: skip
 
     asyncio.run(talk())
 
@@ -108,7 +90,7 @@ def serve(
     ] = None,
     policy: PolicyFolder = None,
     database: Database = None,
-    schema: Schema = "shop",
+    schema: MaybeSchema = None,
     shop_seed: Annotated[
         int | None,
         typer.Option(help="Which generated shop, where no database is given; default: 1."),
@@ -148,11 +130,8 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
 ) -> None:
     """Answer OpenAI's chat protocol with a graph and its policy."""
-    from stateset_agents.graphs.names import GRAPHS
     from stateset_agents.jobs.config import check_config
-    from stateset_agents.jobs.registry import load_object, rules_of
-    from stateset_agents.jobs.serve import ServeOptions, serve_graph
-    from stateset_agents.jobs.served_graphs import AnyGraph, OwnGraph, ServedGraph, mcp_graph
+    from stateset_agents.jobs.serve import ServeOptions
     from stateset_agents.policy.weight_files import find_adapter
     from stateset_agents.server.launch import where
     from stateset_agents.settings import load_settings
@@ -161,23 +140,10 @@ def serve(
     settings = load_settings()
     values |= where(values.pop("base_url", None), values.get("engine"))
     config = check_config({"graph": graph, **values})
-    served: AnyGraph | None = None
-    if config.mcp is not None:
-        refuse(MCP, database=database, meaning=meaning, shop_seed=shop_seed, speaks=speaks)
-    elif graph in GRAPHS:
-        refuse("of a graph of your own", speaks=speaks)
-        served = ServedGraph(
-            name=graph,
-            shop=shop_from(database, schema, 1 if shop_seed is None else shop_seed, meaning),
-            rules=rules_of(config.rules),
-            guard=guard is not False,
-            approvals=approvals,
-        )
-    else:
-        refuse(
-            OWN, database=database, meaning=meaning, guard=guard, approvals=approvals or None, shop_seed=shop_seed
-        )  # fmt: skip
-        served = OwnGraph(name=graph, graph=load_object(graph, "--graph"), speakers=speaks or ())
+    chosen = graph_of(
+        config, database=database, schema=schema, shop_options={"shop_seed": shop_seed, "meaning": meaning}, speaks=speaks,
+        guard=guard, approvals=approvals or None,
+    )  # fmt: skip
     options = ServeOptions(
         host=host,
         port=port,
@@ -188,13 +154,14 @@ def serve(
         canary_share=canary_share,
         max_tokens=max_tokens,
     )
+    asyncio.run(_serve(config, adapter, chosen, options))
 
-    async def run() -> None:
-        connected = mcp_graph(config, guard=guard is not False, approvals=approvals)
-        async with connected if served is None else nullcontext(served) as answering:
-            await serve_graph(config, adapter, answering, options)
 
-    asyncio.run(run())
+async def _serve(config: Any, adapter: Path | None, chosen: Any, options: Any) -> None:
+    from stateset_agents.jobs.serve import serve_graph
+
+    async with chosen as answering:
+        await serve_graph(config, adapter, answering, options)
 
 
 def mcp(

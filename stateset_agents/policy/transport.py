@@ -69,17 +69,17 @@ def _closed_with_the_loop(session: aiohttp.ClientSession) -> AsyncGenerator[None
         finally:
             await session.close()
 
-    held = hold()
+    holder = hold()
     with contextlib.suppress(StopIteration):  # run to its `yield`, which awaits nothing
-        held.asend(None).send(None)
-    return held
+        holder.asend(None).send(None)
+    return holder
 
 
 async def close_connections() -> None:
     """Close this event loop's pooled connections."""
-    _, held = _sessions.pop(asyncio.get_running_loop(), (None, None))
-    if held is not None:
-        await held.aclose()
+    _, holder = _sessions.pop(asyncio.get_running_loop(), (None, None))
+    if holder is not None:
+        await holder.aclose()
 
 
 class Transport:

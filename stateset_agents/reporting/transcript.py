@@ -37,7 +37,7 @@ def _conversation(trace: Trace) -> list[Line]:
         text = words(message)
         if text:
             lines.append(Line(kind, text, kind))
-        lines += _asked(message)
+        lines += _requests(message)
     return lines
 
 
@@ -51,9 +51,9 @@ def _calls(trace: Trace) -> list[Line]:
         text = words(call.answer) if call.answer else ""
         if text:
             lines.append(Line("agent", text[:LONG], call.node or "model"))
-        lines += _asked(call.answer or {})
-        for asked in (call.answer or {}).get("tool_calls") or []:
-            tool = answers.get(asked.get("id"))
+        lines += _requests(call.answer or {})
+        for request in (call.answer or {}).get("tool_calls") or []:
+            tool = answers.get(request.get("id"))
             if tool is not None:
                 lines.append(_answered(tool))
                 shown.add(tool.id)
@@ -66,7 +66,7 @@ def _calls(trace: Trace) -> list[Line]:
     return lines
 
 
-def _asked(message: dict[str, Any]) -> list[Line]:
+def _requests(message: dict[str, Any]) -> list[Line]:
     functions = [call["function"] for call in message.get("tool_calls") or []]
     return [Line("calls", f"{f['name']} {f['arguments']}", "calls") for f in functions]
 

@@ -158,7 +158,7 @@ async def test_what_the_bundled_policy_says_of_twelve_orders_is_true(engine: str
         state = await service.build().ainvoke(
             {"messages": [HumanMessage(question)]}, context=context
         )
-        said = state["messages"][-1].text
+        words = state["messages"][-1].text
         if state.get("handed_off") is None:
-            assert order["carrier"] in said
-            assert ("delivered" in said) == (order["status"] == "delivered")
+            assert order["carrier"] in words
+            assert ("delivered" in words) == (order["status"] == "delivered")

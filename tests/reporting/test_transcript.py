@@ -36,13 +36,13 @@ def test_tools_are_shown_once_and_errors_last() -> None:
         ToolCall(id="1", name="look", arguments={}, status="done", result={"price": 3}),
         ToolCall(id="2", name="pay", arguments={"to": "me"}, status="failed", result="no till"),
     )
-    asked = {
+    request = {
         "role": "assistant",
         "content": [{"type": "text", "text": "Wait."}],
         "tool_calls": [call],
     }
     talked = Trace(
-        messages=({"role": "user", "content": "hi"}, asked),
+        messages=({"role": "user", "content": "hi"}, request),
         tool_calls=tools,
         status="failed",
         error="gone",

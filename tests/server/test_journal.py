@@ -16,8 +16,8 @@ async def two(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[l
     place = str(tmp_path / "state.db")
     if request.param == "postgresql":
         place = request.getfixturevalue("postgres_url")
-    async with kept_in(place) as one, kept_in(place) as other:
-        yield [one, other]
+    async with kept_in(place) as first, kept_in(place) as other:
+        yield [first, other]
 
 
 async def test_one_of_many_servers_answers_a_turn(two: list[Conversations]) -> None:
@@ -68,5 +68,5 @@ async def test_a_turn_is_stored_whole_or_not_at_all(two: list[Conversations]) ->
         )
     assert await two[1].find("g/after") is None
     assert await two[1].journal.outcome("whole", "yes") is None
-    found = await two[1].find("g/before")
-    assert found == Conversation(id="whole", checkpoint="1", pending="confirm_x")
+    kept_before = await two[1].find("g/before")
+    assert kept_before == Conversation(id="whole", checkpoint="1", pending="confirm_x")

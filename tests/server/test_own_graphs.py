@@ -29,7 +29,7 @@ from tests.servers import Running
 
 REFUND = {"name": "refund", "arguments": json.dumps({"order": "W1"})}
 refunded: list[str] = []
-asked: list[dict[str, Any]] = []
+requests: list[dict[str, Any]] = []
 
 
 @tool
@@ -44,7 +44,7 @@ def model_server() -> FastAPI:
     app = FastAPI()
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
-        asked.append(body)
+        requests.append(body)
         last = body["messages"][-1]
         if body.get("tools") and last["role"] == "user":
             call = {"id": "call_1", "type": "function", "function": REFUND}
@@ -134,7 +134,7 @@ async def endpoint(
     graph: Any, *speakers: str, store: TraceStore | None = None
 ) -> AsyncIterator[Callable[..., Any]]:
     refunded.clear()
-    asked.clear()
+    requests.clear()
     own = OwnGraph(name="mine", graph=graph, speakers=speakers)
     async with Running(model_server()) as model:
         policy = connect(model, "policy", exact=False)
@@ -154,7 +154,7 @@ def user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-def said(answer: httpx.Response) -> dict[str, Any]:
+def message_of(answer: httpx.Response) -> dict[str, Any]:
     assert answer.status_code == 200, answer.text
     message: dict[str, Any] = answer.json()["choices"][0]["message"]
     return message
@@ -164,7 +164,7 @@ def said(answer: httpx.Response) -> dict[str, Any]:
 @pytest.mark.parametrize("agreed", [True, False])
 async def test_the_client_decides_what_any_graph_asks_to_confirm(graph: Any, agreed: bool) -> None:
     async with endpoint(graph) as turn:
-        first = said(await turn(user("Refund W1.")))
+        first = message_of(await turn(user("Refund W1.")))
         (call,) = first["tool_calls"]
         assert call["function"]["name"] == "confirm"
         shown = json.loads(call["function"]["arguments"])
@@ -176,16 +176,18 @@ async def test_the_client_decides_what_any_graph_asks_to_confirm(graph: Any, agr
             "tool_call_id": call["id"],
             "content": json.dumps({"confirmed": agreed}),
         }
-        last = said(await turn(user("Refund W1."), first, yes))
+        last = message_of(await turn(user("Refund W1."), first, yes))
         assert refunded == (["W1"] if agreed else [])
         assert "heard" in last["content"]
-        assert said(await turn(user("Refund W1."), first, yes)) == last  # asked again: once
+        assert (
+            message_of(await turn(user("Refund W1."), first, yes)) == last
+        )  # requests again: once
         assert refunded == (["W1"] if agreed else [])
 
 
 async def test_only_the_last_message_of_a_turn_reaches_the_customer() -> None:
     async with endpoint(drafts_and_speaks) as turn:
-        assert said(await turn(user("hello")))["content"] == "heard: heard: hello"
+        assert message_of(await turn(user("hello")))["content"] == "heard: heard: hello"
 
 
 async def test_the_node_that_speaks_is_streamed_and_the_others_are_not() -> None:
@@ -205,10 +207,10 @@ async def test_the_node_that_speaks_is_streamed_and_the_others_are_not() -> None
 async def test_a_compiled_graph_gets_the_policy_and_the_clients_sampling() -> None:
     async with endpoint(compiled) as turn:
         answer = await turn(user("hello"), temperature=0.5, max_tokens=7)
-        assert said(answer)["content"] == "heard: hello"
+        assert message_of(answer)["content"] == "heard: hello"
         assert (
-            asked[-1]["temperature"],
-            asked[-1].get("max_completion_tokens") or asked[-1]["max_tokens"],
+            requests[-1]["temperature"],
+            requests[-1].get("max_completion_tokens") or requests[-1]["max_tokens"],
         ) == (0.5, 7)
         assert answer.json()["usage"]["total_tokens"] == 5
         refusal = await turn({"role": "system", "content": "Be rude."}, user("hello"))
@@ -218,26 +220,31 @@ async def test_a_compiled_graph_gets_the_policy_and_the_clients_sampling() -> No
 
 async def test_a_conversation_goes_on_where_it_was() -> None:
     async with endpoint(compiled) as turn:
-        first = said(await turn(user("hello")))
-        said(await turn(user("hello"), first, user("more")))
-        assert [m["content"] for m in asked[-1]["messages"]] == ["hello", "heard: hello", "more"]
+        first = message_of(await turn(user("hello")))
+        message_of(await turn(user("hello"), first, user("more")))
+        assert [m["content"] for m in requests[-1]["messages"]] == ["hello", "heard: hello", "more"]
 
 
 async def test_a_plain_question_is_answered_by_plain_words() -> None:
     async with endpoint(asking("Which size?")) as turn:
-        first = said(await turn(user("A shirt.")))
+        first = message_of(await turn(user("A shirt.")))
         assert first == {"role": "assistant", "content": "Which size?"}
-        assert said(await turn(user("A shirt."), first, user("XL")))["content"] == 'noted "XL"'
+        assert (
+            message_of(await turn(user("A shirt."), first, user("XL")))["content"] == 'noted "XL"'
+        )
 
 
 async def test_what_asks_for_a_form_is_answered_with_data() -> None:
     async with endpoint(asking({"question": "Your size?", "fields": ["size"]})) as turn:
-        first = said(await turn(user("A shirt.")))
+        first = message_of(await turn(user("A shirt.")))
         (call,) = first["tool_calls"]
         assert (call["function"]["name"], first["content"]) == ("answer", "Your size?")
         assert (await turn(user("A shirt."), first, user("XL"))).status_code == 409
         form = {"role": "tool", "tool_call_id": call["id"], "content": '{"size": "XL"}'}
-        assert said(await turn(user("A shirt."), first, form))["content"] == 'noted {"size": "XL"}'
+        assert (
+            message_of(await turn(user("A shirt."), first, form))["content"]
+            == 'noted {"size": "XL"}'
+        )
 
 
 async def test_a_decision_that_a_graph_does_not_take_is_refused_and_can_be_given_otherwise() -> (
@@ -250,21 +257,21 @@ async def test_a_decision_that_a_graph_does_not_take_is_refused_and_can_be_given
         "review_configs": [{"action_name": "refund", "allowed_decisions": ["approve", "edit"]}],
     }
     async with endpoint(asking(question)) as turn:
-        first = said(await turn(user("Refund.")))
+        first = message_of(await turn(user("Refund.")))
         assert first["content"] == "Pay W1 back?"
         call = first["tool_calls"][0]["id"]
         no = {"role": "tool", "tool_call_id": call, "content": "no"}
         assert (await turn(user("Refund."), first, no)).status_code == 400
         yes = {**no, "content": "yes"}
-        assert "approve" in said(await turn(user("Refund."), first, yes))["content"]
+        assert "approve" in message_of(await turn(user("Refund."), first, yes))["content"]
 
 
 async def test_every_answer_is_recorded(tmp_path: Path) -> None:
     with TraceStore(tmp_path / "t.db") as store:
         async with endpoint(langchains, store=store) as turn:
-            first = said(await turn(user("Refund W1.")))
+            first = message_of(await turn(user("Refund W1.")))
             yes = {"role": "tool", "tool_call_id": first["tool_calls"][0]["id"], "content": "yes"}
-            said(await turn(user("Refund W1."), first, yes))
+            message_of(await turn(user("Refund W1."), first, yes))
     with TraceStore(tmp_path / "t.db") as store:
         traces = list(store.traces())
         assert [t.status for t in traces] == ["waiting", "completed"]
