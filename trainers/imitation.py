@@ -23,7 +23,8 @@ from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.trainers.checkpoint import save_weights
 from stateset_agents.trainers.config import DEFAULT_ADAPTER, TrainConfig
 from stateset_agents.trainers.imitation_log import ImitationLog
-from stateset_agents.trainers.model import load_model, read_rows
+from stateset_agents.trainers.model import load_model
+from stateset_agents.trainers.reading import read_rows
 
 BATCH = 8
 """Rows of one optimiser step."""

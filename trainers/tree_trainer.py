@@ -18,14 +18,9 @@ from trl import GRPOConfig, GRPOTrainer
 from stateset_agents.errors import RunBroken
 from stateset_agents.trainers.algorithms import ALGORITHMS
 from stateset_agents.trainers.config import TrainConfig
-from stateset_agents.trainers.model import (
-    Model,
-    base_of,
-    logprobs,
-    read_rows,
-    why_not_shared,
-)
+from stateset_agents.trainers.model import Model, base_of
 from stateset_agents.trainers.packing.batches import Batch, Sample, batches
+from stateset_agents.trainers.reading import Reading, logprobs, reading_of
 from stateset_agents.trainers.step_log import StepUpdate
 
 NEVER = 1e9
@@ -38,7 +33,7 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
     """TRL's GRPOTrainer fed with batches of trajectories instead of prompts; `learn` is one optimiser step."""
 
     config: TrainConfig
-    shared: bool
+    reading: Reading
     """Whether prefixes go through the model once."""
 
     def learn(
@@ -234,7 +229,7 @@ class TreeGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL ships no types
             base.gradient_checkpointing_enable({"use_reentrant": False})
         try:
             return logprobs(
-                self.model, batch, temperature=self.config.temperature, shared=self.shared,
+                self.model, batch, temperature=self.config.temperature, reading=self.reading,
                 precision=self.config.precision,
             )  # fmt: skip
         finally:
@@ -296,6 +291,7 @@ def grpo_trainer(
         max_grad_norm=config.max_grad_norm,
         bf16=False,  # what is trained stays float32; `precision` says what is computed in
         use_cpu=device == "cpu",
+        router_aux_loss_coef=0.0,  # the loss is the policy's; a balance of experts is no part of it
         report_to=[],
         gradient_checkpointing=False,
         disable_tqdm=True,
@@ -309,11 +305,10 @@ def grpo_trainer(
         processing_class=tokenizer,
     )
     trainer.config = config
-    reason = why_not_shared(model)
-    trainer.shared = reason is None
-    if reason is not None:
-        print(f"Prefixes are not shared in {type(base_of(model)).__name__}: {reason}.", flush=True)
-        read_rows(model)
+    trainer.reading = reading_of(model)
+    if trainer.reading.why is not None:
+        name = type(base_of(model)).__name__
+        print(f"Prefixes are not shared in {name}: {trainer.reading.why}.", flush=True)
     trainer.current_gradient_accumulation_steps = 1
     trainer._starts = []
     trainer._use_all()

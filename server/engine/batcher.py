@@ -68,9 +68,9 @@ class Slot:
 class Batcher:
     """Owns the slots; runs in its own thread."""
 
-    def __init__(self, base: PreTrainedModel, *, slots: int, length: int) -> None:
+    def __init__(self, *, slots: int, length: int) -> None:
         self.slots = [Slot() for _ in range(slots)]
-        self.cache = Slots(base.config, slots, length)
+        self.cache = Slots(slots, length)
         self.waiting: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self.backlog: list[Request] = []
         self.running: list[Request] = []
@@ -195,8 +195,10 @@ class Batcher:
             logits_to_keep=torch.tensor(last),
             batch=Batch(slots=self.cache, prefill=tuple(prefill), decode=tuple(decode)),
         )
-        requests = [*fresh, *going]
-        chosen, logprobs, every = _sample(output.logits[0].float(), requests)
+        requests, logits = [*fresh, *going], output.logits[0]
+        if len(logits) != len(last):  # a model that keeps them all
+            logits = logits[last]
+        chosen, logprobs, every = _sample(logits.float(), requests)
         for row_of, (request, token, logprob) in enumerate(
             zip(requests, chosen, logprobs, strict=True)
         ):

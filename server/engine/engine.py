@@ -41,7 +41,7 @@ class Engine:
         self.adapters: dict[str, str] = {}
         self._folders = [folder.resolve() for folder in adapters_from]
         self._loading = threading.Lock()
-        self.batcher = Batcher(base, slots=slots, length=self.length)
+        self.batcher = Batcher(slots=slots, length=self.length)
         ends = base.generation_config.eos_token_id if base.generation_config else None
         known = ends if isinstance(ends, list) else [ends]
         self.hides = hidden_by(partial(render, tokenizer))

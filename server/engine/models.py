@@ -15,6 +15,7 @@ from transformers import (
 
 from stateset_agents.errors import BadInput
 from stateset_agents.server.engine import attention
+from stateset_agents.server.engine.exactness import why_not_exact
 
 
 def load_base(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -28,12 +29,13 @@ def load_base(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise BadInput(
             f"Expected a Hugging Face model at {path!r}, found {str(error).splitlines()[0]}"
         ) from None
-    if not model._supports_attention_backend:
-        raise BadInput(
-            f"Expected a model whose attention can be replaced, found {type(model).__name__}. "
-            "Serve it with vLLM and give --base-url."
-        )
     model.eval()
+    reason = why_not_exact(model)
+    if reason is not None:
+        raise BadInput(
+            f"Expected a model that the embedded engine answers for exactly, found {type(model).__name__}: {reason}. "
+            "Serve it with vLLM (--engine vllm, or --base-url)."
+        )
     return model, tokenizer
 
 

@@ -11,9 +11,10 @@ from transformers import MistralConfig, MistralForCausalLM
 from benchmarks.trainer import in_float64
 from stateset_agents.errors import BadInput, NotExact, RunBroken
 from stateset_agents.trace import ModelCall, Trace
-from stateset_agents.trainers.model import load_model, why_not_shared
+from stateset_agents.trainers.model import load_model
 from stateset_agents.trainers.packing import tree_attention
 from stateset_agents.trainers.packing.batches import Sample, batches
+from stateset_agents.trainers.reading import why_not_shared
 from stateset_agents.trainers.tree_trainer import TreeGRPOTrainer
 from stateset_agents.trajectory import Row, Trajectory, trajectory
 from tests.small import (
@@ -239,7 +240,7 @@ def test_models_whose_layers_read_rows_fall_back_to_them_and_say_why(
                         sliding_window=5)  # fmt: skip
     learner = trainer(tmp_path, model, full=True, algorithm="dapo")
     assert "Prefixes are not shared in Qwen2ForCausalLM" in capsys.readouterr().out
-    assert not learner.shared
+    assert not learner.reading.shared
     in_float64(learner.model)
     samples = [sample(episode, worth) for episode, worth in zip(episodes(1), WORTH, strict=True)]
     rows = backward(learner, samples)
