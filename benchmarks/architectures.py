@@ -166,7 +166,7 @@ def _training(folder: Path) -> tuple[Reading, float, int]:
     samples = _samples()
     (batch,) = batches(samples, 4096)
     ours, _ = logprobs(model, batch, temperature=0.7, reading=reading)
-    (ours * batch.advantages_BT * batch.mask_BT).sum().backward()
+    torch.autograd.backward((ours * batch.advantages_BT * batch.mask_BT).sum())
     own = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager"), folder / "adapter", is_trainable=True
     ).eval()  # fmt: skip
@@ -177,7 +177,7 @@ def _training(folder: Path) -> tuple[Reading, float, int]:
             logits = own(input_ids=ids, use_cache=False).logits[0].float() / 0.7
             every = logits.log_softmax(-1)[len(row.prompt) - 1 : -1]
             total = total + worth * every.gather(1, torch.tensor(row.sampled)[:, None]).sum()
-    total.backward()
+    torch.autograd.backward(total)
     mine, theirs = _gradient(model), _gradient(own)
     targets = sum("lora_B" in name for name, _ in model.named_parameters())
     return reading, float((mine - theirs).norm() / theirs.norm()), targets

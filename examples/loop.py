@@ -35,8 +35,9 @@ from stateset_agents.policy.weight_files import model_path
 from stateset_agents.rewards.outcome import OutcomeReward
 from stateset_agents.tools.scenarios.generator import scenarios
 from stateset_agents.trainers.learner_thread import LearnerThread
-from stateset_agents.trainers.model import Model, load_model, logprobs
+from stateset_agents.trainers.model import Model, load_model
 from stateset_agents.trainers.packing.batches import Sample, batches
+from stateset_agents.trainers.reading import Reading, logprobs
 from stateset_agents.trajectory import trajectory
 
 TEMPERATURE = 1.0
@@ -167,7 +168,7 @@ def optimise(model: Model, optimiser: torch.optim.Optimizer, samples: Sequence[S
     optimiser.zero_grad()
     for batch in batches(samples, budget=6144):
         # (B, T): a row is all that was sampled in an episode. Prefixes that rows share go through the model once.
-        now_BT, _ = logprobs(model, batch, temperature=TEMPERATURE, shared=True)
+        now_BT, _ = logprobs(model, batch, temperature=TEMPERATURE, reading=Reading(shared=True))
         ratio_BT = torch.exp(now_BT - batch.recorded_BT)
         clipped_BT = ratio_BT.clamp(1 - CLIP, 1 + CLIP)
         gain_BT = torch.minimum(ratio_BT * batch.advantages_BT, clipped_BT * batch.advantages_BT)

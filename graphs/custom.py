@@ -98,6 +98,8 @@ class CustomGraph:
         if not isinstance(graph, Runnable):
             takes = inspect.signature(graph).parameters
             graph = graph(model, world) if self.world and len(takes) > 1 else graph(model)
+        if isinstance(graph, Pregel):
+            check_breakpoints(graph, self.name)
         # As a copy: the graph's own checkpointer is for its own threads.
         return graph.copy({"checkpointer": saver}) if isinstance(graph, Pregel) else graph
 
@@ -110,7 +112,11 @@ class CustomGraph:
         if inspect.isawaitable(world):
             world = await world
         if world is not None and forkable:
-            checked_world(world)
+            try:
+                checked_world(world)
+            except BadInput:
+                await close_world(world)
+                raise
         own = getattr(world, "customer", None)
         return _Setting(world, own or _customer(scenario, self.customer))
 
@@ -149,6 +155,10 @@ class CustomGraph:
             state = await _last_state(graph, result)
             changes = getattr(setting.world, "changes", None)
             happened = tuple(changes()) if callable(changes) else ()
+        except BaseException:
+            if points is not None:
+                await points.close_taken()
+            raise
         finally:
             await setting.close()
             if points is not None:
@@ -187,6 +197,18 @@ def check_graph(graph: Any, name: str) -> None:
             f"Expected {name!r} to be a compiled LangGraph graph or a function of a chat model, "
             f"found {type(graph).__name__}."
         )
+
+
+def check_breakpoints(graph: Pregel[Any, Any, Any, Any], name: str) -> None:
+    """Raises BadInput for a graph that stops at nodes of its own choice: nobody goes on from there, and its act would be left out."""
+    inner = [part for _, part in graph.get_subgraphs(recurse=True) if isinstance(part, Pregel)]
+    for part in (graph, *inner):
+        stops = [part.interrupt_before_nodes, part.interrupt_after_nodes]
+        if any(stops):
+            raise BadInput(
+                f"Expected {name!r} to ask with `interrupt()`, found breakpoints (interrupt_before or interrupt_after), at which "
+                "nobody could answer: compile it without them."
+            )
 
 
 def _customer(scenario: Scenario, model: BaseChatModel | None) -> CustomerSimulator:

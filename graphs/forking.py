@@ -105,6 +105,12 @@ class Points(BaseCallbackHandler):
             self.taken.append(self._begun)
             self._taken = True
 
+    async def close_taken(self) -> None:
+        """Release the worlds that were kept for forks, of an episode that came to nothing."""
+        for point in self.taken:
+            await close_world(point.world)
+        self.taken = []
+
     async def close_unused(self) -> None:
         """Release the worlds that no fork will begin with."""
         last = [self._begun] if self._begun is not None and not self._taken else []
@@ -170,6 +176,11 @@ def checked_world(world: Any) -> World:
         raise BadInput(
             f"Expected a world that can be cloned to fork from, found that {type(world).__name__} has no `clone`. Train without "
             "--forks, or give episodes a world of their own."
+        )
+    if inspect.iscoroutinefunction(world.clone):
+        raise BadInput(
+            f"Expected a world whose `clone` is a plain method, found that {type(world).__name__}'s is async: a fork is taken in "
+            "the middle of a step."
         )
     cloneable: World = world
     return cloneable

@@ -42,16 +42,18 @@ def kind_of(question: Any) -> Kind:
 
 def acts_of(question: Any) -> list[Act]:
     """The acts that a confirmation is about; none for anything else."""
+    parts: list[tuple[Any, Any]] = []
     if isinstance(question, dict) and question.get("type") in ("confirmation", "approval"):
-        return [Act(str(question.get("tool")), question.get("arguments") or {})]
-    if isinstance(question, dict) and isinstance(question.get("action_requests"), list):
-        requests = [r for r in question["action_requests"] if isinstance(r, dict) and "name" in r]
-        if len(requests) == len(question["action_requests"]):
-            return [Act(r["name"], r.get("args", r.get("arguments")) or {}) for r in requests]
-    if isinstance(question, list) and all(_is_inbox(entry) for entry in question):
+        parts = [(question.get("tool"), question.get("arguments"))]
+    elif isinstance(question, dict) and isinstance(question.get("action_requests"), list):
+        requests = [r if isinstance(r, dict) else {} for r in question["action_requests"]]
+        parts = [(r.get("name"), r.get("args", r.get("arguments"))) for r in requests]
+    elif isinstance(question, list) and all(_is_inbox(entry) for entry in question):
         requests = [entry["action_request"] for entry in question]
-        return [Act(str(r.get("action")), r.get("args") or {}) for r in requests]
-    return []
+        parts = [(r.get("action"), r.get("args")) for r in requests]
+    if not all(isinstance(n, str) and isinstance(given or {}, dict) for n, given in parts):
+        return []  # another form, for which nobody here can answer yes or no
+    return [Act(name, given or {}) for name, given in parts]
 
 
 def decided(question: Any, decisions: list[bool]) -> Answer | None:
@@ -98,8 +100,9 @@ async def answer_to(customer: CustomerSimulator, question: Any) -> Answer | None
 def _decisions(question: dict[str, Any], decisions: list[bool]) -> Answer | None:
     """LangChain's HumanInTheLoopMiddleware: a decision for each requested action."""
     allowed = {
-        review.get("action_name"): review.get("allowed_decisions", ())
-        for review in question.get("review_configs", ())
+        review.get("action_name"): review["allowed_decisions"]
+        for review in question.get("review_configs") or ()
+        if isinstance(review, dict) and review.get("allowed_decisions")
     }
     made = []
     for act, agreed in zip(acts_of(question), decisions, strict=True):

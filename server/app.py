@@ -143,15 +143,17 @@ class _Asking:
             given = str(last.get("tool_call_id"))
             named = await self._of_call(given)
             content = text_of(last.get("content"))
-            free = given.startswith(f"{NAMES['other']}_")
+            free = given.startswith((f"{NAMES['other']}_", f"{NAMES['question']}_"))
             return await self._decided(named, given, content if free else decision(content))
-        agreed, call = plain_answer(text_of(last.get("content"))), _open_call(self.messages)
+        words, call = text_of(last.get("content")), _open_call(self.messages)
+        agreed = plain_answer(words)
+        if call is not None and call.startswith(f"{NAMES['question']}_"):
+            return await self._decided(await self._of_call(call), call, words)
         if call is not None and agreed is not None:
             return await self._decided(await self._of_call(call), call, agreed)
         conversation = await self._known()
         if conversation is not None and conversation.pending is not None:
             if conversation.pending.startswith(f"{NAMES['question']}_"):
-                words = text_of(last.get("content"))
                 return await self._decided(conversation, conversation.pending, words)
             if conversation.pending.startswith(f"{NAMES['other']}_"):
                 raise Refusal(
@@ -187,7 +189,7 @@ class _Asking:
         thread = rest.rpartition("_")[0]
         known = (
             "\0" not in call
-            and prefix in ("confirm", "approve", "answer")
+            and prefix in NAMES.values()
             and thread
             and self.thread in (None, thread)
         )
@@ -284,7 +286,9 @@ class _Asking:
         answer: bool | str | None = None,
     ) -> Turn:  # fmt: skip
         """The turn begins; its thread is claimed."""
-        wishes = Wishes(self.body.sampling, self.body.instructions)
+        wishes = Wishes(
+            self.body.sampling, self.body.instructions, goes_on=conversation.checkpoint is not None
+        )
         async with self._released_on_error(conversation.id, owner):
             graph, context = self.served.begin(self.kept.saver, conversation.id, wishes)
         key = f"{self.body.model}/thread/{self.thread}"
@@ -302,10 +306,11 @@ class _Asking:
 
 
 def _open_call(messages: list[dict[str, Any]]) -> str | None:
-    """The id of the confirmation that the message before the last one asks for."""
+    """The id of the confirmation or the question in the message before the last one."""
     before = messages[-2] if len(messages) > 1 else {}
     calls = before.get("tool_calls") or []
-    return next((str(c["id"]) for c in calls if c["function"]["name"] == "confirm"), None)
+    plain = (NAMES["confirmation"], NAMES["question"])
+    return next((str(c["id"]) for c in calls if c["function"]["name"] in plain), None)
 
 
 def _summary(messages: list[dict[str, Any]], call: str) -> str:

@@ -1,5 +1,6 @@
 """Where the endpoint keeps its conversations: LangGraph's checkpointer and a journal, in memory or in a database."""
 
+import asyncio
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -53,6 +54,8 @@ class Conversations:
         self.tables = tables or SqliteTables()
         self.journal = Journal(self.tables)
         self._forgets = saver is None
+        self.going_on: set[asyncio.Task[None]] = set()
+        """Runs whose clients have left and that come to their end all the same."""
 
     async def find(self, key: str) -> Conversation | None:
         """The one conversation of this key."""

@@ -136,6 +136,14 @@ class Claim:
     """The token with which the lease is renewed and released."""
 
 
+@dataclass(slots=True)
+class Lease:
+    """The right to a thread while a turn lasts."""
+
+    lost: bool = False
+    """Another process has it."""
+
+
 class Journal:
     """Turns by thread and request."""
 
@@ -200,10 +208,10 @@ class Journal:
         )  # fmt: skip
 
     @contextlib.asynccontextmanager
-    async def held_alive(self, thread: str, owner: str) -> AsyncIterator[None]:
+    async def held_alive(self, thread: str, owner: str) -> AsyncIterator["Lease"]:
         """Keep the lease of a thread while its turn lasts, and release it at the end. The turn is cancelled if the lease is lost:
         another process answers by then."""
-        turn, renewed = asyncio.current_task(), time.monotonic()
+        turn, renewed, lease = asyncio.current_task(), time.monotonic(), Lease()
 
         async def renew() -> None:
             nonlocal renewed
@@ -222,12 +230,13 @@ class Journal:
                     renewed = time.monotonic()
                 if not rows and turn is not None:
                     logging.getLogger(__name__).error("the lease of thread %s is lost", thread)
+                    lease.lost = True
                     turn.cancel()
                     return
 
         renewing = asyncio.ensure_future(renew())
         try:
-            yield
+            yield lease
         finally:
             renewing.cancel()
             await asyncio.shield(self.release(thread, owner))

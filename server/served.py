@@ -22,6 +22,8 @@ class Wishes:
     """Fields of the policy: temperature, top_p, seed, max_tokens."""
     instructions: str = ""
     """Its system and developer messages."""
+    goes_on: bool = False
+    """The conversation has had turns before, perhaps in another process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +48,14 @@ def served_agents(
 ) -> Served:
     """Agents of ours. A client's instructions stand below their own rules, which the tools enforce whatever the prompt says."""
     return Served(
-        begin=lambda saver, thread, wishes: (compile(saver), _as_asked(context(thread), wishes)),
+        begin=lambda saver, thread, wishes: (compile(saver), as_asked(context(thread), wishes)),
         step_limit=step_limit,
         ended=ended,
     )
 
 
-def _as_asked(context: Agents, wishes: Wishes) -> Agents:
+def as_asked(context: Agents, wishes: Wishes) -> Agents:
+    """Agents of ours with a client's sampling, and its instructions below their own rules."""
     if not (wishes.sampling or wishes.instructions):
         return context
     note = f"\nThe app that you work in asks, as far as the rules allow: {wishes.instructions}"

@@ -10,7 +10,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, BaseMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    AnyMessage,
+    BaseMessage,
+    ToolMessage,
+    convert_to_messages,
+)
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphRecursionError
 from langgraph.types import Command, Interrupt
@@ -142,22 +149,28 @@ class Turn(Reply):
         self.run.add_done_callback(lambda _: self._pieces.put_nowait(None))
 
     async def pieces(self) -> AsyncIterator[str]:
-        """The agent's text as it arrives. If the client disconnects, the run is cancelled."""
+        """The agent's text as it arrives. If the client disconnects, the run is cancelled; but not one that follows an answer to
+        what the graph asked, which may have acted already: it comes to its end, and who asks again gets its outcome."""
         try:
             while (piece := await self._pieces.get()) is not None:
                 yield piece
-            await self.run
+            await asyncio.shield(self.run)
         finally:
-            self.run.cancel()
+            if self.request.answer is None:
+                self.run.cancel()
+            elif not self.run.done():
+                self.kept.going_on.add(self.run)
+                self.run.add_done_callback(self.kept.going_on.discard)
+                self.run.add_done_callback(_ended_alone)
 
     async def _run(self, say: Callable[[str], None]) -> None:
         """Run the graph to its end or its interrupt, then store the conversation and the outcome."""
         request, thread = self.request, self.request.conversation.id
         after: dict[str, Any] | None = None
-        left = False
+        left, lease = False, None
         self._stored = request.conversation.checkpoint is not None
         try:
-            async with self.kept.journal.held_alive(thread, request.owner):
+            async with self.kept.journal.held_alive(thread, request.owner) as lease:
                 try:
                     after = await self._answered(say)
                 finally:
@@ -181,6 +194,10 @@ class Turn(Reply):
             raise Refusal(503, "The policy server does not answer.", "policy_unreachable") from None
         except asyncio.CancelledError:  # the client has left, which says nothing of the answer
             left = True
+            if lease is not None and lease.lost:
+                raise Refusal(
+                    409, "Another server answers this conversation meanwhile.", "thread_busy"
+                ) from None
             raise
         finally:
             if not left:
@@ -210,13 +227,24 @@ class Turn(Reply):
                 self.usage["prompt_tokens"] += message.usage_metadata["input_tokens"]
                 self.usage["completion_tokens"] += message.usage_metadata["output_tokens"]
                 self.usage["total_tokens"] += message.usage_metadata["total_tokens"]
-            if message.text and _speaks(request.served, metadata):
+            again = (  # a node that returns anew what it has just said
+                request.served.speakers is not None
+                and not isinstance(message, AIMessageChunk)
+                and message.text
+                and self.text.endswith(message.text)
+            )
+            if message.text and not again and _speaks(request.served, metadata):
                 self._say(message.text, say, gap=message.id != speaking)
                 speaking = message.id or ""
         state = await graph.aget_state({"configurable": {"thread_id": request.conversation.id}})
         if request.served.speakers is not None and not self.text:
-            known = {message.id for message in before}
-            new = [m for m in _messages_of(state.values) if m.id is None or m.id not in known]
+            # As the checkpoint has it: what a node wrote beside one that waits counts when both have ended.
+            values = (await graph.aget_state(state.config)).values
+            known = {message.id for message in before} - {None}
+            new = [
+                m for n, m in enumerate(_messages_of(values))
+                if (m.id not in known if m.id else n >= len(before))
+            ]  # fmt: skip
             self._say(_last_words(new), say)
         pending = state.interrupts[0] if state.interrupts else None
         if pending is not None:
@@ -295,10 +323,13 @@ class Turn(Reply):
         words = words_of(pending.value)
         if kind != "approval":  # which is no business of the customer's
             self._say(words, say)
-        if kind == "question":
-            return
         function = {"name": NAMES[kind], "arguments": json.dumps(_shown(pending.value, words))}
         self.calls = [{"id": self.pending, "type": "function", "function": function}]
+
+
+def _ended_alone(run: "asyncio.Task[None]") -> None:
+    if not run.cancelled() and run.exception() is not None:
+        log.error("a turn failed after its client had left", exc_info=run.exception())
 
 
 NAMES: dict[Kind, str] = {
@@ -333,13 +364,21 @@ def _speaks(served: Served, metadata: dict[str, Any]) -> bool:
 
 def _messages_of(state: Any) -> list[Any]:
     messages = state.get("messages") if isinstance(state, dict) else None
-    return [m for m in messages if isinstance(m, BaseMessage)] if isinstance(messages, list) else []
+    if not isinstance(messages, list):
+        return []
+    try:
+        return list(convert_to_messages(messages))
+    except (ValueError, TypeError, NotImplementedError):  # not messages, whatever they are called
+        return [message for message in messages if isinstance(message, BaseMessage)]
 
 
 def _last_words(messages: list[Any]) -> str:
-    """The last message of an agent that has words."""
-    spoken = [m.text for m in messages if isinstance(m, AIMessage) and m.text]
-    return spoken[-1] if spoken else ""
+    """The last message of an agent that has words; without one, what a tool answered last, as tools do that answer for an agent."""
+    for kind in (AIMessage, ToolMessage):
+        texts = [m.text for m in messages if isinstance(m, kind) and m.text]
+        if texts:
+            return str(texts[-1])
+    return ""
 
 
 def _config(request: Request) -> RunnableConfig:

@@ -343,6 +343,7 @@ def promised(reply: str, heard: str) -> list[str]:
 _ACRONYM = re.compile(r"(?<![\w-])(?=\w*[A-Z]\w*[A-Z])[A-Za-z]{2,}(?![\w-])")
 _COMMON = frozenset(
     "OK ID IDs TV PC PS AM PM PIN SMS URL PDF FAQ VAT IVA TVA TTC HT MwSt USt MWST ZIP SKU IBAN BIC EU US USA UK EUR USD GBP CHF "
+    "XS SM XL XXL NOT ONLY NEVER ALL ANY NO YES MUST NOW VERY BOTH AND OR ALWAYS FREE PLEASE NICHT NUR KEINE GmbH AG KG AGB PLC LLC "
     "BRL KM KG CM MM ML KW GB MB TB USB LED CEO ASAP FYI DIY NB PLZ CEP CP".split()
 )
 """Words with several capitals that name nobody."""
@@ -356,8 +357,8 @@ def acronyms(text: str) -> set[str]:
     """
     names = set()
     for sentence in re.split(r"(?<=[.!?])\s+|\n", text):
-        letters = [c for c in sentence if c.isalpha()]
-        if sum(c.isupper() for c in letters) * 2 <= len(letters):
+        written = re.findall(r"[^\W\d_]{2,}", sentence)
+        if len(written) < 2 or any(word.islower() for word in written):
             names |= set(_ACRONYM.findall(sentence)) - _COMMON
     return names
 
@@ -371,8 +372,9 @@ def unsupported(
     reported = " ".join(tools).lower()
     heard = f"{reported} {' '.join(customer)}".lower()
     known = f"{heard} {prompt.lower()}"
+    spoken = set(re.findall(r"\w+", known))
     unsupported_parts = sorted(specifics(reply) - specifics(known))
-    unsupported_parts += sorted(name for name in acronyms(reply) if name.lower() not in known)
+    unsupported_parts += sorted(name for name in acronyms(reply) if name.lower() not in spoken)
     unsupported_parts += sorted(offers(reply) - offers(heard))
     if not acted:
         unsupported_parts += sorted(claim for claim in claims(reply) if claim not in reported)

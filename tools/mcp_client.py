@@ -79,6 +79,11 @@ class McpBackend(Foreign):
         """Arguments that are filled in, by tool."""
         self._calls: asyncio.Queue[_Call | None] = asyncio.Queue()
         self._agreed = False
+        self._connecting = asyncio.Lock()
+        self._leaving: set[asyncio.Task[None]] = set()
+        """Workers that end by themselves."""
+        self.forgotten = False
+        """The server that this conversation had spoken to is gone: what it knew has to be told again, and is, once."""
         self._worker: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[None] | None = None
 
@@ -104,8 +109,11 @@ class McpBackend(Foreign):
 
     def leave(self) -> None:
         """Disconnect after the calls under way; the next call connects again."""
-        if self._worker is not None and not self._worker.done():
+        worker, self._worker = self._worker, None
+        if worker is not None and not worker.done():
             self._calls.put_nowait(None)
+            self._leaving.add(worker)
+            worker.add_done_callback(self._leaving.discard)
 
     async def close(self) -> None:
         """Disconnect."""
@@ -114,6 +122,13 @@ class McpBackend(Foreign):
             await asyncio.wait({self._worker}, timeout=10)
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
+
+    async def _connected(self) -> "asyncio.Queue[_Call | None]":
+        """The queue of a worker that is alive; one is started if there is none."""
+        async with self._connecting:
+            if self._worker is None or self._worker.done():
+                await self._connect()
+            return self._calls
 
     async def _connect(self) -> None:
         self._ready = asyncio.get_running_loop().create_future()
@@ -204,6 +219,13 @@ class McpBackend(Foreign):
     async def act(
         self, session: Session, name: str, arguments: dict[str, Any], key: str | None
     ) -> Outcome:
+        if self.forgotten:
+            self.forgotten = False
+            return refused(
+                session,
+                "session_lost",
+                "The shop's session was closed meanwhile. Sign in again, then repeat the call.",
+            )
         values = {"key": key, "customer": session["customer"], "call": session.get("call", "")}
         filled = {n: values[what] for n, what in self._hidden[name].items() if values[what]}
         given = {**arguments, **filled}
@@ -231,14 +253,14 @@ class McpBackend(Foreign):
     ) -> types.CallToolResult:
         """Make a call; a read once more if the connection is lost."""
         for last in (False, True) if key is None else (True,):
-            if self._worker is None or self._worker.done():
-                try:
-                    await self._connect()
-                except BadInput as error:
-                    raise ConnectionError(str(error)) from None
+            try:
+                calls = await self._connected()
+            except BadInput as error:
+                raise ConnectionError(str(error)) from None
+            worker = self._worker
             call = _Call(name, arguments, key, asyncio.get_running_loop().create_future())
-            self._calls.put_nowait(call)
-            if self._worker is not None and self._worker.done():
+            calls.put_nowait(call)
+            if worker is not None and worker.done():
                 call.answer.set_exception(ConnectionError("the MCP server is gone"))
             try:
                 return await call.answer

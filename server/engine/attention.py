@@ -84,19 +84,19 @@ def attend(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     batch: Batch | None = None,
-    **asked: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """query (1, H, N, D), key and value (1, KV, N, D) of the new tokens -> (1, N, H, D). Raises UnknownAttention."""
     if batch is None:
         raise UnknownAttention("its layers do not pass on to their attention what they are given")
     kind = _Kind(
         scale=scaling,
-        window=asked.pop("sliding_window", None),
-        softcap=asked.pop("softcap", None),
-        sinks=asked.pop("s_aux", None),
+        window=options.pop("sliding_window", None),
+        softcap=options.pop("softcap", None),
+        sinks=options.pop("s_aux", None),
     )
     strange = [
-        n for n, v in asked.items() if n not in HARMLESS and v is not None and v is not False
+        n for n, v in options.items() if n not in HARMLESS and v is not None and v is not False
     ]
     if strange or attention_mask is not None:
         raise UnknownAttention(

@@ -4,6 +4,7 @@ A stdio server is started anew for every episode and every conversation, so that
 there; a server at a URL gets a session for each.
 """
 
+import logging
 import os
 import shlex
 from collections.abc import Sequence
@@ -22,8 +23,10 @@ from stateset_agents.scenario import Scenario
 from stateset_agents.tools.mcp_client import McpBackend, McpTools
 from stateset_agents.tools.rules import Rule, Signature, parse_rules
 
-OPEN = 32
-"""Conversations whose servers are kept running; the least recently used is closed, and started again when it goes on."""
+log = logging.getLogger(__name__)
+
+OPEN = 64
+"""Conversations whose servers are kept running; the least recently used is closed, and started anew if its conversation goes on."""
 
 
 def connection_of(server: str) -> Connection:
@@ -119,8 +122,17 @@ class Conversations:
         self.listed = listed
         self._open: dict[str, McpBackend] = {}
 
-    def of(self, thread: str) -> McpBackend:
-        backend = self._open.pop(thread, None) or self.listed.fresh()
+    def of(self, thread: str, *, goes_on: bool = False) -> McpBackend:
+        """The backend of a thread. If the conversation `goes_on` and its server does not, the model is told that it has to sign in
+        again."""
+        backend = self._open.pop(thread, None)
+        if backend is None:
+            backend = self.listed.fresh()
+            backend.forgotten = goes_on
+            if goes_on:
+                log.warning(
+                    "a conversation goes on with another server, which does not know its customer"
+                )
         self._open[thread] = backend
         while len(self._open) > OPEN:
             self._open.pop(next(iter(self._open))).leave()

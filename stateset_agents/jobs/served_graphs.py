@@ -9,18 +9,26 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import Runnable
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.pregel import Pregel
 
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs import agent, orchestrator
 from stateset_agents.graphs.agent import Domain
-from stateset_agents.graphs.custom import check_graph
+from stateset_agents.graphs.custom import check_breakpoints, check_graph
 from stateset_agents.graphs.domains import DOMAINS
 from stateset_agents.jobs.config import JobConfig
 from stateset_agents.policy.chat_model import Policy
 from stateset_agents.server.canary import Canary
-from stateset_agents.server.served import Graph, Served, Wishes, no_instructions, served_agents
+from stateset_agents.server.served import (
+    Graph,
+    Served,
+    Wishes,
+    as_asked,
+    no_instructions,
+    served_agents,
+)
 from stateset_agents.tools.rules import Rule
 from stateset_agents.tools.shop.database import Database
 
@@ -88,6 +96,10 @@ class OwnGraph:
 
     def __post_init__(self) -> None:
         check_graph(self.graph, self.name)
+        if isinstance(self.graph, Runnable) and not isinstance(self.graph, Pregel):
+            raise BadInput(
+                f"--graph {self.name}: to be served, expected a compiled LangGraph graph, found {type(self.graph).__name__}."
+            )
         if isinstance(self.graph, Pregel):
             self._check(self.graph)
             return
@@ -142,6 +154,7 @@ class OwnGraph:
         return made
 
     def _check(self, graph: Graph) -> None:
+        check_breakpoints(graph, self.name)
         if "messages" not in graph.channels:
             fields = [n for n in graph.channels if not n.startswith(("__", "branch:"))]
             raise BadInput(
@@ -170,14 +183,16 @@ class McpGraph:
         return not self.guard
 
     def served(self, model: Policy, canary: Canary | None) -> Served:
-        return served_agents(
-            compile=partial(agent.build, self.domain),
-            context=lambda thread: agent.context(
-                self.domain, _of_version(model, canary, thread), self.shop.of(thread), thread=thread, guard=self.guard
-            ),
-            step_limit=agent.STEP_LIMIT,
-            ended=_watched(canary),
-        )  # fmt: skip
+        def begin(
+            saver: BaseCheckpointSaver[str], thread: str, wishes: Wishes
+        ) -> tuple[Graph, Any]:
+            backend = self.shop.of(thread, goes_on=wishes.goes_on)
+            context = agent.context(
+                self.domain, _of_version(model, canary, thread), backend, thread=thread, guard=self.guard
+            )  # fmt: skip
+            return agent.build(self.domain, saver), as_asked(context, wishes)
+
+        return Served(begin=begin, step_limit=agent.STEP_LIMIT, ended=_watched(canary))
 
 
 AnyGraph = ServedGraph | OwnGraph | McpGraph

@@ -29,7 +29,7 @@ def shops_of(config: JobConfig) -> Shops:
 
 @functools.lru_cache(maxsize=1)
 def _copied(database: str, schema: str) -> Shop:
-    shop = stored_shop(database, schema)
+    shop = postgres_shop(database, schema)
     try:
         return shop.snapshot()
     finally:
@@ -37,15 +37,14 @@ def _copied(database: str, schema: str) -> Shop:
 
 
 def stored_shop(database: str, schema: str) -> "PostgresShop":
-    """The shop in a schema of a PostgreSQL database. Raises BadInput if there is none."""
+    """The shop in a schema of a PostgreSQL database, migrated to this version. Raises BadInput if there is none."""
     shop = postgres_shop(database, schema)
-    shop.migrate()
-    if shop.first("SELECT name FROM meta LIMIT 1") is None:
+    try:
+        shop.check()
+        shop.migrate()
+    except BadInput:
         shop.close()
-        raise BadInput(
-            f"Expected a shop in schema {schema!r}, found an empty one. "
-            "Make one: stateset-agents shop create --database …"
-        )
+        raise
     return shop
 
 

@@ -1,6 +1,7 @@
 """Somebody else's shop over MCP by the command line: which tools are offered and ask, and that no episode and no conversation sees
 another's server."""
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from stateset_agents.errors import BadInput
+from stateset_agents.jobs import mcp_shop
 from stateset_agents.jobs.config import JobConfig, check_config
 from stateset_agents.jobs.mcp_shop import listed
 from stateset_agents.jobs.registry import find_rollout
@@ -17,6 +19,7 @@ from stateset_agents.jobs.served_graphs import mcp_graph
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.scenario import Act, Customer, Goal, Scenario
 from stateset_agents.server.app import build
+from stateset_agents.tools.tool import Session
 from stateset_agents.trace import Sampling
 from tests.command_line import run
 from tests.servers import Running
@@ -79,6 +82,28 @@ async def test_no_conversation_is_signed_in_as_another(tmp_path: Path) -> None:
     assert results == {"ann": "You are Ann.", "bob": "I do not know you."}
     backends = list(graph.shop._open.values())
     assert len(backends) == 2
+
+
+async def test_a_conversation_whose_server_was_closed_is_told_to_sign_in_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mcp_shop, "OPEN", 1)
+    talks = mcp_shop.Conversations(await listed(config_of(tmp_path / "log")))
+    session = Session(customer="")
+    ann = talks.of("ann")
+    assert (await ann.act(session, "sign_in", {"name": "Ann"}, None)).status == "done"
+    bob = talks.of("bob")  # ann's server is closed
+    assert (await bob.act(session, "get_balance", {}, None)).result["customer"] is None
+    late = await asyncio.wait_for(
+        ann.act(session, "get_balance", {}, None), 20
+    )  # her turn is still under way
+    assert late.status == "done"
+    again = talks.of("ann", goes_on=True)
+    lost = await again.act(session, "get_balance", {}, None)
+    assert lost.result["error"] == "session_lost"
+    assert (await again.act(session, "get_balance", {}, None)).result["customer"] is None
+    await talks.close()
+    await ann.close()
 
 
 async def test_a_server_or_a_pattern_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Forks: an episode goes on from a checkpoint, on a clone of the shop, and touches nobody else's."""
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -227,6 +228,34 @@ async def test_every_copy_of_a_world_is_closed() -> None:
     await episode.fork(episode.decisions[-1], Sampling())
     assert Closing.opened == len(episode.decisions)
     await episode.close()
+    assert Closing.opened == 0
+
+
+async def test_copies_are_closed_where_an_episode_comes_to_nothing() -> None:
+    reached = asyncio.Event()
+
+    async def hang(state: Numbers) -> dict[str, Any]:
+        reached.set()
+        await asyncio.sleep(60)
+        return {}
+
+    def graph(model: Any, world: Any) -> Any:
+        async def first(state: Numbers) -> dict[str, Any]:
+            await model.ainvoke("hi")
+            return {}
+
+        builder = StateGraph(Numbers)
+        builder.add_node("first", first)
+        builder.add_node("hang", hang)
+        builder.add_edge(START, "first")
+        builder.add_edge("first", "hang")
+        return builder.compile()
+
+    played = CustomGraph(graph, "hangs", world=lambda scenario: Closing())
+    running = asyncio.ensure_future(played.play_forkable(own(), Counting(calls=[]), Sampling()))
+    await reached.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
     assert Closing.opened == 0
 
 

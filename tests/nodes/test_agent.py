@@ -128,6 +128,9 @@ async def test_what_is_held_back_is_not_streamed_either(stream: bool) -> None:
         ("It comes with dpd, not with FedEx.", ['{"carrier": "DPD"}'], False, ["FedEx"]),
         ("OK, the total in EUR includes VAT.", [], False, []),
         ("PLEASE WAIT A MOMENT.", [], False, []),
+        ("It is DHL.", ['{"carrier": "DPD"}'], False, ["DHL"]),
+        ("Your parcel is with UPS now.", ['{"items": ["2 coffee cups"]}'], False, ["UPS"]),
+        ("It is NOT shipped yet, and ONLY in XL.", [], False, []),
     ],
 )  # fmt: skip
 def test_what_counts_as_unsupported(

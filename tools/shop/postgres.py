@@ -97,8 +97,25 @@ class PostgresShop(Database):
                     ).format(SQL(table), Identifier(table), SQL(", ").join(keys))
                 )
 
+    def check(self) -> None:
+        """Raises BadInput if there is no shop in the schema, or it may not be read. Nothing is made."""
+        try:
+            made = self.first("SELECT name FROM meta LIMIT 1")
+        except psycopg.errors.UndefinedTable:
+            made = None
+        except psycopg.Error as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadInput(
+                f"Expected a shop in schema {self.schema!r} that can be read, found: {reason}"
+            ) from None
+        if made is None:
+            raise BadInput(
+                f"Expected a shop in schema {self.schema!r}, found none. Make one: stateset-agents shop create --database …"
+            )
+
     def snapshot(self) -> Shop:
-        """A copy in memory as it is now, read in one transaction; its changes count from here."""
+        """A copy in memory as it is now, read in one transaction; its changes count from here. Raises BadInput if there is none."""
+        self.check()
         shop = Shop.empty()
         with self._pool.connection() as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -106,8 +123,15 @@ class PostgresShop(Database):
             for table in _tables():
                 if table in ("change_log", "outbox"):
                     continue
-                order = " ORDER BY seq" if table in NUMBERED else ""
-                for row in connection.execute(SQL(f"SELECT * FROM {table}{order}")):
+                numbered = table in NUMBERED
+                rows = connection.execute(
+                    SQL(f"SELECT * FROM {table}{' ORDER BY seq' if numbered else ''}")
+                ).fetchall()
+                if (
+                    not numbered
+                ):  # the same rows in the same order, however they lie in the database
+                    rows.sort(key=lambda row: [str(value) for value in row.values()])
+                for row in rows:
                     shop.insert(table, **{c: v for c, v in row.items() if c != "seq"})
             shop.run("COMMIT")
         shop.log_changes()

@@ -130,13 +130,13 @@ def attend(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     tree: Tree | None = None,
-    **asked: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """query (1, H, N, D), key and value (1, KV, N, D) over the N nodes -> (1, N, H, D). Raises TypeError for what is not built."""
     if tree is None:
         raise TypeError("its layers do not pass on to their attention what they are given")
     for name in ("sliding_window", "softcap", "s_aux"):
-        if asked.get(name) is not None:
+        if options.get(name) is not None:
             raise TypeError(f"its attention takes {name}")
     # Under autocast the rotary embedding gives float32 where the values are bfloat16.
     query, key = query.to(value.dtype), key.to(value.dtype)

@@ -8,7 +8,7 @@ from stateset_agents.errors import BadInput
 from stateset_agents.jobs.config import JobConfig, check_config
 from stateset_agents.jobs.registry import find_rollout
 from stateset_agents.jobs.scenario_sets import find_scenarios
-from stateset_agents.jobs.shops import check_unchanged, shops_of
+from stateset_agents.jobs.shops import check_unchanged, shops_of, stored_shop
 from stateset_agents.nodes.oracle import Oracle
 from stateset_agents.tools.executor import Executor
 from stateset_agents.tools.shop.generate import generate
@@ -79,3 +79,35 @@ def test_what_does_not_go_with_a_database_is_refused() -> None:
             check_config(fields)
     with pytest.raises(BadInput, match="expected postgresql://"):
         shops_of(check_config({"database": "shop.db"}))
+
+
+def test_a_database_is_only_read(postgres_shop: PostgresShop, postgres_url: str) -> None:
+    def schemas() -> list[str]:
+        return [
+            row["nspname"]
+            for row in postgres_shop.all("SELECT nspname FROM pg_namespace ORDER BY 1")
+        ]
+
+    before = schemas()
+    for job in (shops_of, lambda config: stored_shop(postgres_url, config.database_schema)):
+        with pytest.raises(BadInput, match="found none"):
+            job(check_config({"database": postgres_url, "database_schema": "shpo"}))
+    assert schemas() == before
+    reader = f"reader_{postgres_shop.schema}"
+    postgres_shop.run(f"CREATE ROLE {reader} LOGIN")
+    postgres_shop.run(f"GRANT USAGE ON SCHEMA {postgres_shop.schema} TO {reader}")
+    url = postgres_url.replace("stateset@", f"{reader}@")
+    denied = PostgresShop(url, schema=postgres_shop.schema)
+    with pytest.raises(BadInput, match="permission denied"):
+        denied.check()
+    denied.close()
+    postgres_shop.run(f"GRANT SELECT ON ALL TABLES IN SCHEMA {postgres_shop.schema} TO {reader}")
+    allowed = PostgresShop(url, schema=postgres_shop.schema)
+    assert allowed.snapshot().changes() == ()
+    allowed.close()
+
+
+def test_rows_that_moved_in_the_database_make_the_same_copy(postgres_shop: PostgresShop) -> None:
+    before = postgres_shop.snapshot().connection.serialize()
+    postgres_shop.run("UPDATE orders SET status = status")
+    assert postgres_shop.snapshot().connection.serialize() == before
