@@ -30,11 +30,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.waiting_server import key
 from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.jobs.config import check_config
-from stateset_agents.jobs.tokenizer import renderer
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.policy.metrics import Metrics, read_metrics
 from stateset_agents.policy.pool import ReplicaPool, pool_at
 from stateset_agents.policy.publishing import Publisher
+from stateset_agents.policy.rendering import Renderer
 from stateset_agents.policy.transport import close_connections
 from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.scenario import Scenario
@@ -65,7 +65,7 @@ def an_adapter(folder: Path, seed: int) -> Path:
 
 async def driven(url: str, version: str, at_once: int) -> tuple[list[Trace], float]:
     """Episodes as training plays them: groups of 8, so many at once."""
-    policy = connect(url, version).model_copy(update={"render": renderer(TOKENIZER)})
+    policy = connect(url, version).model_copy(update={"render": Renderer(TOKENIZER).prompt})
     config = TrainConfig(concurrency=at_once)
     every: list[Scenario] = list(
         itertools.islice(scenarios(seed=1, split="train"), EACH * at_once // 8)

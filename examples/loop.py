@@ -22,15 +22,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from stateset_agents import Sampling, Scenario, Score, Trace, TraceStore
 from stateset_agents.graphs.rollout import play_episode
 from stateset_agents.jobs.config import JobConfig
 from stateset_agents.jobs.policy_server import PolicyServer, policy_server
-from stateset_agents.jobs.tokenizer import renderer
 from stateset_agents.policy.chat_model import Policy
+from stateset_agents.policy.rendering import renderer_of
 from stateset_agents.policy.weight_files import model_path
 from stateset_agents.rewards.outcome import OutcomeReward
 from stateset_agents.tools.scenarios.generator import scenarios
@@ -118,8 +117,7 @@ async def train(
 
 def chat_model(server: PolicyServer, path: str) -> Policy:
     """What the graph's nodes call. It renders prompts here, so that later turns extend the very tokens of earlier ones."""
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    return server.policy().model_copy(update={"render": renderer(tokenizer)})
+    return server.policy().model_copy(update={"render": renderer_of(path).prompt})
 
 
 async def play_groups(

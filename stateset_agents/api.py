@@ -20,6 +20,7 @@ from stateset_agents.jobs.config import JobConfig, check_config
 from stateset_agents.jobs.registry import find_limits
 from stateset_agents.jobs.run_folder import new_run
 from stateset_agents.policy.chat_model import Policy
+from stateset_agents.policy.rendering import renderer_of
 from stateset_agents.policy.weight_files import model_path
 from stateset_agents.reward import Reward
 from stateset_agents.rewards.composite import CompositeReward
@@ -168,8 +169,6 @@ async def train(
     `trainers.config.TrainConfig`, and override what `profile` sets. Raises BadInput for fewer than two episodes, an unknown
     profile and settings that exclude each other.
     """
-    from transformers import AutoTokenizer
-
     from stateset_agents.trainers import grading, loop
 
     if num_episodes < 2:
@@ -190,7 +189,7 @@ async def train(
         await loop.train(
             loop.InitialPolicy(
                 base=str(agent.adapter) if config.full and agent.adapter else path,
-                tokenizer=AutoTokenizer.from_pretrained(path),
+                tokenizer=renderer_of(path).tokenizer,
                 served=agent.version,
                 adapter=None if config.full else agent.adapter,
             ),

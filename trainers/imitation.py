@@ -5,6 +5,7 @@ token; text is rendered with the tokenizer's chat template, which is good enough
 """
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from stateset_agents.errors import BadInput
-from stateset_agents.policy.chat_template import default_chat_template
+from stateset_agents.policy.rendering import Renderer, Unrenderable
 from stateset_agents.reward import Reward
 from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.trainers.checkpoint import save_weights
@@ -48,7 +49,7 @@ async def imitate(
     method: Literal["sft", "dpo"],
     *,
     base: str,
-    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
     traces: Sequence[Trace],
     reward: Reward,
     run: Path,
@@ -83,20 +84,24 @@ async def imitate(
     place = run / "adapter-trained"
     if method == "sft":
         best = _best(scored)
-        learned = [call for trace in best for call in calls(tokenizer, trace)]
+        skipped = Skipped()
+        learned = [call for trace in best for call in calls(renderer, trace, skipped)]
+        skipped.check(len(learned))
         if not learned:
             raise BadInput(
                 f"Expected traces with tokens, or with the messages of each call, found neither in the {len(best)} best."
             )
-        log = await asyncio.to_thread(sft, base, tokenizer, learned, place, config, report)
+        log = await asyncio.to_thread(sft, base, renderer.tokenizer, learned, place, config, report)
     else:
-        compared = [first_difference(tokenizer, *pair) for pair in pairs]
+        compared = [first_difference(renderer, *pair) for pair in pairs]
         differing = [calls for calls in compared if calls is not None]
         if not differing:
             raise BadInput(
                 f"Expected better and worse answers that differ as tokens, found none among {len(pairs)} pairs."
             )
-        log = await asyncio.to_thread(dpo, base, tokenizer, differing, place, config, report)
+        log = await asyncio.to_thread(
+            dpo, base, renderer.tokenizer, differing, place, config, report
+        )
     return place, log, method
 
 
@@ -112,50 +117,52 @@ def _best(scored: Sequence[tuple[float, Trace]]) -> list[Trace]:
     return [trace for value, trace in scored if value >= least - ROUNDING]
 
 
-def calls(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> list[TokenizedCall]:
-    """A trace's calls as tokens; a call without tokens or text is left out."""
-    tokenized = [_tokenized(tokenizer, call) for call in trace.calls]
+class Skipped:
+    """Calls of text that cannot be imitated, with the reasons."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def check(self, learned: int) -> None:
+        """Say how many there are. Raises BadInput if they are the most."""
+        if not self.reasons:
+            return
+        text = (
+            f"{len(self.reasons)} of {len(self.reasons) + learned} calls cannot be written with the model's chat template so that they "
+            f"are read back, the first: {self.reasons[0][:200]}"
+        )
+        if len(self.reasons) > learned:
+            raise BadInput(f"Expected calls to imitate, found that {text}")
+        logging.getLogger(__name__).warning("%s; they are left out", text)
+
+
+def calls(renderer: Renderer, trace: Trace, skipped: Skipped | None = None) -> list[TokenizedCall]:
+    """A trace's calls as tokens; calls without tokens or text are left out, and those that cannot be rendered are `skipped`."""
+    tokenized = []
+    for call in trace.calls:
+        try:
+            tokenized.append(_tokenized(renderer, call))
+        except Unrenderable as error:
+            if skipped is not None:
+                skipped.reasons.append(str(error))
     return [call for call in tokenized if call is not None]
 
 
-def _tokenized(tokenizer: PreTrainedTokenizerBase, call: ModelCall) -> TokenizedCall | None:
+def _tokenized(renderer: Renderer, call: ModelCall) -> TokenizedCall | None:
     if call.prompt_ids and call.sampled_ids:
         return TokenizedCall(call.prompt_ids, call.sampled_ids)
     if not call.messages or call.answer is None:
         return None
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = default_chat_template()
     tools = [dict(tool) for tool in call.tools] or None
-    before = [_plain(message) for message in call.messages]
-    prompt = str(
-        tokenizer.apply_chat_template(
-            before, tools=tools, tokenize=False, add_generation_prompt=True
-        )
-    )
-    whole = str(
-        tokenizer.apply_chat_template([*before, _plain(call.answer)], tools=tools, tokenize=False)
-    )
-    if not whole.startswith(prompt):
-        return None
-    end = whole.rfind(
-        tokenizer.eos_token or "\0"
-    )  # what a template adds behind it is the next turn's
-    answer = whole[
-        len(prompt) : end + len(tokenizer.eos_token or "") if end > len(prompt) else None
-    ]
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer)]
-    return TokenizedCall(tuple(ids[0]), tuple(ids[1]))
-
-
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    return {**message, "content": message.get("content") or ""}
+    prompt, answer = renderer.answer([dict(m) for m in call.messages], tools, dict(call.answer))
+    return TokenizedCall(tuple(prompt), tuple(answer))
 
 
 def first_difference(
-    tokenizer: PreTrainedTokenizerBase, better: Trace, worse: Trace
+    renderer: Renderer, better: Trace, worse: Trace
 ) -> tuple[TokenizedCall, TokenizedCall] | None:
     """The first call at which two traces have the same prompt and different answers; None if there is none."""
-    for good, bad in zip(calls(tokenizer, better), calls(tokenizer, worse), strict=False):
+    for good, bad in zip(calls(renderer, better), calls(renderer, worse), strict=False):
         if good.prompt != bad.prompt:
             return None
         if good.answer != bad.answer:
@@ -253,6 +260,13 @@ def sft(
     return logger.log
 
 
+class _OnIds(DPOTrainer):  # type: ignore[misc]  # TRL ships no types
+    """Compares the very ids: text that is tokenised again may come to others."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
 def dpo(
     base: str, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[TokenizedCall, TokenizedCall]], place: Path,
     config: TrainConfig, report: Report,
@@ -265,16 +279,16 @@ def dpo(
         )
     made = [
         {
-            "prompt": tokenizer.decode(list(better.prompt)),
-            "chosen": tokenizer.decode(list(better.answer)),
-            "rejected": tokenizer.decode(list(worse.answer)),
+            "prompt_ids": list(better.prompt),
+            "chosen_ids": list(better.answer),
+            "rejected_ids": list(worse.answer),
         }
         for better, worse in pairs
     ]
     tokens = sum(len(better.answer) + len(worse.answer) for better, worse in pairs)
     lengths = [2 * len(b.prompt) + len(b.answer) + len(w.answer) for b, w in pairs]
     logger = _Logger("dpo", tokens * config.epochs, report)
-    trainer = DPOTrainer(
+    trainer = _OnIds(
         model=_model(base, config), args=DPOConfig(**_options(place, config, lengths), beta=config.beta or 0.1),
         train_dataset=Dataset.from_list(made), processing_class=_padded(tokenizer), callbacks=[logger],
     )  # fmt: skip

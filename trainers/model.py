@@ -54,6 +54,7 @@ def load_model(
         lora_alpha=2 * config.rank if config.lora_alpha is None else config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules="all-linear",
+        exclude_modules=_not_plain(base) or None,
         task_type="CAUSAL_LM",
     )
     model: Any = None
@@ -81,6 +82,34 @@ def load_model(
             parameter.requires_grad_(True)
     assert isinstance(model, PeftModel)
     return model
+
+
+MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+"""Models whose mixers PEFT wants no LoRA on `out_proj` of, since their kernels read its weight themselves."""
+
+
+def _not_plain(base: PreTrainedModel) -> list[str]:
+    """Names of layers that look linear and are more: routers that return several things, and what a kernel reads itself."""
+    kernels = base.config.model_type in MAMBA
+    return [
+        name
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and (not _is_product(module) or (kernels and name.endswith(("out_proj", "conv1d"))))
+    ]
+
+
+@torch.no_grad()
+def _is_product(layer: torch.nn.Linear) -> bool:
+    """Whether a layer gives its input's product and nothing else."""
+    if type(layer).forward is torch.nn.Linear.forward:
+        return True
+    given = layer.weight.new_zeros(1, 1, layer.in_features)
+    try:
+        made = layer(given)
+    except (TypeError, RuntimeError, ValueError, IndexError):
+        return False
+    return isinstance(made, torch.Tensor) and made.shape == (1, 1, layer.out_features)
 
 
 def base_of(model: Model) -> PreTrainedModel:

@@ -11,7 +11,6 @@ import torch
 import uvicorn
 
 from stateset_agents.errors import BadInput
-from stateset_agents.policy.chat_template import default_chat_template
 from stateset_agents.server import listening
 from stateset_agents.server.engine.app import build
 from stateset_agents.server.engine.engine import Engine
@@ -32,11 +31,9 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     try:
-        model, tokenizer = load_base(options.model)
-        if not tokenizer.chat_template:
-            tokenizer.chat_template = default_chat_template()
+        model, renderer = load_base(options.model)
         engine = Engine(
-            model, tokenizer, options.name, slots=options.slots, length=options.max_model_len,
+            model, renderer, options.name, slots=options.slots, length=options.max_model_len,
             adapters_from=options.adapters_from or [Path.cwd()],
         )  # fmt: skip
         for adapter in options.adapter:

@@ -5,9 +5,12 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-from stateset_agents.server.engine import batcher, protocol
+from stateset_agents.server.engine import batcher
 from stateset_agents.server.engine.engine import Engine
 from stateset_agents.server.http import Refusal, event
+
+NEVER = -9999.0
+"""The log-probability of a token that cannot be sampled."""
 
 
 def completion(engine: Engine, request: batcher.Request, body: dict[str, Any]) -> dict[str, Any]:
@@ -32,11 +35,18 @@ def chat_completion(
     engine: Engine, request: batcher.Request, body: dict[str, Any]
 ) -> dict[str, Any]:
     """The answer to a chat, with its tool calls."""
-    text, calls = protocol.read_answer(engine.text_of(request))
+    answer_read = engine.read(request, body.get("tools"))
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": answer_read.content,
+        "tool_calls": answer_read.calls,
+    }
+    if answer_read.reasoning:
+        message["reasoning_content"] = answer_read.reasoning
     choice: dict[str, Any] = {
         "index": 0,
-        "message": {"role": "assistant", "content": text, "tool_calls": calls},
-        "finish_reason": "tool_calls" if calls else request.finish_reason,
+        "message": message,
+        "finish_reason": "tool_calls" if answer_read.calls else request.finish_reason,
         "stop_reason": engine.stopped_by(request),
         "logprobs": None,
     }
@@ -64,7 +74,8 @@ def logprob_entries(
 
 def _entry(engine: Engine, token: int, logprob: float) -> dict[str, Any]:
     text = engine.tokenizer.decode([token])
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+    # JSON has no infinity; vLLM says -9999 as well.
+    return {"token": text, "logprob": max(logprob, NEVER), "bytes": list(text.encode())}
 
 
 def usage(request: batcher.Request) -> dict[str, Any]:
@@ -124,7 +135,7 @@ async def stream_chat(
         async for count in engine.steps(request):
             if request.finish_reason is not None:
                 continue
-            text = protocol.visible(engine.text_of(request, count))
+            text = engine.renderer.reader.visible(engine.text_of(request, count))
             if len(text) > sent and not text.endswith("\ufffd"):
                 yield chunk({"content": text[sent:]}, upto=count)
                 sent = len(text)
@@ -132,7 +143,10 @@ async def stream_chat(
         yield event({"error": refusal.error})
         yield event("[DONE]")
         return
-    answer, calls = protocol.read_answer(engine.text_of(request))
+    whole = engine.read(request, body.get("tools"))
+    answer, calls = whole.content, whole.calls
+    if whole.reasoning:
+        yield chunk({"reasoning_content": whole.reasoning})
     if len(answer or "") > sent:
         yield chunk({"content": (answer or "")[sent:]})
     for index, call in enumerate(calls):

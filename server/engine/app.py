@@ -9,9 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from stateset_agents.errors import BadInput
-from stateset_agents.policy.chat_template import needed, refusal
 from stateset_agents.server import schema
-from stateset_agents.server.engine import protocol
 from stateset_agents.server.engine.answers import chat_completion, completion, stream_chat
 from stateset_agents.server.engine.engine import Engine
 from stateset_agents.server.http import Refusal, install
@@ -127,20 +125,16 @@ async def _rendered(engine: Engine, body: dict[str, Any]) -> list[int]:
     """The prompt's ids. A long one is rendered in a thread, so that others are answered meanwhile."""
     tools = None if body.get("tool_choice") == "none" else body.get("tools")
     messages = body["messages"]
-    missing = needed(messages, tools) & engine.hides
-    if missing:
-        param = "tools" if "tools" in missing else "messages"
-        raise Refusal(400, refusal(engine.name, missing), "template_without_tools", param=param)
     try:
         if sum(len(str(message.get("content"))) for message in messages) < LONG:
-            return protocol.render(engine.tokenizer, messages, tools)
-        return await asyncio.to_thread(protocol.render, engine.tokenizer, messages, tools)
+            return engine.renderer.prompt(messages, tools)
+        return await asyncio.to_thread(engine.renderer.prompt, messages, tools)
     except BadInput as error:
         raise Refusal(400, str(error), "invalid_value", param="messages") from None
 
 
 def _ids(engine: Engine, ids: Any, param: str) -> list[int]:
-    size = len(engine.tokenizer)
+    size = engine.vocabulary
     if (
         not isinstance(ids, list)
         or not ids

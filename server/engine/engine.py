@@ -3,18 +3,16 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import Request
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from stateset_agents.errors import BadInput
-from stateset_agents.policy.chat_template import hidden_by
+from stateset_agents.policy.rendering import Answer, Renderer
 from stateset_agents.server.engine import batcher, models
 from stateset_agents.server.engine.batcher import Batcher
-from stateset_agents.server.engine.protocol import render
 from stateset_agents.server.http import Refusal, while_connected
 
 
@@ -24,7 +22,7 @@ class Engine:
     def __init__(
         self,
         base: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        renderer: Renderer,
         name: str,
         *,
         slots: int = 96,
@@ -34,7 +32,7 @@ class Engine:
         """`adapters_from`: the folders below which clients may have adapters loaded."""
         limit = getattr(base.config, "max_position_embeddings", length)
         self.length = min(length, limit)
-        self.tokenizer = tokenizer
+        self.renderer, self.tokenizer = renderer, renderer.tokenizer
         self.name = name
         self.base = base
         self.models: dict[str, PreTrainedModel] = {name: base}
@@ -42,10 +40,9 @@ class Engine:
         self._folders = [folder.resolve() for folder in adapters_from]
         self._loading = threading.Lock()
         self.batcher = Batcher(slots=slots, length=self.length)
-        ends = base.generation_config.eos_token_id if base.generation_config else None
-        known = ends if isinstance(ends, list) else [ends]
-        self.hides = hidden_by(partial(render, tokenizer))
-        self.stop_ids = frozenset(i for i in (*known, tokenizer.eos_token_id) if isinstance(i, int))
+        self.vocabulary = max(len(self.tokenizer), base.get_input_embeddings().num_embeddings)
+        """Ids that the model may be given and may sample; some models have more than their tokenizer."""
+        self.stop_ids = renderer.stops
 
     def check_folder(self, path: str) -> None:
         """Raises Refusal for an adapter outside the folders that clients may load from."""
@@ -113,7 +110,16 @@ class Engine:
         )
 
     def text(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        """Text with the special tokens that a tool call is written with, and no others."""
+        return self.renderer.decode(ids)
+
+    def read(self, request: batcher.Request, tools: Sequence[dict[str, Any]] | None) -> Answer:
+        """What was sampled, as text up to a stop word, calls and thoughts."""
+        ids = request.ids
+        if request.stops:
+            text = self.text_of(request)
+            return self.renderer.read_text(text, tools, request.prompt)
+        return self.renderer.read(ids, tools, request.prompt)
 
     def text_of(self, request: batcher.Request, count: int | None = None) -> str:
         """The text of an answer, or of its first `count` tokens, up to a stop word. For an answer under way, without an end

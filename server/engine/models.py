@@ -6,37 +6,55 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from stateset_agents.errors import BadInput
+from stateset_agents.policy.rendering import Renderer, renderer_of
+from stateset_agents.policy.weight_files import checked_config
 from stateset_agents.server.engine import attention
-from stateset_agents.server.engine.exactness import why_not_exact
+from stateset_agents.server.engine.exactness import REPLACED, why_not_exact
 
 
-def load_base(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in fp32 and its tokenizer. Raises BadInput if it cannot be loaded."""
+def load_base(path: str) -> tuple[PreTrainedModel, Renderer]:
+    """A causal language model in fp32 and its renderer. Raises BadInput if it cannot be loaded, rendered for, or answered for
+    exactly."""
+    config = checked_config(path)
+    renderer = renderer_of(path)
+    _ = renderer.reader
+    reason: str | None = REPLACED
+    model = None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, attn_implementation=attention.NAME
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(
-            f"Expected a Hugging Face model at {path!r}, found {str(error).splitlines()[0]}"
-        ) from None
-    model.eval()
-    reason = why_not_exact(model)
+    except (ValueError, KeyError) as error:
+        if attention.NAME not in str(error) and "attention" not in str(error).lower():
+            raise _not_loaded(path, error) from None
+    except (OSError, RuntimeError, ImportError, SafetensorError) as error:
+        raise _not_loaded(path, error) from None
+    if model is not None:
+        model.eval()
+        reason = why_not_exact(model)
     if reason is not None:
         raise BadInput(
-            f"Expected a model that the embedded engine answers for exactly, found {type(model).__name__}: {reason}. "
+            f"Expected a model that the embedded engine answers for exactly, found {_kind(config)}: {reason}. "
             "Serve it with vLLM (--engine vllm, or --base-url)."
         )
-    return model, tokenizer
+    assert model is not None
+    return model, renderer
+
+
+def _kind(config: Any) -> str:
+    return str((config.architectures or [config.model_type])[0])
+
+
+def _not_loaded(path: str, error: Exception) -> BadInput:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return BadInput(f"Expected a model's weights at {path!r}, found: {lines[0][:300]}")
 
 
 def with_adapter(base: PreTrainedModel, path: str) -> PreTrainedModel:

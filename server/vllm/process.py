@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from stateset_agents.errors import BadInput, StatesetError
-from stateset_agents.policy.chat_template import default_chat_template
+from stateset_agents.policy.rendering import renderer_of
 from stateset_agents.server.options import ServerOptions, VllmOptions
 from stateset_agents.server.supervisor import Launch
 
@@ -142,12 +142,12 @@ def _command(model: str, options: ServerOptions, own: VllmOptions) -> list[str]:
 def _chat_options(model: str, own: VllmOptions) -> list[str]:
     """The options for the chat template, if the model has none, and for the tool-call parser."""
     command = []
-    template = chat_template(model)
-    if template is None or own.weights is not None:
-        template = template or default_chat_template()
+    renderer = renderer_of(model)
+    template = str(renderer.tokenizer.chat_template)
+    if template != chat_template(model) or own.weights is not None:
         (own.folder / "chat_template.jinja").write_text(template)
         command += ["--chat-template", str(own.folder / "chat_template.jinja")]
-    parser = own.tool_parser or tool_parser(template)
+    parser = own.tool_parser or ("hermes" if renderer.in_words else tool_parser(template))
     if parser is None:
         raise BadInput(
             f"Expected a chat template whose tool calls vLLM can parse, found none in {model!r} that is known here. Name the parser: "

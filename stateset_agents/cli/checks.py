@@ -88,43 +88,28 @@ def _check_model(path: str, *, provider: bool = False) -> None:
             )
         load_litellm()
         return
-    from transformers import AutoConfig
+    from stateset_agents.policy.weight_files import checked_config
 
-    try:
-        AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f"--model: expected 'seed', a folder or a Hugging Face name, found {path!r}: "
-            f"{str(error).splitlines()[0]}"
-        ) from None
+    checked_config(path)
 
 
 def _check_template(config: JobConfig, *, provider: bool) -> None:
-    """Raises BadInput if the shop's agents, which all have tools, would be played by a model that cannot see them."""
-    from stateset_agents.graphs.names import GRAPHS
-    from stateset_agents.policy.chat_template import hidden_by, refusal
+    """Raises BadInput if a model's chat template cannot be given tools, or its calls cannot be read. Says where tools are told in
+    words."""
+    from stateset_agents.policy.rendering import renderer_of
     from stateset_agents.policy.weight_files import model_path
 
-    if provider or config.base_url or config.from_traces or config.graph not in GRAPHS:
+    if provider:
         return
-    from transformers import AutoTokenizer
-
-    path = model_path(config.model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, ImportError):
-        return  # named by the check of the model
-    if tokenizer.chat_template is None:
-        return  # it gets the default one
-
-    def render(messages: Any, tools: Any) -> str:
-        from stateset_agents.server.engine.protocol import render
-
-        return str(render(tokenizer, messages, tools))
-
-    hidden = hidden_by(render)
-    if hidden:
-        raise BadInput(f"--model: {refusal(path, hidden)}")
+    quiet_libraries()
+    renderer = renderer_of(model_path(config.model))
+    engine = config.engine or "embedded"
+    if engine == "embedded" or config.warm_start or config.from_traces:
+        _ = renderer.reader
+    if renderer.in_words:
+        print(
+            f"the chat template of {config.model} leaves something out: tools are told in words (docs/models.md)"
+        )
 
 
 def quiet_libraries() -> None:

@@ -10,6 +10,7 @@ from stateset_agents.files import replace_text
 from stateset_agents.jobs.config import JobConfig, flag_of
 from stateset_agents.jobs.registry import find_grading
 from stateset_agents.jobs.run_folder import link_weights, write_config, write_json
+from stateset_agents.policy.rendering import renderer_of
 from stateset_agents.policy.weight_files import model_path
 from stateset_agents.trace import Trace
 from stateset_agents.traces.dataset import LEARNED_FROM, OfflineDataset
@@ -39,7 +40,6 @@ async def offline_job(config: JobConfig, run: Path, report: OfflineReport) -> di
     and the summary says why. Raises BadInput if nothing can be learned from, with counts of what there is.
     """
     import torch
-    from transformers import AutoTokenizer
 
     torch.set_num_threads(config.threads)
     grading = find_grading(config)
@@ -50,15 +50,15 @@ async def offline_job(config: JobConfig, run: Path, report: OfflineReport) -> di
         if method != "rl" and (wrong := sorted(config.model_fields_set - IMITATION)):
             raise BadInput(f"{flag_of(wrong[0])}: not used by method {method} ({reason}).")
         write_config(run, config)
-        tokenizer = AutoTokenizer.from_pretrained(model_path(config.model))
-        policy = InitialPolicy(base=model_path(config.model), tokenizer=tokenizer)
+        renderer = renderer_of(model_path(config.model))
+        policy = InitialPolicy(base=model_path(config.model), tokenizer=renderer.tokenizer)
         outputs = RunOutputs(run=run, store=store, report=report, trackers=config.log)
         if method == "rl":
             used = "rl"
             weights, results = await _by_rewards(dataset, policy, grading, outputs, config)
         else:
             weights, log, used = await imitate(
-                method, base=policy.base, tokenizer=tokenizer, traces=dataset.ended, reward=grading.reward, run=run,
+                method, base=policy.base, renderer=renderer, traces=dataset.ended, reward=grading.reward, run=run,
                 config=config, report=report,
             )  # fmt: skip
             if used != method:

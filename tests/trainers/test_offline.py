@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
 from stateset_agents.errors import BadInput
 from stateset_agents.graphs.mixed_quality import variants
@@ -24,6 +23,7 @@ from stateset_agents.jobs.collect import collect_job
 from stateset_agents.jobs.config import check_config
 from stateset_agents.jobs.offline import offline_job
 from stateset_agents.nodes.oracle import Oracle
+from stateset_agents.policy.rendering import renderer_of
 from stateset_agents.policy.weight_files import SEED_POLICY
 from stateset_agents.scenario import Scenario
 from stateset_agents.trace import Feedback, ModelCall, Sampling, Trace
@@ -173,14 +173,14 @@ def texts(things: Sequence[str], answers: Sequence[str], place: Path) -> None:
 def likelihood(place: Path, adapter: Path | None, answer: str) -> float:
     """Mean log-probability of an answer to the store's requests."""
     model = load_model(str(SEED_POLICY), adapters={"default": adapter})
-    tokenizer = AutoTokenizer.from_pretrained(SEED_POLICY)
+    renderer = renderer_of(SEED_POLICY)
     total, count = 0.0, 0
     with TraceStore(place, create=False) as opened:
         for trace in opened.traces():
             if trace.agent_text != answer:
                 continue
-            (call,) = calls(tokenizer, trace)
-            assert tokenizer.decode(call.answer) == f"{answer}<|im_end|>"
+            (call,) = calls(renderer, trace)
+            assert renderer.tokenizer.decode(call.answer) == f"{answer}<|im_end|>"
             row = Row(prompt=call.prompt, sampled=call.answer, logprobs=(), node="", version="")
             total += float(plain_logprobs(model, row).detach().sum())
             count += 1
@@ -222,20 +222,20 @@ def test_text_of_which_none_is_better_is_not_preferred(tmp_path: Path) -> None:
 async def test_rows_of_calls_that_go_on_from_each_other_are_one_and_partings_are_found(
     training: list[Scenario],
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(SEED_POLICY)
+    renderer = renderer_of(SEED_POLICY)
     scenario = next(s for s in training if s.intent == "refund")
     ways = variants(scenario, random.Random(0))
     good, bad = [
         await play_episode(scenario, Oracle(plan=ways[kind]), Sampling(), texts=True)
         for kind in ("right", "stops half way")
     ]
-    tokenized = calls(tokenizer, good)
+    tokenized = calls(renderer, good)
     (row,) = rows(tokenized)
     assert sum(label != -100 for label in row["labels"]) == sum(
         len(call.answer) for call in tokenized
     )
     assert row["input_ids"] == [*tokenized[-1].prompt, *tokenized[-1].answer]
-    pair = first_difference(tokenizer, good, bad)
+    pair = first_difference(renderer, good, bad)
     assert pair is not None
     assert pair[0].prompt == pair[1].prompt
     assert pair[0].answer != pair[1].answer
