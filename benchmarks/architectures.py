@@ -213,6 +213,22 @@ def _samples() -> list[Sample]:
     return made
 
 
+def row_of(architecture: Finding) -> str:
+    """A row of the table."""
+    engine = "refused" if architecture.engine is None else f"{architecture.engine:.0e} nats"
+    reads = "refused"
+    if architecture.reading is not None:
+        reads = "shared prefixes" if architecture.reading.shared else "rows"
+        reads += ", its own head" if architecture.reading.own_head else ""
+    gradient = "-" if architecture.gradient is None else f"{architecture.gradient:.0e}"
+    told = (
+        architecture.engine_why and f"engine: {architecture.engine_why}",
+        architecture.training_why and f"trainer: {architecture.training_why}",
+    )
+    reasons = "; ".join(filter(None, told))
+    return f"| {architecture.name} | {engine} | {reads} | {gradient} | {architecture.targets or '-'} | {reasons} |"
+
+
 def main() -> None:
     """Print the table."""
     print(INTRODUCTION)
@@ -221,25 +237,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|")
     for name in ARCHITECTURES:
-        row = finding(name)
-        engine = "refused" if row.engine is None else f"{row.engine:.0e} nats"
-        reads = (
-            "refused"
-            if row.reading is None
-            else "shared prefixes"
-            if row.reading.shared
-            else "rows"
-        )
-        if row.reading is not None and row.reading.own_head:
-            reads += ", its own head"
-        gradient = "-" if row.gradient is None else f"{row.gradient:.0e}"
-        reasons = dict.fromkeys(
-            filter(None, (row.engine_why and f"engine: {row.engine_why}", row.training_why))
-        )
-        print(
-            f"| {name} | {engine} | {reads} | {gradient} | {row.targets or '-'} | {'; '.join(reasons)} |",
-            flush=True,
-        )
+        print(row_of(finding(name)), flush=True)
 
 
 INTRODUCTION = """# Architectures

@@ -278,7 +278,7 @@ def readable(message: Message) -> Message:
     """A message as templates expect it: plain text, known roles, arguments as an object."""
     role = "system" if message["role"] == "developer" else message["role"]
     made = {**message, "role": role, "content": _plain(message.get("content"))}
-    if calls := message.get("tool_calls"):
+    if calls := made.pop("tool_calls", None):  # some templates take an empty list for calls
         made["tool_calls"] = [
             {**call, "function": {**call["function"], "arguments": _object(call)}} for call in calls
         ]

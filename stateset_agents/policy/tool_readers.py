@@ -165,6 +165,9 @@ def _texts(form: Any) -> Iterator[str]:
         yield from _texts(part)
 
 
+_NAME = re.compile(r"[\w.-]{1,128}")
+
+
 def _parsed(form: dict[str, Any], tokenizer: Any, text: str, tools: Any, prompt: str) -> Read:
     anchor = str(form.get("start_anchor", ""))
     before = prompt if anchor in prompt else anchor
@@ -173,6 +176,11 @@ def _parsed(form: dict[str, Any], tokenizer: Any, text: str, tools: Any, prompt:
             text, schema=form, prefix=before, tools=list(tools) if tools else None
         )
         calls = [_named(call["function"]) for call in message.get("tool_calls") or ()]
+        closed = re.findall(form["fields"]["tool_calls"]["close_pattern"], text)
+        if len(closed) < len(calls) or not all(
+            _NAME.fullmatch(c["function"]["name"]) for c in calls
+        ):
+            return text, [], None  # cut off in the middle
     except Exception:  # noqa: BLE001 (whatever a model wrote that is no call is text)
         return text, [], None
     thoughts = message.get("reasoning_content") or message.get("thinking")
