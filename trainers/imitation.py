@@ -106,7 +106,11 @@ async def imitate(
 
 
 def _best(scored: Sequence[tuple[float, Trace]]) -> list[Trace]:
-    """The traces with scores of the better half. Raises BadInput if all are equal and not positive."""
+    """The traces that reached their goals: the shortest are not the best. Where none did, or there are no goals, those with scores of
+    the better half. Raises BadInput if all are equal and not positive."""
+    reached = [t for _, t in scored if t.goal_score is not None and t.goal_score.success]
+    if reached:
+        return reached
     values = sorted(value for value, _ in scored)
     if values[-1] - values[0] < ROUNDING and len(values) > 1 and values[0] <= 0:
         raise BadInput(
