@@ -14,9 +14,10 @@ import json
 import math
 import os
 import random
+import re
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal
@@ -86,8 +87,9 @@ class Report:
 
 
 class JudgeReward:
-    """`absolute`: each trace by itself, 0 to 10, as 0 to 1. `relative`: one call ranks a group, best 1, last 0; positions are
-    shuffled for each repeat and do not depend on the order of the group.
+    """`absolute`: each trace by itself, 0 to 10, as 0 to 1. `relative`: a call ranks a group, best 1, last 0; positions are
+    shuffled and do not depend on the order of the group. Every second call has the order of the one before it turned round, so
+    that a judge who likes the first place agrees with nobody, itself included.
 
     `models` are litellm's names, tried in this order. `rubric` is a text, or one for each intent ('' for the
     others). If the repeats' agreement is below `least_agreement`, the score is None.
@@ -97,11 +99,13 @@ class JudgeReward:
 
     def __init__(
         self, models: Sequence[str], *, rubric: str | Mapping[str, str] = RUBRIC,
-        mode: Literal["absolute", "relative"] = "absolute", repeats: int = 1, least_agreement: float = 0.3,
+        mode: Literal["absolute", "relative"] = "absolute", repeats: int | None = None, least_agreement: float = 0.3,
         budget: Budget | None = None, calls: JudgeCalls | None = None,
     ) -> None:  # fmt: skip
         if not models:
             raise BadInput("judge: expected at least one model, found none.")
+        if repeats is None:
+            repeats = 2 if mode == "relative" else 1
         if repeats <= 0:
             raise BadInput(f"judge: expected repeats of more than 0, found {repeats}.")
         self.models, self.mode, self.repeats = tuple(models), mode, repeats
@@ -178,7 +182,9 @@ class JudgeReward:
 
         async def ranked(repeat: int) -> list[int] | None:
             shuffled = list(order)
-            random.Random(f"{repeat}/{self._mark(transcripts)}").shuffle(shuffled)
+            random.Random(f"{repeat // 2}/{self._mark(transcripts)}").shuffle(shuffled)
+            if repeat % 2:
+                shuffled.reverse()
             labelled = [
                 (label, transcripts[n]) for label, n in zip(_LABELS, shuffled, strict=False)
             ]
@@ -280,15 +286,35 @@ class JudgeReward:
             self.budget.settle(read + self.calls.max_tokens, aside or 0.0, used, usd)
 
 
+_NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*10)?\s*")
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """Every JSON object in a text, whatever stands around it."""
+    decoder, place = json.JSONDecoder(), text.find("{")
+    while place >= 0:
+        try:
+            value, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            end = place + 1
+        else:
+            if isinstance(value, dict):
+                yield value
+        place = text.find("{", end)
+
+
 def _checked(text: str, mark: str, labels: Sequence[str]) -> dict[str, Any]:
-    try:
-        answer = json.loads(text[text.index("{") : text.rindex("}") + 1])
-    except (ValueError, RecursionError):
-        raise _Refused("no JSON") from None
-    if not isinstance(answer, dict) or answer.get("check") != mark:
+    answers = list(_objects(text))
+    if not answers:
+        raise _Refused("no JSON")
+    marked = [answer for answer in answers if answer.get("check") == mark]
+    if not marked:
         raise _Refused("without the mark")
+    answer = marked[-1]
     if list(labels) == [""]:
         score = answer.get("score")
+        if isinstance(score, str) and (number := _NUMBER.fullmatch(score)):
+            score = answer["score"] = float(number[1])
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= MOST:
             raise _Refused("out of range")
     else:

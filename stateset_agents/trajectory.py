@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stateset_agents.errors import NotExact
-from stateset_agents.trace import Trace, agent_of
+from stateset_agents.trace import ModelCall, Trace, agent_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,8 @@ class Trajectory:
     trace_id: str
     rows: tuple[Row, ...]
     constrained: int = 0
-    """Calls without a row: something forced their tokens (`ModelCall.constraint`), so that they show no choice of the policy."""
+    """Calls without a row: something forced their tokens (`ModelCall.constraint`), or they were drawn at another temperature than the
+    episode's, so that they show no choice of the policy that is trained."""
 
     def by(self, of: Literal["node", "agent", "turn"]) -> dict[str, tuple[Row, ...]]:
         """Its rows, node by node, agent by agent, or turn by turn (`"1"`, `"2"`, …), each in their order."""
@@ -78,7 +79,7 @@ def trajectory(trace: Trace, *, nodes: Sequence[str] | None = None) -> Trajector
                 f"found none for call {number} at node {call.node!r}. Serve the policy with "
                 "`return_token_ids` and `logprobs` (vLLM or `stateset-agents policy serve`)."
             )
-        if call.constraint:
+        if call.constraint or _other_temperature(trace, call):
             constrained += 1
             continue
         rows.append(
@@ -94,3 +95,9 @@ def trajectory(trace: Trace, *, nodes: Sequence[str] | None = None) -> Trajector
             )
         )
     return Trajectory(trace_id=trace.id, rows=tuple(rows), constrained=constrained)
+
+
+def _other_temperature(trace: Trace, call: ModelCall) -> bool:
+    """Whether a call of an episode was drawn at another temperature than the episode, as a node may ask for."""
+    played = trace.scenario is not None and call.temperature is not None
+    return played and abs(float(call.temperature or 0.0) - trace.sampling.temperature) > 1e-6

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from stateset_agents.trace import ModelCall, Trace
+from stateset_agents.scenario import Scenario
+from stateset_agents.trace import ModelCall, Sampling, Trace
 from stateset_agents.traces.conversion import sampling
 from stateset_agents.traces.dataset import OfflineDataset
 from stateset_agents.trajectory import trajectory
@@ -61,3 +62,19 @@ def test_free_ones_are_trained_on(parameters: dict[str, Any]) -> None:
 def test_a_temperature_that_is_none_is_not_known() -> None:
     assert sampling({"temperature": "hot"})["temperature"] is None
     assert sampling({})["temperature"] is None
+
+
+def test_a_call_at_another_temperature_than_its_episode_has_no_row() -> None:
+    """A node that binds its own temperature: 0.08 nats a token, which no bound on the gap would notice."""
+    calls = tuple(
+        ModelCall(
+            response_id=str(number), prompt_ids=(1, 2), sampled_ids=(3,), logprobs=(-1.0,), temperature=temperature
+        )
+        for number, temperature in enumerate((1.0, 0.9, 0.0, 1.0))
+    )  # fmt: skip
+    episode = Trace(
+        scenario=Scenario(id="s"), sampling=Sampling(temperature=1.0), model_calls=calls
+    )
+    made = trajectory(episode)
+    assert [row.number for row in made.rows] == [0, 3]
+    assert made.constrained == 2

@@ -66,6 +66,8 @@ def check_played(groups: Sequence[Sequence[Trace]], step: int) -> None:
 
 def _constraints(traces: Sequence[Trace]) -> str:
     names = sorted({c.constraint for t in traces for c in t.calls if c.constraint})
+    if not names and any(trajectory(trace).constrained for trace in traces):
+        names = ["another temperature than the episode's"]
     if not names:
         return ""
     return f"Calls whose tokens are forced ({', '.join(names)}) are not trained on. "

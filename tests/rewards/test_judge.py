@@ -154,8 +154,8 @@ async def test_a_good_judge_marks_and_ranks(url: str, judges: Judges) -> None:
 
 async def test_the_order_of_a_group_does_not_matter(url: str, judges: Judges) -> None:
     traces = [talk(grade) for grade in (4, 8, 1, 6)]
-    judged = await judge(url, mode="relative")(traces)
-    other = await judge(url, mode="relative")(traces[::-1])
+    judged = await judge(url, mode="relative", repeats=1)(traces)
+    other = await judge(url, mode="relative", repeats=1)(traces[::-1])
     assert values(judged) == values(other)[::-1]
     assert judges.requests[0]["messages"] == judges.requests[1]["messages"]
 
@@ -275,7 +275,7 @@ async def test_all_groups_share_one_limit(url: str, judges: Judges) -> None:
 @pytest.mark.parametrize("ranking", [5, True, {"A": 2, "B": 1}, [["A"], "B"], ["A", "A"], None])
 async def test_a_ranking_that_is_none_is_refused(url: str, judges: Judges, ranking: Any) -> None:
     judges.answer = lambda mark, text, labels: {"check": mark, "ranking": ranking}
-    judged = judge(url, mode="relative", retries=0)
+    judged = judge(url, mode="relative", retries=0, repeats=1)
     assert await judged([talk(1), talk(2)]) == [None, None]
     assert judged.report.refused["no ranking of all"] == 1
 
@@ -301,7 +301,7 @@ async def test_what_was_judged_is_not_asked_again(url: str, judges: Judges, tmp_
     await other(traces)
     assert len(judges.requests) == 4
     other.close()
-    ranks = CachedReward(judge(url, mode="relative"), tmp_path / "scores.db")
+    ranks = CachedReward(judge(url, mode="relative", repeats=1), tmp_path / "scores.db")
     assert values(await ranks([talk(3), talk(8)])) == [0.0, 1.0]
     assert values(await ranks([talk(3), talk(1)])) == [1.0, 0.0]  # another group, another place
     assert values(await ranks([talk(3), talk(8)])) == [0.0, 1.0]
@@ -350,3 +350,29 @@ async def test_a_judge_of_the_command_line_keeps_what_it_said_and_its_budget(
     again = find_reward(f"judge:openai/j@{url}")
     assert values(await again(kept)) == [value for value in first if value is not None]
     assert len(judges.requests) == request
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        lambda mark: f'{{"check": "{mark}", "score": 8, "reason": "ok"}} and {{that}} is all }}',
+        lambda mark: (
+            f'Thinking of {{"score": 3}} first.\n```json\n{{"check": "{mark}", "score": "8"}}\n```'
+        ),
+        lambda mark: f'{{"check": "{mark}", "score": "8/10"}}',
+        lambda mark: f'{{"check": "{mark}", "score": 8.0}} {{',
+    ],
+)
+async def test_an_answer_with_more_around_it_is_read(url: str, judges: Judges, reply: Any) -> None:
+    judges.answer = lambda mark, text, labels: reply(mark)
+    assert values(await judge(url)([talk("It was shipped.")])) == [0.8]
+
+
+async def test_a_judge_who_takes_the_first_agrees_with_nobody(url: str, judges: Judges) -> None:
+    """Without being told to ask twice."""
+    judges.answer = lambda mark, text, labels: {"check": mark, "ranking": labels}
+    judged = judge(url, mode="relative")
+    traces = [talk(f"Answer number {n}.") for n in range(4)]
+    assert values(await judged(traces)) == [None] * 4
+    assert judged.report.agreement == [-1.0]
+    assert judged.report.refused["repeats disagree"] == 1
