@@ -221,11 +221,11 @@ def row_of(architecture: Finding) -> str:
         reads = "shared prefixes" if architecture.reading.shared else "rows"
         reads += ", its own head" if architecture.reading.own_head else ""
     gradient = "-" if architecture.gradient is None else f"{architecture.gradient:.0e}"
-    told = (
+    reasons_given = (
         architecture.engine_why and f"engine: {architecture.engine_why}",
         architecture.training_why and f"trainer: {architecture.training_why}",
     )
-    reasons = "; ".join(filter(None, told))
+    reasons = "; ".join(filter(None, reasons_given))
     return f"| {architecture.name} | {engine} | {reads} | {gradient} | {architecture.targets or '-'} | {reasons} |"
 
 

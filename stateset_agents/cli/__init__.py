@@ -64,6 +64,7 @@ for command in (
     policies.mcp,
 ):
     app.command()(command)
+app.command("try")(training.try_model)
 app.add_typer(policies.policy, name="policy")
 app.add_typer(traces.traces, name="traces")
 app.add_typer(rewards.rewards, name="rewards")

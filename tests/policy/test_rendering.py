@@ -94,7 +94,7 @@ def test_what_a_model_is_taught_to_say_is_what_is_read_of_it(name: str) -> None:
 def test_nothing_that_was_said_is_missing_in_a_prompt(name: str) -> None:
     made = real(name)
     call = look_up(id="planted-argument")
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "planted-rule"},
         {"role": "user", "content": "planted-question"},
         {"role": "assistant", "content": "", "tool_calls": [call]},

@@ -365,14 +365,14 @@ async def test_a_judge_of_the_command_line_keeps_what_it_said_and_its_budget(
 )
 async def test_an_answer_with_more_around_it_is_read(url: str, judges: Judges, reply: Any) -> None:
     judges.answer = lambda mark, text, labels: reply(mark)
-    assert values(await judge(url)([talk("It was shipped.")])) == [0.8]
+    assert values(await judge(url)([talk(3)])) == [0.8]
 
 
 async def test_a_judge_who_takes_the_first_agrees_with_nobody(url: str, judges: Judges) -> None:
     """Without being told to ask twice."""
     judges.answer = lambda mark, text, labels: {"check": mark, "ranking": labels}
     judged = judge(url, mode="relative")
-    traces = [talk(f"Answer number {n}.") for n in range(4)]
+    traces = [talk(n) for n in range(4)]
     assert values(await judged(traces)) == [None] * 4
     assert judged.report.agreement == [-1.0]
     assert judged.report.refused["repeats disagree"] == 1

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AttentionInterface
 
 from benchmarks.architectures import ARCHITECTURES, finding, row_of, tiny
 from stateset_agents.errors import BadInput
@@ -46,10 +47,10 @@ def test_it_is_exact_or_refused_by_name(name: str) -> None:
     documented = next(
         line for line in TABLE.read_text().splitlines() if line.startswith(f"| {name} |")
     )
-    told = [cell.strip() for cell in row_of(row).split("|")]
+    row_cells = [cell.strip() for cell in row_of(row).split("|")]
     known = [cell.strip() for cell in documented.split("|")]
-    assert [told[3], told[5], told[6]] == [known[3], known[5], known[6]]
-    assert ("refused" in told[2]) == ("refused" in known[2])
+    assert [row_cells[3], row_cells[5], row_cells[6]] == [known[3], known[5], known[6]]
+    assert ("refused" in row_cells[2]) == ("refused" in known[2])
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_an_attention_that_leaves_something_out_is_found_out(
     def swallowing(*args: Any, **options: Any) -> Any:
         return attend(*args, **{**options, **spoil})
 
-    monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.NAME, swallowing)
+    monkeypatch.setitem(AttentionInterface._global_mapping, attention.NAME, swallowing)
     reason = why_not_exact(tiny(name, attention.NAME))
     assert reason is not None
     assert "nats" in reason or "without saying so" in reason
