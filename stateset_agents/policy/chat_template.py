@@ -72,14 +72,14 @@ def probes() -> Mapping[str, tuple[dict[str, Any], dict[str, Any]]]:
         }
         return {"messages": [_USER, call(order), answer_message], "tools": [PROBE_TOOL]}
 
-    def told(text: str) -> dict[str, Any]:
+    def instructed(text: str) -> dict[str, Any]:
         return {"messages": [{"role": "system", "content": text}, _USER]}
 
     return {
         "tools": ({"messages": [_USER]}, {"messages": [_USER], "tools": [PROBE_TOOL]}),
         "tool calls": (answered("W1", "shipped"), answered("W2", "shipped")),
         "tool answers": (answered("W1", "shipped"), answered("W1", "delivered")),
-        "system text": (told("Be brief."), told("Be polite.")),
+        "system text": (instructed("Be brief."), instructed("Be polite.")),
     }
 
 
