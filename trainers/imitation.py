@@ -24,13 +24,14 @@ from stateset_agents.trace import ModelCall, Trace
 from stateset_agents.trainers.checkpoint import save_weights
 from stateset_agents.trainers.config import DEFAULT_ADAPTER, TrainConfig
 from stateset_agents.trainers.imitation_log import ImitationLog
-from stateset_agents.trainers.model import load_model
+from stateset_agents.trainers.memory import tokens_at_once
+from stateset_agents.trainers.model import base_of, load_model
 from stateset_agents.trainers.reading import read_rows
 
 BATCH = 8
 """Rows of one optimiser step."""
 AT_ONCE = 8192
-"""Tokens of one forward pass, padding included; a longer row goes alone. More rows are accumulated."""
+"""Tokens of one forward pass at most, padding included; a longer row goes alone. More rows are accumulated."""
 ROUNDING = 1e-6
 
 
@@ -218,19 +219,22 @@ def _model(base: str, config: TrainConfig) -> Any:
     return model
 
 
-def batch_of(count: int, longest: int) -> tuple[int, int]:
-    """Rows of a forward pass, and how many passes are accumulated for a step.
+def batch_of(count: int, longest: int, at_once: int = AT_ONCE) -> tuple[int, int]:
+    """Rows of a forward pass of `at_once` tokens, and how many passes are accumulated for a step.
 
     >>> batch_of(count=300, longest=500), batch_of(count=300, longest=9000), batch_of(count=3, longest=500)
     ((8, 1), (1, 8), (3, 1))
     """
-    rows = min(BATCH, count, max(1, AT_ONCE // longest))
+    rows = min(BATCH, count, max(1, at_once // longest))
     return rows, -(-min(BATCH, count) // rows)
 
 
-def _options(place: Path, config: TrainConfig, lengths: Sequence[int]) -> dict[str, Any]:
+def _options(
+    place: Path, config: TrainConfig, lengths: Sequence[int], model: Any
+) -> dict[str, Any]:
     count = len(lengths)
-    rows, accumulated = batch_of(count, max(lengths))
+    most = tokens_at_once(base_of(model).config, logits=True)
+    rows, accumulated = batch_of(count, max(lengths), min(AT_ONCE, most))
     steps = max(1, -(-count // BATCH) * config.epochs)
     return {
         "output_dir": str(place.with_name("trl")), "per_device_train_batch_size": rows,
@@ -255,8 +259,9 @@ def sft(
         )
     tokens = sum(len(call.answer) for call in learned)
     logger = _Logger("sft", tokens * config.epochs, report)
+    model = _model(base, config)
     trainer = SFTTrainer(
-        model=_model(base, config), args=SFTConfig(**_options(place, config, [len(r["input_ids"]) for r in made])),
+        model=model, args=SFTConfig(**_options(place, config, [len(r["input_ids"]) for r in made], model)),
         train_dataset=Dataset.from_list(made), processing_class=_padded(tokenizer), callbacks=[logger],
     )  # fmt: skip
     trainer.train()
@@ -292,8 +297,9 @@ def dpo(
     tokens = sum(len(better.answer) + len(worse.answer) for better, worse in pairs)
     lengths = [2 * len(b.prompt) + len(b.answer) + len(w.answer) for b, w in pairs]
     logger = _Logger("dpo", tokens * config.epochs, report)
+    model = _model(base, config)
     trainer = _OnIds(
-        model=_model(base, config), args=DPOConfig(**_options(place, config, lengths), beta=config.beta or 0.1),
+        model=model, args=DPOConfig(**_options(place, config, lengths, model), beta=config.beta or 0.1),
         train_dataset=Dataset.from_list(made), processing_class=_padded(tokenizer), callbacks=[logger],
     )  # fmt: skip
     trainer.train()

@@ -1,7 +1,8 @@
-"""Gives memory back to the system that a step does not need any more."""
+"""Memory: how many tokens fit into a pass, and what a step does not need any more goes back to the system."""
 
 import ctypes
 import sys
+from typing import Any
 
 _M_MMAP_THRESHOLD = -3
 LARGE = 1 << 20
@@ -19,3 +20,17 @@ def return_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, LARGE)
+
+
+ACTIVATIONS = 3 * 10**9
+"""Bytes that the activations of one pass may take, about."""
+
+
+def tokens_at_once(config: Any, *, logits: bool = False) -> int:
+    """Tokens of a forward and backward pass whose activations fit: some 34 numbers of the hidden size a layer (Korthikanti and others,
+    arXiv 2205.05198, without attention's squares), and with `logits` four of the vocabulary's size, all in float32. At least 256."""
+    text = config.get_text_config()
+    layers = getattr(text, "num_hidden_layers", 24)
+    hidden = getattr(text, "hidden_size", 1024)
+    each = 34 * layers * hidden * 4 + (16 * text.vocab_size if logits else 0)
+    return max(256, int(ACTIVATIONS // each))

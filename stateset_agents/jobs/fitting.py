@@ -14,6 +14,8 @@ from typing import Any
 from stateset_agents.errors import BadInput
 from stateset_agents.policy.litellm import PREFIX
 from stateset_agents.policy.weight_files import checked_config, model_path
+from stateset_agents.trainers.config import TrainConfig
+from stateset_agents.trainers.memory import tokens_at_once
 
 RATES = ((20e6, 1e-3), (500e6, 5e-4), (4e9, 2e-4), (float("inf"), 1e-4))
 """Learning rates of LoRA by the number of weights. TRL's and PEFT's recipes take 1e-4 to 2e-4 for billions; small models bear more.
@@ -51,6 +53,10 @@ def fitting(values: dict[str, Any], *, training: bool) -> Fitting:
         rate = rate / 10 if values.get("full") else rate
         kind = "all of" if values.get("full") else "LoRA on"
         made.choose("learning_rate", rate, f"{kind} {size} weights")
+    if training:
+        rows = min(TrainConfig().tokens_per_batch, tokens_at_once(config))
+        if "tokens_per_batch" not in values and rows < TrainConfig().tokens_per_batch:
+            made.choose("tokens_per_batch", rows, "the activations of a pass take some 3 GB")
     if "max_tokens" not in values:
         made.choose("max_tokens", TOKENS, "a tool call with its arguments, or a few sentences")
     positions = getattr(text, "max_position_embeddings", None)
