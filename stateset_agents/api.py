@@ -60,12 +60,14 @@ class MultiTurnAgent:
         if self._server is not None:
             return
         config = check_config({"model": self.config.model_name, "base_url": self.config.base_url})
-        folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory()))
-        self._server = await self._exit.enter_async_context(
-            policy_server.policy_server(
-                config, folder, exact=False, training=True, also_from=[Path("/")]
+        async with contextlib.AsyncExitStack() as opened:
+            folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+            self._server = await opened.enter_async_context(
+                policy_server.policy_server(
+                    config, folder, exact=False, training=True, also_from=[Path("/")]
+                )
             )
-        )
+            self._exit = opened.pop_all()  # kept only where all of it could be opened
         self.version = self._server.name
 
     async def close(self) -> None:

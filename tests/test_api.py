@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
@@ -48,7 +49,7 @@ async def test_senseless_requests_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="initialize"):
         _ = agent.policy
     missing = MultiTurnAgent(AgentConfig(model_name=str(tmp_path / "nothing")))
-    with pytest.raises(BadInput, match="Hugging Face model"):
+    with pytest.raises(BadInput, match="Hugging Face name"):
         await missing.initialize()
     await missing.close()
 
@@ -57,6 +58,7 @@ async def test_a_base_model_without_a_chat_template_is_given_one(tmp_path: Path)
     """A GPT-2 with random weights, made here: no template, another architecture."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
     tokenizer.train_from_iterator(
         ["hello there"],
         BpeTrainer(special_tokens=["<|endoftext|>"], initial_alphabet=ByteLevel.alphabet(), show_progress=False),

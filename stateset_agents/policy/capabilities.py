@@ -73,7 +73,9 @@ async def probe_template(pool: ReplicaPool, model: str) -> None:
 async def _prompt(pool: ReplicaPool, body: dict[str, Any]) -> list[int] | int | None:
     """The ids of a prompt, or their number if the server gives no more; None if it gives neither."""
     body = {**body, "max_tokens": 1, "temperature": 0.0}
-    answer, _ = await pool.post("/chat/completions", body | {"return_token_ids": True})
+    answer, _ = await pool.post(
+        "/chat/completions", body | {"return_token_ids": True}, retry_seconds=RETRY_SECONDS
+    )
     ids: list[int] | None = answer.get("prompt_token_ids")
     count: int | None = (answer.get("usage") or {}).get("prompt_tokens")
     return ids or count

@@ -233,9 +233,9 @@ def test_vllm_that_is_missing_or_of_another_version_is_named(
         launch_of(
             check_config({"engine": "vllm"}), tmp_path, ServerOptions(port=1), Weights(whole=other)
         )
-    longer = check_config({"engine": "embedded", "max_model_len": 4100})
+    longer = check_config({"engine": "embedded", "max_model_len": 1024})
     command = launch_of(longer, tmp_path, ServerOptions(port=1)).command
-    assert command[command.index("--max-model-len") + 1] == "4100"
+    assert command[command.index("--max-model-len") + 1] == "1024"
 
 
 def test_servers_and_the_trainer_share_the_gpus_out(
