@@ -14,14 +14,14 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 from stateset_agents.policy.weight_files import SEED_POLICY
 
 SHAPE: dict[str, Any] = {
-    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
     "max_position_embeddings": 2048, "tie_word_embeddings": True,
 }  # fmt: skip
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3": ("qwen3", {}),
     "Llama": ("llama", {}),
     "Mistral, with a window": ("mistral", {"sliding_window": 64}),
-    "Gemma 3": ("gemma3_text", {"sliding_window": 64, "query_pre_attn_scalar": 16, "layer_types": ["sliding_attention", "full_attention"]}),
+    "Gemma 3": ("gemma3_text", {"sliding_window": 64, "query_pre_attn_scalar": 32, "layer_types": ["sliding_attention", "full_attention"]}),
 }  # fmt: skip
 
 
