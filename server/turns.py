@@ -71,6 +71,8 @@ class Reply:
         default_factory=lambda: {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
     )
     created: int = field(default_factory=lambda: int(time.time()))
+    cut: bool = False
+    """The policy's last answer was cut off by its limit of tokens."""
 
     async def pieces(self) -> AsyncIterator[str]:
         """The text as it arrives."""
@@ -86,7 +88,9 @@ class Reply:
 
     @property
     def reason(self) -> str:
-        return "tool_calls" if self.calls else "stop"
+        if self.calls:
+            return "tool_calls"
+        return "length" if self.cut else "stop"
 
     @property
     def head(self) -> dict[str, Any]:
@@ -227,6 +231,8 @@ class Turn(Reply):
                 self.usage["prompt_tokens"] += message.usage_metadata["input_tokens"]
                 self.usage["completion_tokens"] += message.usage_metadata["output_tokens"]
                 self.usage["total_tokens"] += message.usage_metadata["total_tokens"]
+            if (ended := message.response_metadata.get("finish_reason")) is not None:
+                self.cut = ended == "length"
             again = (  # a node that returns anew what it has just said
                 request.served.speakers is not None
                 and not isinstance(message, AIMessageChunk)

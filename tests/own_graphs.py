@@ -54,7 +54,8 @@ def model_server() -> FastAPI:
         message = answer(body)
         head = {"id": "c", "created": 0, "model": body["model"]}
         if not body.get("stream"):
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            cut = body.get("max_tokens") == 1 or body.get("max_completion_tokens") == 1
+            choice = {"index": 0, "message": message, "finish_reason": "length" if cut else "stop"}
             usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
             return JSONResponse(
                 {**head, "object": "chat.completion", "choices": [choice], "usage": usage}

@@ -259,6 +259,18 @@ async def test_copies_are_closed_where_an_episode_comes_to_nothing() -> None:
     assert Closing.opened == 0
 
 
+async def test_a_world_that_is_cloned_by_awaiting_is_refused_and_closed() -> None:
+    class Slow(Closing):
+        async def clone(self) -> "Slow":  # type: ignore[override]  # which is the point
+            return Slow()
+
+    with pytest.raises(BadInput, match="`clone` is a plain method"):
+        await CustomGraph(fan, "fan", world=lambda scenario: Slow()).play_forkable(
+            own(), Counting(calls=[]), Sampling()
+        )
+    assert Closing.opened == 0
+
+
 async def test_a_world_that_cannot_be_cloned_is_refused() -> None:
     with pytest.raises(BadInput, match="can be cloned"):
         await CustomGraph(fan, "fan", world=lambda scenario: object()).play_forkable(

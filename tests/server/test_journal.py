@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from stateset_agents.server import journal
 from stateset_agents.server.conversations import Conversation, Conversations, kept_in
 
 
@@ -70,3 +71,25 @@ async def test_a_turn_is_stored_whole_or_not_at_all(two: list[Conversations]) ->
     assert await two[1].journal.outcome("whole", "yes") is None
     kept_before = await two[1].find("g/before")
     assert kept_before == Conversation(id="whole", checkpoint="1", pending="confirm_x")
+
+
+async def test_who_loses_a_lease_is_told_of_it(
+    two: list[Conversations], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "LEASE", 0.2)
+    claim = await two[0].journal.claim("lost", "yes")
+    leases: list[journal.Lease] = []
+
+    async def turn() -> None:
+        async with two[0].journal.held_alive("lost", claim.owner) as lease:
+            leases.append(lease)
+            await asyncio.sleep(0.3)  # its renewals keep it
+            assert not lease.lost
+            await two[1].tables.run(
+                "UPDATE stateset_turn SET outcome = ? WHERE thread = ?", "another", "lost"
+            )
+            await asyncio.sleep(5)
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.ensure_future(turn())
+    assert leases[0].lost

@@ -163,3 +163,10 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(
     with pytest.raises(BadInput) as error:
         OwnGraph(name="mine", graph=graph, speakers=speakers)
     assert reason in str(error.value)
+
+
+async def test_an_answer_that_was_cut_off_says_so() -> None:
+    async with endpoint(compiled) as turn:
+        for limit, reason in ((1, "length"), (9, "stop")):
+            answer = await turn(user("hello"), max_tokens=limit)
+            assert answer.json()["choices"][0]["finish_reason"] == reason
